@@ -1,0 +1,40 @@
+# Everything a person runs, with the environment made on the way. PYTHON=python3.12 picks another.
+PYTHON ?= python3
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help repro test lint ui lock clean
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+repro: .venv/.repro  ## make the environment and run the pipeline
+	dvc repro
+
+test: .venv/.dev  ## make the environment and run the tests
+	python -m pytest
+
+lint: .venv/.dev  ## format check, lint and types
+	ruff format --check .
+	ruff check .
+	mypy
+
+ui: .venv/.repro  ## browse the runs, at http://127.0.0.1:5000
+	mlflow ui --host 127.0.0.1 --port 5000
+
+lock:  ## resolve requirements*.txt anew, with uv
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --output-file requirements.txt
+	uv pip compile pyproject.toml --extra dev --constraint requirements.txt --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --output-file requirements-dev.txt
+
+clean:  ## remove the environment
+	rm -rf .venv
+
+.venv/.repro: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.repro
+	python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,72 @@
+"""Packed images -> batches for Keras, read from the memory map as they are needed."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from emotion_detection.augment import augment, is_on
+from emotion_detection.dataset import Dataset
+from emotion_detection.params import Augment
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Give the batches in an epoch; the last may be smaller."""
+    return math.ceil(images / batch_size)
+
+
+def evaluation_batches(dataset: Dataset, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """Give the images of `rows` once, in their order: ((b, H, W, C) uint8, (b,) int64)."""
+    numbers = tf.data.Dataset.from_tensor_slices(rows.astype(np.int64)).batch(batch_size)
+    return numbers.map(_reader(dataset)).prefetch(2)
+
+
+def training_batches(
+    dataset: Dataset,
+    rows: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    augmentation: Augment | None = None,
+    first_epoch: int = 0,
+) -> tf.data.Dataset:
+    """Give the images of `rows` for ever, each epoch in an order of its own.
+
+    An epoch's order and augmentation depend on `seed` and the epoch alone, so that a training
+    taken up at `first_epoch` sees what an unbroken one would have seen.
+    """
+    rows = rows.astype(np.int64)
+
+    def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(
+            tf.constant(rows), seed=tf.stack([tf.constant(seed, tf.int64), epoch])
+        )
+        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+        return batches.enumerate().map(lambda batch, numbers: (epoch, batch, numbers))
+
+    read = _reader(dataset)
+
+    def load(epoch: tf.Tensor, batch: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images, labels = read(numbers)
+        if augmentation is not None and is_on(augmentation):
+            images = augment(images, augmentation, tf.stack([seed + epoch * 2**32, batch]))
+        return images, labels
+
+    epochs = tf.data.Dataset.counter(first_epoch)
+    return epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4)
+
+
+def _reader(dataset: Dataset) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    shape = dataset.images.shape[1:]
+
+    def gather(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return dataset.images[numbers], dataset.labels[numbers]
+
+    def read(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images, labels = tf.numpy_function(gather, [numbers], (tf.uint8, tf.int64), stateful=False)
+        images.set_shape((None, *shape))
+        labels.set_shape((None,))
+        return images, labels
+
+    return read

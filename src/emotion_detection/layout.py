@@ -1,0 +1,35 @@
+"""Every path the stages exchange, relative to the project's root, where DVC runs them."""
+
+import os
+from pathlib import Path
+
+SAMPLE = Path("data/sample")
+DATASET = Path("data/dataset")
+
+PROFILE = Path("reports/profile")
+TUNE = Path("reports/tune")
+TRAIN = Path("reports/train")
+EVALUATE = Path("reports/evaluate")
+
+METRICS = "metrics.json"
+"""The name, in each report folder, of what `dvc metrics show` reads."""
+
+HYPERPARAMETERS = Path("models/hyperparameters.json")
+MODEL = Path("models/model.keras")
+TRAIN_RUN = Path("models/train_run.json")
+
+SEARCH_STATE = Path("models/.search")
+"""KerasTuner's folders: no output of a stage, since DVC deletes those before it runs one."""
+
+
+def main_root() -> Path:
+    """Give the root of the project that a person opened.
+
+    A queued DVC experiment runs in a copy that is deleted afterwards, and DVC_ROOT then names the
+    project it was copied from: what must outlive the copy belongs there.
+    """
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+TRAIN_STATE = Path("models/.train")
+"""Checkpoints of a training; likewise no output."""

@@ -1,0 +1,232 @@
+"""params.yaml as typed, validated objects; every error names the key, the value and what may be."""
+
+import difflib
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from emotion_detection.console import UserError
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars, as DVC reads them: 5e-4 is a number, `no` and `on` are words."""
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _Yaml12Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first)
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+Float = Annotated[float, BeforeValidator(_finite)]
+Fraction = Annotated[Float, Field(ge=0, lt=1)]
+OpenFraction = Annotated[Float, Field(gt=0, lt=1)]
+Positive = Annotated[Float, Field(gt=0)]
+Size = Annotated[int, Field(ge=8, le=4096)]
+KernelSize = Annotated[int, Field(ge=1, le=15)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+# A YAML list becomes a tuple, which strict models would refuse.
+Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+KernelSizes = Annotated[tuple[KernelSize, ...], Field(strict=False, min_length=1)]
+Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Sample(_Section):
+    """The drawn faces: images a split, pixels a side."""
+
+    train: Annotated[int, Field(ge=50)]
+    test: Annotated[int, Field(ge=25)]
+    image_size: Annotated[int, Field(ge=16, le=512)]
+    seed: Seed
+
+
+class Ingest(_Section):
+    """Where the images come from and what they are turned into."""
+
+    source: Annotated[str, Field(min_length=1)]
+    image_size: Annotated[tuple[Size, Size], Field(strict=False)]
+    color_mode: Literal["rgb", "grayscale"]
+    max_bad_fraction: Annotated[Float, Field(ge=0, le=1)]
+    max_unpacked_gib: Positive
+    test_fraction: OpenFraction
+
+
+class Split(_Section):
+    """How validation images are chosen."""
+
+    validation: Literal["holdout", "test"]
+    fraction: OpenFraction
+
+
+class Profile(_Section):
+    """What the profile shows."""
+
+    samples_per_class: Annotated[int, Field(ge=1, le=30)]
+
+
+class Network(_Section):
+    """One network of the notebook's family; an entry of a list is a block or a layer."""
+
+    filters: Counts
+    kernel_sizes: KernelSizes
+    dense_units: Counts
+    conv_dropout: Fraction
+    dense_dropout: Fraction
+    norm_momentum: Fraction
+
+    @model_validator(mode="after")
+    def _one_kernel_a_block(self) -> Self:
+        if len(self.filters) != len(self.kernel_sizes):
+            raise ValueError(
+                f"filters has {len(self.filters)} entries and kernel_sizes "
+                f"{len(self.kernel_sizes)}; each needs one a block"
+            )
+        return self
+
+
+class Space(_Section):
+    """The values a search draws from."""
+
+    blocks: Counts
+    filters: Counts
+    kernel_size: KernelSizes
+    dense_layers: Counts
+    dense_units: Counts
+    dense_dropout: Fractions
+
+
+class Tune(_Section):
+    """The search and what every trial of it shares."""
+
+    oracle: Literal["random", "bayesian", "hyperband"]
+    trials: Annotated[int, Field(ge=0)]
+    epochs: Count
+    images: Count | None
+    lr: Positive
+    batch_size: Count
+    early_stopping_patience: Count | None
+    max_gflops: Positive | None
+    space: Space
+
+
+class Augment(_Section):
+    """Random changes of the training images; all zero and false is none."""
+
+    rotation: Annotated[Float, Field(ge=0, le=180)]
+    width_shift: Fraction
+    height_shift: Fraction
+    shear: Annotated[Float, Field(ge=0, lt=90)]
+    zoom: Fraction
+    horizontal_flip: bool
+    fill_mode: Literal["nearest", "constant", "reflect", "wrap"]
+
+
+class Train(_Section):
+    """The training of the final network."""
+
+    lr: Positive
+    batch_size: Count
+    epochs: Count
+    early_stopping_patience: Count | None
+    reduce_lr_patience: Count | None
+    reduce_lr_factor: OpenFraction
+    class_weights: Literal["none", "balanced"]
+    augment: Augment
+
+
+class Evaluate(_Section):
+    """The evaluation on the test split."""
+
+    batch_size: Count
+    bootstrap: Annotated[int, Field(ge=100)]
+    mistakes: Annotated[int, Field(ge=1, le=100)]
+
+
+class Params(_Section):
+    """All of params.yaml."""
+
+    seed: Seed
+    precision: Literal["auto", "float32", "mixed_bfloat16"]
+    sample: Sample
+    ingest: Ingest
+    split: Split
+    profile: Profile
+    network: Network
+    tune: Tune
+    train: Train
+    evaluate: Evaluate
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate `path`.
+
+    Raises:
+        UserError: with a line for each wrong key: its name, its value and what is allowed.
+
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    try:
+        values = yaml.load(text, _Yaml12Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"{path}: not YAML ({where})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no sections; expected {', '.join(Params.model_fields)}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_describe(detail) for detail in error.errors(include_url=False)]
+        raise UserError("; ".join(f"{path}: {line}" for line in lines)) from None
+
+
+def _describe(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        section, _, name = key.rpartition(".")
+        allowed = _keys_of(section)
+        close = difflib.get_close_matches(name, allowed, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(allowed)}"
+        return f"{key}: unknown key; {hint}"
+    if detail["type"] == "missing":
+        return f"{key}: missing"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = re.sub(r"[Tt]uple", "list", message)
+    value = "" if isinstance(detail["input"], dict) else f" = {detail['input']!r}"
+    return f"{key}{value}: {message}"
+
+
+def _keys_of(section: str) -> list[str]:
+    model: Any = Params
+    for part in filter(None, section.split(".")):
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

@@ -1,0 +1,237 @@
+"""The only module that knows MLflow: where its store is and what a run says."""
+
+import contextlib
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from mlflow.entities import Dataset as MlflowDataset
+from mlflow.entities import DatasetInput, InputTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.system_metrics import set_system_metrics_sampling_interval
+from mlflow.types import Schema, TensorSpec
+
+from emotion_detection import layout
+from emotion_detection.console import log
+from emotion_detection.dataset import Dataset
+from emotion_detection.files import write_json
+
+EXPERIMENT = "emotion-detection"
+MODEL_NAME = "model"
+PACKAGES = ("tensorflow", "keras", "keras-tuner", "numpy", "scikit-learn", "mlflow", "dvc")
+
+
+def _connect() -> None:
+    """Point MLflow at the store and make the experiment there if it is the first run.
+
+    MLFLOW_TRACKING_URI wins. Otherwise the store is what plain `mlflow ui` opens at the project's
+    root: sqlite:///mlflow.db with artifacts in ./mlruns.
+    """
+    # Its own log lines are about its own workings.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    root = layout.main_root()
+    location = None
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri(f"sqlite:///{(root / 'mlflow.db').as_posix()}")
+        # MLflow would settle on the working directory of whoever is first to use the experiment,
+        # and a queued experiment's is deleted.
+        location = (root / "mlruns").as_uri()
+    client = mlflow.MlflowClient()
+    if client.get_experiment_by_name(EXPERIMENT) is None:
+        try:
+            client.create_experiment(EXPERIMENT, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+    mlflow.set_experiment(EXPERIMENT)
+
+
+@contextlib.contextmanager
+def run(
+    name: str,
+    *,
+    stage: str,
+    note: str,
+    dataset: Dataset,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    run_id: str | None = None,
+) -> Iterator[str]:
+    """Log to a new run, or go on with `run_id`, while the block lasts, and give its id.
+
+    The run carries what made it: `params`, the data's name and digest, commit, DVC experiment,
+    versions and machine. It ends FINISHED, or FAILED after an exception.
+    """
+    _connect()
+    set_system_metrics_sampling_interval(5)
+    if run_id is not None and not _exists(run_id):
+        run_id = None
+    with mlflow.start_run(
+        run_id, run_name=name, description=note, log_system_metrics=True
+    ) as active:
+        mlflow.set_tags(
+            {
+                "stage": stage,
+                "dataset": dataset.source,
+                "dataset.digest": dataset.digest,
+                **tags,
+                **_provenance(),
+            }
+        )
+        mlflow.log_params({key: _shown(value) for key, value in _flat(params).items()})
+        _log_dataset(active.info.run_id, dataset)
+        yield active.info.run_id
+
+
+@contextlib.contextmanager
+def child(name: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[None]:
+    """Log to a child of the current run while the block lasts."""
+    with mlflow.start_run(run_name=name, nested=True, tags=dict(tags)):
+        mlflow.log_params({key: _shown(value) for key, value in params.items()})
+        yield
+
+
+@contextlib.contextmanager
+def resumed(run_id: str) -> Iterator[bool]:
+    """Log to an earlier run while the block lasts; gives False, and logs nowhere, if it is gone."""
+    _connect()
+    if not _exists(run_id):
+        log.warning(
+            "MLflow run %s is not in %s: nothing is logged there; `dvc repro --force train` makes "
+            "a new one",
+            run_id,
+            mlflow.get_tracking_uri(),
+        )
+        yield False
+        return
+    with mlflow.start_run(run_id=run_id):
+        yield True
+
+
+def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
+    """Log `metrics` to the current run, at `step` where they are a curve's next points."""
+    mlflow.log_metrics(dict(metrics), step=step)
+
+
+def log_figures(figures: Mapping[str, Figure], folder: str) -> None:
+    """Log each figure to the current run as `folder`/name.png."""
+    for name, figure in figures.items():
+        mlflow.log_figure(figure, f"{folder}/{name}.png")
+
+
+def log_files(folder: Path, artifact_folder: str) -> None:
+    """Log every file of `folder` to the current run."""
+    mlflow.log_artifacts(str(folder), artifact_folder)
+
+
+def set_tags(tags: Mapping[str, str]) -> None:
+    """Set `tags` on the current run."""
+    mlflow.set_tags(dict(tags))
+
+
+def log_model(model: keras.Model, example: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Log `model` to the current run, with its signature and `example` (N, H, W, C) uint8."""
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))]),
+        Schema([TensorSpec(np.dtype("float32"), (-1, len(classes)))]),
+    )
+    # MLflow tries the example out, and Keras would draw a progress bar for it.
+    keras.config.disable_interactive_logging()
+    mlflow.tensorflow.log_model(
+        model,
+        name=MODEL_NAME,
+        signature=signature,
+        input_example=example,
+        # Left to itself MLflow loads the model in a second process to guess these.
+        pip_requirements=[f"{name}=={version(name)}" for name in ("tensorflow", "keras", "numpy")],
+        metadata={"classes": list(classes)},
+    )
+
+
+def _exists(run_id: str) -> bool:
+    try:
+        mlflow.get_run(run_id)
+    except MlflowException:
+        return False
+    return True
+
+
+def save_run_id(path: Path, run_id: str) -> None:
+    """Write down which run made the files beside `path`."""
+    write_json(path, {"run_id": run_id, "tracking_uri": _without_password()})
+
+
+def _without_password() -> str:
+    uri = mlflow.get_tracking_uri()
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def _log_dataset(run_id: str, dataset: Dataset) -> None:
+    counts = pd.Series(dataset.is_test).value_counts()
+    entity = MlflowDataset(
+        name=dataset.source,
+        # MLflow's own digests have eight characters, and its column holds 36.
+        digest=dataset.digest[:32],
+        source_type="local",
+        source=f'{{"uri": "{dataset.source}"}}',
+        profile=f'{{"train": {counts.get(False, 0)}, "test": {counts.get(True, 0)}}}',
+    )
+    tag = InputTag(key="mlflow.data.context", value="train, test")
+    mlflow.MlflowClient().log_inputs(run_id, [DatasetInput(entity, [tag])])
+
+
+def _provenance() -> dict[str, str]:
+    tags = {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **{f"version.{name}": version(name) for name in PACKAGES},
+    }
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["git.commit"] = commit
+        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    for tag, variable in (
+        ("dvc.experiment", "DVC_EXP_NAME"),
+        ("dvc.baseline", "DVC_EXP_BASELINE_REV"),
+    ):
+        if os.environ.get(variable):
+            tags[tag] = os.environ[variable]
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return "none" if value is None else str(value)

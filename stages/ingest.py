@@ -1,0 +1,27 @@
+"""Check every image of the source and pack them into one array with an index."""
+
+from pathlib import Path
+
+from emotion_detection import layout, params
+from emotion_detection.archive import ingest
+from emotion_detection.console import run
+
+
+def main() -> None:
+    """Read params, ingest; the log says what was found."""
+    values = params.load()
+    settings = values.ingest
+    ingest(
+        Path(settings.source),
+        layout.DATASET,
+        image_size=settings.image_size,
+        color_mode=settings.color_mode,
+        max_bad_fraction=settings.max_bad_fraction,
+        max_unpacked_gib=settings.max_unpacked_gib,
+        test_fraction=settings.test_fraction,
+        seed=values.seed,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,56 @@
+"""Describe the dataset: class balance, samples, pixels, duplicates and leaks."""
+
+from emotion_detection import figures, layout, params, quality
+from emotion_detection.console import log, run
+from emotion_detection.dataset import Dataset
+from emotion_detection.files import whole, write_csv, write_json
+
+
+def main() -> None:
+    """Read params, measure, write tables and figures."""
+    values = params.load()
+    dataset = Dataset.open(layout.DATASET)
+    profile = quality.profile(dataset)
+    with whole(layout.PROFILE) as folder:
+        folder.mkdir()
+        write_json(folder / layout.METRICS, profile.metrics())
+        write_csv(
+            folder / "class_balance.csv",
+            ("split", "class", "images"),
+            [
+                (split, name, images)
+                for split, of_class in profile.counts.items()
+                for name, images in of_class.items()
+            ],
+        )
+        write_csv(folder / "duplicates.csv", quality.DUPLICATE_COLUMNS, profile.duplicates)
+        write_csv(
+            folder / "bad_files.csv",
+            ("file", "reason"),
+            [(bad.path, bad.reason) for bad in dataset.bad_files],
+        )
+        figures.save(figures.class_balance(profile.counts), folder / "class_balance.png")
+        rows = quality.sample_rows(dataset, values.profile.samples_per_class, values.seed)
+        figures.save(
+            figures.sample_grid(
+                dataset.images[rows],
+                dataset.labels[rows],
+                dataset.classes,
+                values.profile.samples_per_class,
+            ),
+            folder / "samples.png",
+        )
+        figures.save(figures.duplicates_grid(quality.conflicts(dataset)), folder / "conflicts.png")
+    log.info(
+        "%s exact duplicates in train, %s in test; %s test images are also in train; %s pictures "
+        "bear two labels; see %s",
+        f"{profile.train_duplicates:,}",
+        f"{profile.test_duplicates:,}",
+        f"{profile.leaked_test_images:,}",
+        f"{profile.conflicting_groups:,}",
+        layout.PROFILE,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,98 @@
+"""Train the network that tune chose, and track it."""
+
+from emotion_detection import figures, layout, params, tracking, training
+from emotion_detection.console import log, run
+from emotion_detection.dataset import Dataset, split
+from emotion_detection.files import whole, write_json
+from emotion_detection.network import build, export
+from emotion_detection.search import described, load_hyperparameters
+
+
+def main() -> None:
+    """Read params, train, write the model, its history and its MLflow run's id."""
+    values = params.load()
+    settings = values.train
+    architecture = load_hyperparameters(layout.HYPERPARAMETERS)
+    dataset = Dataset.open(layout.DATASET)
+    rows = split(
+        dataset,
+        validation=values.split.validation,
+        fraction=values.split.fraction,
+        seed=values.seed,
+    )
+    precision, why = training.resolve_precision(values.precision)
+    model = build(
+        architecture,
+        image_shape=dataset.images.shape[1:],
+        classes=len(dataset.classes),
+        precision=precision,
+        seed=values.seed,
+    )
+    log.info(
+        "training %s parameters on %s images, validating on %s, batches of %d; %s (%s)",
+        f"{model.count_params():,}",
+        f"{len(rows.train):,}",
+        f"{len(rows.validation):,}",
+        settings.batch_size,
+        precision,
+        why,
+    )
+    if rows.leaking:
+        log.warning("split.validation = test: the epoch is chosen on the test images, which leaks")
+    with tracking.run(
+        "train",
+        stage="train",
+        note=(
+            f"A network of {model.count_params():,} parameters trained on "
+            f"{len(rows.train):,} images of **{dataset.source}**"
+            f"{', the epoch chosen **on the test images**' if rows.leaking else ''}.\n\n"
+            "Curves are under Model metrics, figures and the model under Artifacts.\n\n"
+            "The `test.*` metrics are evaluate's, on images that training never saw."
+        ),
+        dataset=dataset,
+        params={
+            "seed": values.seed,
+            "precision": precision,
+            "split": values.split.model_dump(),
+            "train": settings.model_dump(),
+            "network": described(architecture),
+            "parameters": model.count_params(),
+        },
+        tags={"leaking": str(rows.leaking).lower(), "precision.why": why},
+    ) as run_id:
+        history = training.fit(
+            model,
+            dataset,
+            train=rows.train,
+            validation=rows.validation,
+            recipe=training.Recipe(**dict(settings)),
+            seed=values.seed,
+            log_epoch=tracking.log_metrics,
+            best_weights=layout.TRAIN_STATE / "best.weights.h5",
+        )
+        best = history.loc[history["val_accuracy"].idxmax()]
+        metrics = {
+            "epochs": len(history),
+            "best_epoch": int(best["epoch"]),
+            "val_loss": float(best["val_loss"]),
+            "val_accuracy": float(best["val_accuracy"]),
+            "train_loss": float(best["loss"]),
+            "train_accuracy": float(best["accuracy"]),
+        }
+        curves = figures.learning_curves(history)
+        with whole(layout.TRAIN) as report:
+            report.mkdir()
+            write_json(report / layout.METRICS, metrics)
+            history.drop(columns="seconds").to_csv(report / "history.csv", index=False)
+            figures.save(curves, report / "learning_curves.png")
+        model = export(model, architecture)
+        with whole(layout.MODEL) as path:
+            model.save(path)
+        tracking.log_metrics({f"best.{name}": value for name, value in metrics.items()})
+        tracking.log_files(layout.TRAIN, "training")
+        tracking.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
+        tracking.save_run_id(layout.TRAIN_RUN, run_id)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,175 @@
+"""Search for a network; with tune.trials 0, take the one in params.yaml."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from emotion_detection import figures, layout, params, tracking, training
+from emotion_detection.console import log, run
+from emotion_detection.dataset import Dataset, Split, part, split
+from emotion_detection.files import whole, write_json
+from emotion_detection.network import Architecture, build
+from emotion_detection.search import Outcome, Trial, described, search
+
+
+def main() -> None:
+    """Read params, search, and write what was found."""
+    values = params.load()
+    baseline = Architecture(**dict(values.network))
+    if values.tune.trials == 0:
+        log.info("tune.trials = 0: no search, the network of params.yaml is taken")
+        chosen = baseline
+        with whole(layout.TUNE) as folder:
+            folder.mkdir()
+            write_json(folder / layout.METRICS, {"trials": 0})
+    else:
+        chosen = _search(values, baseline)
+    write_json(layout.HYPERPARAMETERS, asdict(chosen))
+
+
+def _search(values: params.Params, baseline: Architecture) -> Architecture:
+    settings = values.tune
+    dataset = Dataset.open(layout.DATASET)
+    rows = split(
+        dataset,
+        validation=values.split.validation,
+        fraction=values.split.fraction,
+        seed=values.seed,
+    )
+    rows = part(dataset, rows, settings.images, values.seed)
+    image_shape = dataset.images.shape[1:]
+    precision, why = training.resolve_precision(values.precision)
+    log.info(
+        "%s search, %d trials of at most %d epochs on %s train and %s validation images; %s (%s)",
+        settings.oracle,
+        settings.trials,
+        settings.epochs,
+        f"{len(rows.train):,}",
+        f"{len(rows.validation):,}",
+        precision,
+        why,
+    )
+    made_of = {
+        "seed": values.seed,
+        "precision": precision,
+        "split": values.split.model_dump(),
+        "network": values.network.model_dump(),
+        "tune": settings.model_dump(),
+    }
+    folder = layout.SEARCH_STATE / _fingerprint({"dataset": dataset.digest, **made_of})
+
+    def run_trial(trial: Trial) -> Outcome:
+        architecture = trial.architecture
+        model = build(
+            architecture,
+            image_shape=image_shape,
+            classes=len(dataset.classes),
+            precision=precision,
+            seed=values.seed,
+        )
+        parameters = model.count_params()
+        log.info(
+            "trial %d/%d  blocks of %s, kernels %s, dense %s; %s parameters",
+            trial.number,
+            trial.total,
+            *(
+                " ".join(map(str, part))
+                for part in (
+                    architecture.filters,
+                    architecture.kernel_sizes,
+                    architecture.dense_units,
+                )
+            ),
+            f"{parameters:,}",
+        )
+        if trial.continues:
+            model.load_weights(trial.continues)
+        with tracking.child(
+            f"trial {trial.number:02d}",
+            params={**described(architecture), "parameters": parameters, "epochs": trial.epochs},
+            tags={"stage": "trial"},
+        ):
+            history = training.fit(
+                model,
+                dataset,
+                train=rows.train,
+                validation=rows.validation,
+                recipe=training.Recipe(
+                    lr=settings.lr,
+                    batch_size=min(settings.batch_size, len(rows.train)),
+                    epochs=trial.epochs,
+                    early_stopping_patience=settings.early_stopping_patience,
+                ),
+                seed=values.seed,
+                log_epoch=tracking.log_metrics,
+                first_epoch=trial.first_epoch,
+                verbose=False,
+            )
+            best = history.loc[history["val_accuracy"].idxmax()]
+            outcome = Outcome(
+                val_accuracy=float(best["val_accuracy"]),
+                val_loss=float(best["val_loss"]),
+                parameters=parameters,
+                epochs=len(history),
+            )
+            tracking.log_metrics(
+                {"best_val_accuracy": outcome.val_accuracy, "seconds": history["seconds"].sum()}
+            )
+        if settings.oracle == "hyperband":
+            model.save_weights(trial.checkpoint)
+        return outcome
+
+    with tracking.run(
+        "tune",
+        stage="tune",
+        note=_note(settings, dataset, rows),
+        dataset=dataset,
+        params=made_of,
+        tags={"leaking": str(rows.leaking).lower()},
+    ):
+        chosen, trials = search(
+            space=settings.space,
+            baseline=baseline,
+            oracle=settings.oracle,
+            trials=settings.trials,
+            epochs=settings.epochs,
+            max_gflops=settings.max_gflops,
+            image_shape=image_shape,
+            classes=len(dataset.classes),
+            seed=values.seed,
+            folder=folder,
+            run=run_trial,
+        )
+        metrics = {
+            "trials": len(trials),
+            "failed": int((trials["status"] != "COMPLETED").sum()),
+            "best_val_accuracy": float(trials["val_accuracy"].max()),
+            "seconds": float(trials["seconds"].sum()),
+        }
+        with whole(layout.TUNE) as report:
+            report.mkdir()
+            write_json(report / layout.METRICS, metrics)
+            trials.to_csv(report / "trials.csv", index=False)
+            figures.save(figures.trials(trials), report / "trials.png")
+        tracking.log_metrics(metrics)
+        tracking.log_files(layout.TUNE, "search")
+        tracking.set_tags({f"best.{name}": str(v) for name, v in described(chosen).items()})
+    return chosen
+
+
+def _note(settings: params.Tune, dataset: Dataset, rows: Split) -> str:
+    return (
+        f"A {settings.oracle} search of {settings.trials} trials on **{dataset.source}**.\n\n"
+        f"Each learns from {len(rows.train):,} images for at most {settings.epochs} epochs and is "
+        f"scored by val_accuracy on {len(rows.validation):,}.\n\n"
+        "Its trials are the child runs; the best one's hyperparameters are in the tags `best.*`."
+    )
+
+
+def _fingerprint(made_of: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    run(main)

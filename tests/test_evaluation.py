@@ -1,0 +1,263 @@
+import json
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from emotion_detection.evaluation import Evaluation, evaluate
+
+CLASSES = ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised")
+
+
+def random_set(
+    images: int, classes: int, *, seed: int = 0, skill: float = 1.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and the probabilities of a classifier that is right more often than chance."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes, size=images, p=rng.dirichlet(np.full(classes, 3.0)))
+    logits = rng.normal(size=(images, classes))
+    logits[np.arange(images), labels] += skill
+    exponentials = np.exp(logits)
+    return labels, exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def certain(predicted: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
+    return np.eye(classes)[list(predicted)]
+
+
+@pytest.fixture(scope="module")
+def seven() -> Evaluation:
+    return evaluate(*random_set(7178, 7), CLASSES, seed=1)
+
+
+def test_point_scores_agree_with_scikit_learn(seven: Evaluation) -> None:
+    report = sk.classification_report(
+        seven.labels, seven.predicted, target_names=CLASSES, output_dict=True, zero_division=0
+    )
+    assert seven.accuracy.value == pytest.approx(report["accuracy"])
+    assert seven.macro_f1.value == pytest.approx(report["macro avg"]["f1-score"])
+    assert seven.loss == pytest.approx(sk.log_loss(seven.labels, seven.probabilities))
+    for scores in seven.per_class:
+        expected = report[scores.name]
+        assert scores.precision.value == pytest.approx(expected["precision"])
+        assert scores.recall.value == pytest.approx(expected["recall"])
+        assert scores.f1.value == pytest.approx(expected["f1-score"])
+        assert scores.support == expected["support"]
+    np.testing.assert_array_equal(
+        seven.confusion, sk.confusion_matrix(seven.labels, seven.predicted)
+    )
+
+
+def test_areas_agree_with_scikit_learn(seven: Evaluation) -> None:
+    per_class = sk.roc_auc_score(
+        np.eye(7)[seven.labels], seven.probabilities, average=None, multi_class="ovr"
+    )
+    assert [scores.roc.auc for scores in seven.per_class if scores.roc] == pytest.approx(per_class)
+    assert seven.macro_auc == pytest.approx(
+        sk.roc_auc_score(seven.labels, seven.probabilities, multi_class="ovr")
+    )
+
+
+def test_accuracy_interval_is_near_the_normal_approximation(seven: Evaluation) -> None:
+    p = seven.accuracy.value
+    half = 1.96 * np.sqrt(p * (1 - p) / len(seven.labels))
+    assert seven.accuracy.low == pytest.approx(p - half, abs=0.1 * half)
+    assert seven.accuracy.high == pytest.approx(p + half, abs=0.1 * half)
+
+
+def test_intervals_agree_with_resampling_the_images_themselves() -> None:
+    labels, probabilities = random_set(300, 3, seed=4)
+    found = evaluate(labels, probabilities, ("a", "b", "c"), bootstrap=4000, seed=0)
+    predicted = probabilities.argmax(axis=1)
+    rng = np.random.default_rng(9)
+    resampled = []
+    for _ in range(300):
+        rows = rng.integers(0, 300, size=300)
+        resampled.append(sk.f1_score(labels[rows], predicted[rows], average="macro"))
+    expected_low, expected_high = np.percentile(resampled, [2.5, 97.5])
+    width = expected_high - expected_low
+    assert found.macro_f1.low == pytest.approx(expected_low, abs=0.15 * width)
+    assert found.macro_f1.high == pytest.approx(expected_high, abs=0.15 * width)
+
+
+def test_intervals_cover_the_true_accuracy_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(2)
+    covered = 0
+    for trial in range(150):
+        labels = rng.integers(0, 2, size=400)
+        predicted = np.where(rng.random(400) < 0.7, labels, 1 - labels)
+        found = evaluate(labels, certain(predicted, 2), ("a", "b"), bootstrap=400, seed=trial)
+        covered += found.accuracy.low <= 0.7 <= found.accuracy.high
+    assert 0.90 <= covered / 150 <= 0.99
+
+
+def test_every_value_lies_in_its_interval(seven: Evaluation) -> None:
+    estimates = [seven.accuracy, seven.macro_f1]
+    for scores in seven.per_class:
+        estimates += [scores.precision, scores.recall, scores.f1]
+    for estimate in estimates:
+        assert 0 <= estimate.low < estimate.value < estimate.high <= 1
+
+
+def test_the_seed_decides_the_intervals_and_nothing_else() -> None:
+    labels, probabilities = random_set(500, 7)
+    first, again, other = (
+        evaluate(labels, probabilities, CLASSES, seed=seed).metrics() for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert (
+        first["accuracy_low"] != other["accuracy_low"]
+        or first["macro_f1_low"] != (other["macro_f1_low"])
+    )
+    assert first["accuracy"] == other["accuracy"]
+    assert first["macro_auc"] == other["macro_auc"]
+
+
+def test_a_set_of_full_size_takes_under_two_seconds() -> None:
+    labels, probabilities = random_set(7178, 26)
+    start = time.process_time()
+    evaluate(labels, probabilities, [f"class {k}" for k in range(26)], seed=0)
+    assert time.process_time() - start < 2
+
+
+def test_empty_ratios_are_zero() -> None:
+    # "b" is never predicted, "c" neither occurs nor is predicted.
+    found = evaluate([0, 0, 1], certain([0, 0, 0], 3), ("a", "b", "c"), seed=0)
+    a, b, c = found.per_class
+    assert a.precision.value == pytest.approx(2 / 3)
+    assert (b.precision.value, b.recall.value, b.f1.value) == (0, 0, 0)
+    assert (c.precision.value, c.recall.value, c.f1.value, c.support) == (0, 0, 0, 0)
+    assert found.macro_f1.value == pytest.approx(
+        sk.f1_score([0, 0, 1], [0, 0, 0], labels=[0, 1, 2], average="macro", zero_division=0)
+    )
+
+
+def test_a_class_absent_from_the_labels_has_no_curve() -> None:
+    labels, probabilities = random_set(200, 3)
+    labels[labels == 2] = 0
+    found = evaluate(labels, probabilities, ("a", "b", "c"), seed=0)
+    assert found.per_class[2].roc is None
+    metrics = found.metrics()
+    assert "auc" not in metrics["per_class"]["c"]
+    assert metrics["per_class"]["c"]["support"] == 0
+    assert metrics["macro_auc"] == pytest.approx(
+        np.mean([metrics["per_class"][name]["auc"] for name in "ab"]), abs=1e-6
+    )
+    assert set(found.roc_points()["class"]) == {"a", "b"}
+
+
+def test_labels_of_a_single_class_have_no_macro_auc() -> None:
+    found = evaluate([1, 1], certain([1, 0], 2), ("a", "b"), seed=0)
+    assert np.isnan(found.macro_auc)
+    assert "macro_auc" not in found.metrics()
+    assert found.roc_points().empty
+    assert list(found.roc_points().columns) == [
+        "class",
+        "false_positive_rate",
+        "true_positive_rate",
+    ]
+
+
+def test_a_certain_mistake_has_a_finite_loss() -> None:
+    found = evaluate([0], certain([1], 2), ("a", "b"), seed=0)
+    assert found.loss == pytest.approx(-np.log(1e-7))
+
+
+def test_metrics_are_strict_json_in_a_fixed_order(seven: Evaluation) -> None:
+    metrics = json.loads(json.dumps(seven.metrics(), allow_nan=False))
+    assert list(metrics) == [
+        "loss",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "macro_f1",
+        "macro_f1_low",
+        "macro_f1_high",
+        "macro_auc",
+        "per_class",
+    ]
+    assert list(metrics["per_class"]) == list(CLASSES)
+    assert set(metrics["per_class"]["angry"]) == {
+        *(
+            f"{score}{end}"
+            for score in ("precision", "recall", "f1")
+            for end in ("", "_low", "_high")
+        ),
+        "auc",
+        "support",
+    }
+    assert metrics["accuracy"] == round(seven.accuracy.value, 6)
+
+
+def test_predictions_have_one_row_an_image(seven: Evaluation) -> None:
+    files = [f"test/im{i}.png" for i in range(len(seven.labels))]
+    table = seven.predictions(files)
+    assert list(table.columns) == [
+        "file",
+        "actual",
+        "predicted",
+        "confidence",
+        *(f"probability_{name}" for name in CLASSES),
+    ]
+    assert table["file"].tolist() == files
+    assert (table["actual"] == table["predicted"]).mean() == pytest.approx(seven.accuracy.value)
+    row = table.iloc[5]
+    assert row["actual"] == CLASSES[seven.labels[5]]
+    assert row[f"probability_{row['predicted']}"] == row["confidence"]
+    with pytest.raises(ValueError, match="2 files for 7,178 images"):
+        seven.predictions(["a", "b"])
+
+
+def test_roc_points_are_thinned_but_keep_the_curve(seven: Evaluation) -> None:
+    points = seven.roc_points()
+    assert points.groupby("class").size().max() <= 200
+    for scores in seven.per_class:
+        curve = points[points["class"] == scores.name]
+        x, y = curve["false_positive_rate"].to_numpy(), curve["true_positive_rate"].to_numpy()
+        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+        assert (np.diff(x) >= 0).all()
+        assert (np.diff(y) >= 0).all()
+        assert scores.roc is not None
+        assert sk.auc(x, y) == pytest.approx(scores.roc.auc, abs=2e-3)
+
+
+def test_most_confident_mistakes_are_mistakes_in_order() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]])
+    found = evaluate([0, 0, 1, 0, 0], probabilities, ("a", "b"), seed=0)
+    assert found.most_confident_mistakes(10).tolist() == [1, 4, 3, 2]
+    assert found.most_confident_mistakes(2).tolist() == [1, 4]
+    assert found.most_confident_mistakes(0).tolist() == []
+
+
+RIGHT = certain([0, 1], 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "classes", "message"),
+    [
+        ([0, 1], RIGHT, ("a",), "two or more different classes"),
+        ([0, 1], RIGHT, ("a", "a"), "two or more different classes"),
+        ([], np.empty((0, 2)), ("a", "b"), "N at least 1"),
+        ([[0, 1]], RIGHT, ("a", "b"), "shape"),
+        ([0.0, 1.0], RIGHT, ("a", "b"), "integers, not float64"),
+        ([0, 1, 1], RIGHT, ("a", "b"), r"shape \(3, 2\), not \(2, 2\)"),
+        ([0, 1], RIGHT, ("a", "b", "c"), r"shape \(2, 3\), not \(2, 2\)"),
+        ([0, 2], RIGHT, ("a", "b"), r"0\.\.1, not 0\.\.2"),
+        ([-1, 1], RIGHT, ("a", "b"), r"0\.\.1, not -1\.\.1"),
+        ([0, 1], RIGHT * np.nan, ("a", "b"), "2 of 2 images are not finite"),
+        ([0, 1], RIGHT * 3, ("a", "b"), "logits"),
+        ([0, 1], RIGHT * 0.5, ("a", "b"), "sum to 1"),
+    ],
+)
+def test_impossible_inputs_are_refused(
+    labels: list[int], probabilities: np.ndarray, classes: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(labels, probabilities, classes, seed=0)
+
+
+def test_no_resamples_are_refused() -> None:
+    with pytest.raises(ValueError, match="bootstrap"):
+        evaluate([0, 1], RIGHT, ("a", "b"), bootstrap=0, seed=0)
