@@ -70,7 +70,7 @@ def main() -> None:
             log_epoch=tracking.log_metrics,
             best_weights=layout.TRAIN_STATE / "best.weights.h5",
         )
-        best = history.loc[history["val_accuracy"].idxmax()]
+        best = training.best_epoch(history)
         metrics = {
             "epochs": len(history),
             "best_epoch": int(best["epoch"]),

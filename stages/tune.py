@@ -106,7 +106,7 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
                 first_epoch=trial.first_epoch,
                 verbose=False,
             )
-            best = history.loc[history["val_accuracy"].idxmax()]
+            best = training.best_epoch(history)
             outcome = Outcome(
                 val_accuracy=float(best["val_accuracy"]),
                 val_loss=float(best["val_loss"]),

@@ -16,7 +16,7 @@ TRACEBACK_VARIABLE = "EMOTION_DETECTION_TRACEBACK"
 
 
 class UserError(Exception):
-    """A condition the user can mend: the message names the file or key, what is wrong and the fix."""
+    """What a user can mend: the message names the file or key, what is wrong and the fix."""
 
 
 def progress(

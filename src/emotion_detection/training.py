@@ -147,6 +147,11 @@ def fit(
     return pd.DataFrame(epochs.rows)
 
 
+def best_epoch(history: pd.DataFrame) -> pd.Series:
+    """Give the row of the epoch that is kept: the first with the highest val_accuracy."""
+    return history.iloc[int(history["val_accuracy"].argmax())]
+
+
 def _class_weights(dataset: Dataset, rows: np.ndarray, kind: str) -> dict[int, float] | None:
     if kind == "none":
         return None
