@@ -666,7 +666,7 @@ def test_an_interrupted_ingest_leaves_no_process_behind(
         stderr=subprocess.PIPE,
         text=True,
     )
-    images = tmp_path / ".out.partial" / "images.npy"
+    images = tmp_path / ".out.partial" / "out" / "images.npy"
     deadline = time.monotonic() + 20
     while not (images.exists() and images.stat().st_size > 1000):
         assert time.monotonic() < deadline, process.poll()
@@ -685,4 +685,4 @@ def test_an_interrupted_ingest_leaves_no_process_behind(
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "Traceback" not in errors
-        assert not images.parent.exists()
+        assert not images.parent.parent.exists()

@@ -10,7 +10,6 @@ import io
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import stat
 import struct
@@ -44,6 +43,7 @@ from emotion_detection.dataset import (
     group_by_digest,
     set_digest,
 )
+from emotion_detection.files import whole
 
 # Named one by one: left to itself Pillow tries every format it knows, some of which start other
 # programs. Those of the plug-ins that Pillow loads by default come first, which is quicker.
@@ -105,29 +105,23 @@ def ingest(
     """
     if source.resolve().is_relative_to(target.resolve()):
         raise UserError(f"ingest.source: {source} lies in {target}, which ingest replaces; move it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial_target = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial_target, ignore_errors=True)
-    partial_target.mkdir()
-    try:
+    with whole(target) as folder:
+        folder.mkdir()
         with closing(open_source(source)) as opened:
             items = arrange(opened.contents(max_unpacked_gib), source)
             decoder = Decoder(opened, image_size, color_mode)
             shape = (*image_size, CHANNELS[color_mode])
-            packed = _pack(items, decoder, partial_target / IMAGES_FILE, shape)
+            packed = _pack(items, decoder, folder / IMAGES_FILE, shape)
         _check_bad_files(packed.bad_files, len(items), max_bad_fraction)
         _check_filled({(item.is_test, item.class_name) for item in items}, packed.items)
         report = _write(
             packed,
-            partial_target,
+            folder,
             source=source.resolve().name,
             cut_test=not any(item.is_test for item in items),
             test_fraction=test_fraction,
             seed=seed,
         )
-        _replace(target, partial_target)
-    finally:
-        shutil.rmtree(partial_target, ignore_errors=True)
     _log_report(report)
     return report
 
@@ -718,16 +712,6 @@ def _reorder(images_path: Path, order: np.ndarray) -> None:
             file.write(unordered[row].tobytes())
     del unordered  # Windows cannot remove a file that is mapped.
     unordered_path.unlink()
-
-
-def _replace(target: Path, new: Path) -> None:
-    """Move the folder `new` to `target`, and what was there away."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _log_report(report: IngestReport) -> None:

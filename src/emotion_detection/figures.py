@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from emotion_detection.files import whole
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second that most plots do not need
     from emotion_detection.evaluation import ClassScores, Estimate, Evaluation
@@ -42,13 +43,8 @@ def save(figure: Figure, path: Path) -> None:
 
     The same figure gives the same bytes: no version or date goes into the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def class_colour(index: int) -> str:
@@ -167,7 +163,7 @@ def duplicates_grid(
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
-    """Loss and accuracy by epoch, the epoch of the lowest validation loss marked.
+    """Loss and accuracy by epoch, the epoch of the highest validation accuracy marked.
 
     `history` has a row an epoch and the columns epoch, loss, accuracy, val_loss, val_accuracy and
     optionally lr. Raises ValueError for a missing column or no rows.
@@ -177,9 +173,9 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         raise ValueError(f"history lacks {', '.join(sorted(missing)) or 'epochs'}")
     epochs = history["epoch"]
     best = None
-    title = f"{len(history)} epochs, none with a validation loss"
-    if history["val_loss"].notna().any():
-        best = history.iloc[int(np.nanargmin(history["val_loss"]))]
+    title = f"{len(history)} epochs, none with a validation accuracy"
+    if history["val_accuracy"].notna().any():
+        best = history.iloc[int(np.nanargmax(history["val_accuracy"]))]
         title = (
             f"Best epoch {best['epoch']:.0f} of {epochs.max():.0f}: validation loss "
             f"{best['val_loss']:.3f}, accuracy {_percent(best['val_accuracy'])}"

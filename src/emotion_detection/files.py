@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,21 @@ from typing import Any
 def whole(target: Path) -> Iterator[Path]:
     """Give a temporary path beside `target` that takes its place when the block ends well.
 
-    The block may make a file or a folder there; after an exception `target` is as it was.
+    The block makes a file or a folder there; after an exception `target` is as it was. What a
+    killed process left behind goes with the next one's.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Inside a folder of its own, so that the name keeps the suffix that says the format.
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        temporary = Path(scratch) / target.name
+    # A folder, so that what is made in it bears the right name and suffix.
+    scratch = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        temporary = scratch / target.name
         yield temporary
         if target.is_dir():
-            shutil.rmtree(target)
+            target.rename(scratch / "replaced")
         temporary.replace(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

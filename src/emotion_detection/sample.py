@@ -113,7 +113,7 @@ class Person:
 
 
 class Shot:
-    """How a face was photographed."""
+    """How a face was photographed; angles in radians, the noise in tones."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         """Draw a pose, a light and a camera."""
@@ -192,13 +192,13 @@ def draw_backdrop(drawing: Drawing, person: Person) -> None:
         crown = ellipse(0, -0.1, width, 0.9 + person.hair_volume)[20:]
         tips = np.array([[1.02, person.hair_length], [-1.02, person.hair_length]]) * (width, 1)
         drawing.fill(np.concatenate([crown, tips]), person.hair * 0.8)
-    neck = 0.62 * person.head_width * _LINE
-    drawing.fill(between(path(neck, 0 * neck + 0.5), path(neck, 0 * neck + 1.4)), person.skin * 0.6)
+    neck = np.array([[-0.62, 0.5], [0.62, 0.5], [0.62, 1.4], [-0.62, 1.4]])
+    drawing.fill(neck * (person.head_width, 1), person.skin * 0.6)
     drawing.fill(ellipse(0, 2.0, 1.4, 0.85), person.shirt)
 
 
 def draw_head(drawing: Drawing, person: Person, shot: Shot, units: ActionUnits) -> None:
-    """Draw ears and skin, and a beard."""
+    """Draw ears, skin with its creases, and a beard."""
     for side in (-person.head_width, person.head_width):
         drawing.fill(ellipse(side, 0.05, 0.1, 0.19), person.skin * 0.85)
         drawing.fill(ellipse(side, 0.05, 0.05, 0.11), person.skin * 0.65)
