@@ -1,10 +1,12 @@
 """params.yaml as typed, validated objects; every error names the key, the value and what may be."""
 
 import difflib
+import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -15,7 +17,13 @@ from emotion_detection.console import UserError
 class _Yaml12Loader(yaml.SafeLoader):
     """YAML 1.2's scalars, as DVC reads them: 5e-4 is a number, `no` and `on` are words."""
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        # 010 is ten here, and eight in YAML 1.1.
+        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
 
+
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _Yaml12Loader.construct_yaml_int)
 _Yaml12Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -202,31 +210,70 @@ def load(path: Path = Path("params.yaml")) -> Params:
         raise UserError(f"{path}: not YAML ({where})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no sections; expected {', '.join(Params.model_fields)}")
+    return validate(Params, values, path)
+
+
+SectionT = TypeVar("SectionT", bound=_Section)
+
+
+def validate(section: type[SectionT], values: Any, path: Path) -> SectionT:
+    """Give `values`, which were read from `path`, as a `section`.
+
+    Raises:
+        UserError: with a line for each wrong key: its name, its value and what is allowed.
+
+    """
     try:
-        return Params.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(detail) for detail in error.errors(include_url=False)]
+        lines = [_describe(detail, section) for detail in error.errors(include_url=False)]
         raise UserError("; ".join(f"{path}: {line}" for line in lines)) from None
 
 
-def _describe(detail: Any) -> str:
+_ALLOWED = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "tuple_type": "must be a list in [ ]",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "too_short": "has {actual_length} entries and needs at least {min_length}",
+    "too_long": "has {actual_length} entries and may have {max_length}",
+}
+
+
+def _describe(detail: Any, root: type[_Section]) -> str:
+    *parents, last = detail["loc"] or ("",)
     key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        section, _, name = key.rpartition(".")
-        allowed = _keys_of(section)
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
+        name, allowed = str(last), _keys_of(root, parents)
         close = difflib.get_close_matches(name, allowed, n=1)
         hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(allowed)}"
         return f"{key}: unknown key; {hint}"
     if detail["type"] == "missing":
         return f"{key}: missing"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = re.sub(r"[Tt]uple", "list", message)
-    value = "" if isinstance(detail["input"], dict) else f" = {detail['input']!r}"
-    return f"{key}{value}: {message}"
+    if detail["type"] == "model_type":
+        message = f"must be a section of {', '.join(_keys_of(root, detail['loc']))}"
+    elif detail["type"] in _ALLOWED:
+        message = _ALLOWED[detail["type"]].format(**detail.get("ctx", {}))
+    else:
+        message = detail["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(detail["input"], dict) else f"= {_as_written(detail['input'])}"
+    return f"{' '.join(filter(None, (key, value)))}: {message}"
 
 
-def _keys_of(section: str) -> list[str]:
-    model: Any = Params
-    for part in filter(None, section.split(".")):
+def _as_written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _keys_of(root: type[_Section], section: Sequence[int | str]) -> list[str]:
+    model: Any = root
+    for part in section:
         model = model.model_fields[part].annotation
     return list(model.model_fields)

@@ -65,13 +65,13 @@ class Emotion:
 
 
 EMOTIONS = {
-    "angry": Emotion((3995, 958), 0.8, ("4E+5B+7D+24E", "4E+5C+7B+10C+20B+26C")),
+    "angry": Emotion((3995, 958), 0.9, ("4E+5B+7D+24E", "4E+5C+7B+10C+20B+26C")),
     "disgusted": Emotion((436, 111), 0.74, ("4C+6B+7C+9E+10E+17B", "4C+7C+9D+10C+15D+17D+43B")),
-    "fearful": Emotion((4097, 1024), 0.8, ("1E+2B+4C+5E+7A+20E+26B", "1E+2C+4B+5E+20C+26D")),
-    "happy": Emotion((7215, 1774), 0.82, ("6E+10B+12E+26A", "6E+10B+12E+26D", "6C+12D")),
+    "fearful": Emotion((4097, 1024), 0.9, ("1E+2B+4C+5E+7A+20E+26B", "1E+2C+4B+5E+20C+26D")),
+    "happy": Emotion((7215, 1774), 0.92, ("6E+10B+12E+26A", "6E+10B+12E+26D", "6C+12D")),
     "neutral": Emotion((4965, 1233), 0.5, ("", "43B")),
-    "sad": Emotion((4830, 1247), 0.77, ("1E+4B+15E+17C+43C", "1D+4C+6B+15D+20B+26A+43D")),
-    "surprised": Emotion((3171, 831), 0.82, ("1E+2E+5E+26E", "1E+2E+5E+26C")),
+    "sad": Emotion((4830, 1247), 0.87, ("1E+4B+15E+17C+43C", "1D+4C+6B+15D+20B+26A+43D")),
+    "surprised": Emotion((3171, 831), 0.92, ("1E+2E+5E+26E", "1E+2E+5E+26C")),
 }
 
 
@@ -85,7 +85,7 @@ class Person:
     def __init__(self, rng: np.random.Generator) -> None:
         """Draw a person."""
         self.age = rng.uniform(0, 1) ** 2
-        self.skin = rng.uniform(125, 210)
+        self.skin = rng.uniform(150, 210)
         self.iris = rng.uniform(20, 90)
         self.shirt = rng.uniform(20, 235)
         self.head_width = rng.uniform(0.68, 0.8)
@@ -118,16 +118,16 @@ class Shot:
     def __init__(self, rng: np.random.Generator) -> None:
         """Draw a pose, a light and a camera."""
         self.background = rng.uniform(25, 230)
-        self.scale = rng.uniform(0.48, 0.55)
-        self.shift = rng.normal((0, 0.01), 0.02)
-        self.roll = rng.normal(0, 0.08)
-        self.turn = rng.normal(0, (0.07, 0.05))
+        self.scale = rng.uniform(0.52, 0.56)
+        self.shift = rng.normal((0, 0.01), 0.01)
+        self.roll = rng.normal(0, 0.04)
+        self.turn = rng.normal(0, (0.04, 0.03))
         self.gaze = rng.normal(0, (0.02, 0.012))
         self.lopsided = rng.normal(0, 0.02)
-        self.light = rng.uniform((-0.3, -0.25), (0.3, 0.1))
+        self.light = rng.uniform((-0.2, -0.15), (0.2, 0.1))
         self.contrast = rng.uniform(0.8, 1.1)
         self.blur = rng.uniform(0.2, 0.7)
-        self.noise = rng.uniform(1, 5)
+        self.noise = rng.uniform(1, 4)
         self.hand = rng.uniform(-0.6, 0.6) if rng.random() < 0.06 else None
 
 

@@ -5,19 +5,21 @@ Finished trials are kept on disk, so a search that was cut off goes on with the 
 
 import gc
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import keras_tuner
+import numpy as np
 import pandas as pd
 
 from emotion_detection.console import UserError, log
 from emotion_detection.network import Architecture
-from emotion_detection.params import Space
+from emotion_detection.params import Network, Space, validate
 from emotion_detection.training import duration
 
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
@@ -111,8 +113,6 @@ class _FromBaseline:
 
     baseline: dict[str, Any] | None
     affordable: Callable[[Mapping[str, Any]], bool]
-    # A ceiling can rule out nearly all of a space; a draw takes a millisecond.
-    _max_collisions = 20_000
 
     def _random_values(self) -> dict[str, Any] | None:
         if not self.trials and self.baseline is not None:  # type: ignore[attr-defined]
@@ -128,11 +128,16 @@ class _RandomOracle(_FromBaseline, keras_tuner.oracles.RandomSearchOracle):
 
 
 class _HyperbandOracle(_FromBaseline, keras_tuner.oracles.HyperbandOracle):
-    pass
+    def first_round(self) -> tuple[int, int]:
+        """Give how many networks the first round looks at, and for how many epochs each."""
+        bracket = self._get_num_brackets() - 1
+        return self._get_size(bracket, 0), self._get_epochs(bracket, 0)
 
 
 class _BayesianOracle(_FromBaseline, keras_tuner.oracles.BayesianOptimizationOracle):
     def populate_space(self, trial_id: str) -> dict[str, Any]:
+        # It is not among what KerasTuner saves, and a search taken up again would differ.
+        self._random_state = np.random.RandomState(self.seed + len(self.trials))
         response = super().populate_space(trial_id)
         # The Gaussian process knows no ceiling, and proposes the same network again when sure.
         if self.trials and response["values"] and self._duplicate(response["values"]):
@@ -219,9 +224,13 @@ def search(
     val_accuracy, val_loss, parameters, gflops, epochs, seconds, the hyperparameters, message.
 
     Raises:
-        UserError: if every trial failed, or no network of `space` is under `max_gflops`.
+        UserError: if every trial failed, no network of `space` is under `max_gflops`, or one is
+            too deep for the images.
 
     """
+    replace(
+        baseline, filters=(1,) * max(space.blocks), kernel_sizes=(1,) * max(space.blocks)
+    ).check(image_shape)
 
     def gflops(values: Mapping[str, Any]) -> float:
         return architecture_of(values, baseline).forward_gflops(image_shape, classes)
@@ -240,13 +249,29 @@ def search(
     }
     chosen: Any
     if oracle == "hyperband":
-        chosen = _HyperbandOracle(max_epochs=epochs, **common)
+        # 0 is without end: its rounds begin anew until there were enough trials.
+        chosen = _HyperbandOracle(max_epochs=epochs, hyperband_iterations=0, **common)
         chosen.max_trials = trials
+        networks, first_epochs = chosen.first_round()
+        if trials <= networks and first_epochs < epochs:
+            log.warning(
+                "hyperband first looks at %d networks for %d of tune.epochs = %d epochs each, and "
+                "tune.trials = %d leaves none to train the best of them further; raise tune.trials",
+                networks,
+                first_epochs,
+                epochs,
+                trials,
+            )
     elif oracle == "bayesian":
-        chosen = _BayesianOracle(max_trials=trials, **common)
+        # KerasTuner's default is three draws a hyperparameter, more than most searches have trials.
+        chosen = _BayesianOracle(
+            max_trials=trials, num_initial_points=max(3, trials // 3), **common
+        )
     else:
         chosen = _RandomOracle(max_trials=trials, **common)
     chosen.verbose = 0
+    # A ceiling can rule out nearly all of a space; a draw takes a millisecond.
+    chosen._max_collisions = 20_000
     chosen.affordable = affordable
     chosen.baseline = values_of(baseline) if _contains(space, baseline) else None
     if chosen.baseline is None:
@@ -255,6 +280,8 @@ def search(
     tuner = _Tuner(
         run, baseline, epochs, oracle=chosen, directory=str(folder.parent), project_name=folder.name
     )
+    # KerasTuner reads them back in any order, and the first of equals is the best.
+    chosen.trials = dict(sorted(chosen.trials.items()))
     if chosen.end_order:
         log.info("going on with a search of %d finished trials", len(chosen.end_order))
     tuner.search()
@@ -264,9 +291,18 @@ def search(
             f"tune.max_gflops = {max_gflops}: no network of tune.space is that cheap; raise it, or "
             "add smaller filters to tune.space"
         )
+    if len(chosen.trials) < trials:
+        log.warning(
+            "the search ended after %d of %d trials: tune.space has no other network%s",
+            len(chosen.trials),
+            trials,
+            "" if max_gflops is None else f" under tune.max_gflops = {max_gflops}",
+        )
     table = pd.DataFrame([_row(trial, baseline, gflops) for trial in chosen.trials.values()])
     table = table.sort_values("trial", ignore_index=True)
     if not (table["status"] == "COMPLETED").any():
+        # Or the next search would go on with it, and fail before its first trial.
+        shutil.rmtree(folder)
         raise UserError(f"every trial of the search failed; the first: {table['message'][0]}")
     best = chosen.get_best_trials(1)[0]
     return architecture_of(best.hyperparameters.values, baseline), table
@@ -320,10 +356,9 @@ def load_hyperparameters(path: Path) -> Architecture:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Architecture(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: does not hold hyperparameters ({error}); run `dvc repro tune`"
-        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro tune`") from None
+    try:
+        return Architecture(**dict(validate(Network, values, path)))
+    except UserError as error:
+        raise UserError(f"{error}; run `dvc repro tune`") from None

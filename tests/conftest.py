@@ -1,0 +1,93 @@
+"""What several test modules need: a small packed dataset that a small network learns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+
+from emotion_detection.dataset import Dataset, Split, group_by_digest, set_digest, split
+
+# TensorFlow takes seconds to import, and half of the tests need none.
+if TYPE_CHECKING:
+    from emotion_detection.network import Architecture
+
+TOY_CLASSES = ("angry", "happy", "sad")
+TOY_SIDE = 16
+
+
+def _draw_toy(folder: Path, train: int, test: int) -> None:
+    """Write `train` and `test` images a class: noise, and a bright quarter that says the class.
+
+    An image's first pixel holds its row.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.repeat(np.arange(3), train), np.repeat(np.arange(3), test)])
+    images = rng.integers(0, 80, (len(labels), TOY_SIDE, TOY_SIDE, 3), np.uint8)
+    half = TOY_SIDE // 2
+    for row, label in enumerate(labels):
+        top, left = half * (label // 2), half * (label % 2)
+        images[row, top : top + half, left : left + half] += 150
+        images[row, 0, 0] = row
+    is_test = np.arange(len(labels)) >= 3 * train
+    digests = [f"{row:032x}" for row in range(len(labels))]
+    dataset = Dataset(
+        images=images,
+        files=[f"{row}.png" for row in range(len(labels))],
+        labels=labels,
+        classes=TOY_CLASSES,
+        is_test=is_test,
+        digests=digests,
+        groups=group_by_digest(digests),
+        digest=set_digest(digests, labels, is_test, TOY_CLASSES, images.shape[1:]),
+        source="toy.zip",
+        test_is_cut=False,
+        bad_files=(),
+    )
+    folder.mkdir()
+    np.save(folder / "images.npy", images)
+    dataset.write_index(folder)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """90 train and 15 test images of three classes, 16x16x3, opened from disk."""
+    folder = tmp_path_factory.mktemp("toy") / "dataset"
+    _draw_toy(folder, train=30, test=5)
+    return Dataset.open(folder)
+
+
+@pytest.fixture(scope="session")
+def rows(toy: Dataset) -> Split:
+    """72 train, 18 validation and 15 test rows of the toy set."""
+    return split(toy, validation="holdout", fraction=0.2, seed=0)
+
+
+@pytest.fixture(scope="session")
+def architecture() -> Callable[..., Architecture]:
+    """Make a network for the toy set; what is given differs from the smallest."""
+    from emotion_detection.network import Architecture
+
+    def make(
+        filters: tuple[int, ...] = (8, 8),
+        dense_units: tuple[int, ...] = (8,),
+        *,
+        kernel: int = 3,
+        dropout: float = 0.0,
+    ) -> Architecture:
+        return Architecture(
+            filters=filters,
+            kernel_sizes=(kernel,) * len(filters),
+            dense_units=dense_units,
+            conv_dropout=dropout,
+            dense_dropout=dropout,
+            norm_momentum=0.8,
+        )
+
+    return make

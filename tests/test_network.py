@@ -1,0 +1,227 @@
+"""The network: the notebook's figures, the fused normalisation, the plain copy that is saved."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from emotion_detection import network
+from emotion_detection.console import UserError
+from emotion_detection.network import Architecture, FusedBatchNormalization, build, export
+
+Make = Callable[..., Architecture]
+NOTEBOOK = Architecture(
+    filters=(32, 128, 128, 32),
+    kernel_sizes=(3, 3, 3, 3),
+    dense_units=(64,),
+    conv_dropout=0.2,
+    dense_dropout=0.5,
+    norm_momentum=0.9,
+)
+
+
+def small(architecture: Architecture, **changes: object) -> keras.Model:
+    return build(architecture, **{"image_shape": (16, 16, 3), "classes": 3, "seed": 1, **changes})
+
+
+def noise(images: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (images, 16, 16, 3), np.uint8)
+
+
+def same_weights(first: keras.Model, second: keras.Model) -> bool:
+    return all(map(np.array_equal, first.get_weights(), second.get_weights()))
+
+
+def test_the_notebooks_network_is_the_one_it_printed() -> None:
+    model = build(NOTEBOOK, image_shape=(48, 48, 3), classes=7)
+
+    def block(side: int, filters: int) -> list[tuple[str, tuple[int, ...]]]:
+        convolution = [("conv", (side, side, filters)), ("norm", (side, side, filters))]
+        half = (side // 2, side // 2, filters)
+        return [*convolution, *convolution, ("pool", half), ("drop", half)]
+
+    assert [
+        (layer.name.split("_")[-1], tuple(layer.output.shape[1:])) for layer in model.layers
+    ] == [
+        ("images", (48, 48, 3)),
+        ("rescaling", (48, 48, 3)),
+        *block(48, 32),
+        *block(24, 128),
+        *block(12, 128),
+        *block(6, 32),
+        ("flatten", (288,)),
+        ("dense1", (64,)),
+        ("norm", (64,)),
+        ("drop", (64,)),
+        ("probabilities", (7,)),
+    ]
+    assert model.count_params() == 557_799
+    assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == 556_391
+    assert model.input.dtype == "uint8"
+
+
+def test_the_outputs_are_probabilities_in_float32(architecture: Make) -> None:
+    for precision in ("float32", "mixed_bfloat16"):
+        outputs = small(architecture(), precision=precision)(noise(5), training=False)
+        assert outputs.dtype == tf.float32
+        np.testing.assert_allclose(outputs.numpy().sum(axis=1), 1, rtol=1e-5)
+
+
+Steps = list[dict[str, np.ndarray]]
+
+
+def normalise(
+    layer: keras.layers.Layer, batches: list[np.ndarray], slope: np.ndarray, *, training: bool
+) -> Steps:
+    """Give what `layer` makes of `batches`, and the gradients of a loss that weighs by `slope`."""
+    steps = []
+    for batch in batches:
+        inputs = tf.constant(batch)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=training)
+            loss = tf.reduce_sum(outputs * slope)
+        sources = [inputs, layer.gamma.value, layer.beta.value]
+        gradients = tape.gradient(loss, sources)
+        names = ("outputs", "by input", "by gamma", "by beta", "mean", "variance")
+        values = (outputs, *gradients, layer.moving_mean, layer.moving_variance)
+        arrays = map(keras.ops.convert_to_numpy, values)
+        steps.append(dict(zip(names, arrays, strict=True)))
+    return steps
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 5, 3), (16, 7)], ids=["images", "vectors"])
+@pytest.mark.parametrize(
+    ("trainable", "training"), [(True, True), (True, False), (False, True)], ids=str
+)
+def test_fused_normalisation_computes_what_keras_does(
+    shape: tuple[int, ...], trainable: bool, training: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(2, 3, shape).astype(np.float32) for _ in range(4)]
+    slope = rng.normal(size=shape).astype(np.float32)
+    weights = [rng.uniform(0.5, 2, shape[-1]) for _ in range(4)]
+    steps = []
+    for kind in (keras.layers.BatchNormalization, FusedBatchNormalization):
+        layer = kind(momentum=0.9)
+        layer.build((None, *shape[1:]))
+        layer.set_weights(weights)
+        layer.trainable = trainable
+        steps.append(normalise(layer, batches, slope, training=training))
+        # Whatever it learnt is what it then infers with.
+        steps[-1] += normalise(layer, batches[:1], slope, training=False)
+
+    for expected, found in zip(*steps, strict=True):
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    learnt = not np.array_equal(steps[1][0]["mean"], weights[2].astype(np.float32))
+    assert learnt == (trainable and training)
+
+
+def test_the_fast_network_is_the_plain_one(architecture: Make) -> None:
+    chosen = architecture((4, 8), (8, 4), dropout=0.3)
+    fast, plain = small(chosen, fast=True), small(chosen, fast=False)
+    assert same_weights(fast, plain)
+    assert [layer.name for layer in fast.layers] == [layer.name for layer in plain.layers]
+    np.testing.assert_allclose(fast(noise(6)), plain(noise(6)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_seed_fixes_the_initial_weights(architecture: Make) -> None:
+    assert same_weights(small(architecture()), small(architecture()))
+    assert not same_weights(small(architecture()), small(architecture(), seed=2))
+    kernels = [weight for weight in small(architecture((8, 8))).get_weights() if weight.ndim == 4]
+    assert not np.array_equal(kernels[1], kernels[2])
+
+
+def test_a_seed_fixes_the_dropout_masks(architecture: Make) -> None:
+    chosen = architecture(dropout=0.5)
+    outputs = [small(chosen, seed=seed)(noise(6), training=True).numpy() for seed in (1, 1, 2)]
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-6)
+    assert not np.allclose(outputs[0], outputs[2])
+
+
+LOADED_ELSEWHERE = """
+import sys
+import keras, numpy as np
+model = keras.models.load_model(sys.argv[1])
+assert not any(name.startswith("emotion_detection") for name in sys.modules)
+np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), verbose=0))
+"""
+
+
+def test_a_trained_network_is_saved_as_plain_keras(architecture: Make, tmp_path: Path) -> None:
+    chosen = architecture(dropout=0.2)
+    model = small(chosen, precision="mixed_bfloat16")
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    model.fit(noise(32), np.arange(32) % 3, batch_size=8, epochs=2, verbose=0)
+    plain = export(model, chosen)
+
+    assert {layer.dtype_policy.name for layer in plain.layers[1:]} == {"float32"}
+    assert not any(isinstance(layer, FusedBatchNormalization) for layer in plain.layers)
+    assert same_weights(plain, model)
+    images = noise(20, seed=1)
+    outputs = plain.predict(images, verbose=0)
+    np.testing.assert_allclose(outputs, model.predict(images, verbose=0), atol=0.05)
+
+    plain.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    files = [str(tmp_path / name) for name in ("model.keras", "images.npy", "outputs.npy")]
+    subprocess.run([sys.executable, "-c", LOADED_ELSEWHERE, *files], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(files[2]), outputs, rtol=1e-5, atol=1e-6)
+    reloaded = network.load(tmp_path / "model.keras")
+    np.testing.assert_allclose(reloaded.predict(images, verbose=0), outputs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "most"),
+    [((16, 16, 3), 4), ((48, 20, 1), 4), ((48, 48, 3), 5), ((31, 64, 3), 4)],
+)
+def test_a_network_as_deep_as_fits_is_built_and_no_deeper(
+    architecture: Make, image_shape: tuple[int, int, int], most: int
+) -> None:
+    build(architecture((2,) * most), image_shape=image_shape, classes=3)
+    with pytest.raises(
+        UserError,
+        match=rf"{most + 1} blocks is too deep for images of {image_shape[0]}x{image_shape[1]}.*"
+        rf"at most {most} blocks fit.*ingest\.image_size",
+    ):
+        build(architecture((2,) * (most + 1)), image_shape=image_shape, classes=3)
+
+
+def operations_of(model: keras.Model) -> float:
+    """Count two operations for each weight of a kernel, everywhere that it is applied."""
+    operations = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            _, height, width, _ = layer.output.shape
+            operations += 2 * height * width * int(np.prod(layer.kernel.shape))
+        elif isinstance(layer, keras.layers.Dense):
+            operations += 2 * int(np.prod(layer.kernel.shape))
+    return operations / 1e9
+
+
+@pytest.mark.parametrize("image_shape", [(16, 16, 3), (21, 34, 1)])
+def test_the_cost_of_a_network_is_that_of_its_layers(
+    architecture: Make, image_shape: tuple[int, int, int]
+) -> None:
+    for chosen in (architecture((3,), (5,)), architecture((4, 9, 5), (8, 6), kernel=5)):
+        model = build(chosen, image_shape=image_shape, classes=4)
+        assert chosen.forward_gflops(image_shape, 4) == pytest.approx(operations_of(model))
+
+
+def test_the_notebooks_network_costs_a_third_of_a_gflop() -> None:
+    assert NOTEBOOK.forward_gflops((48, 48, 3), 7) == pytest.approx(0.347, abs=0.0005)
+
+
+def test_a_model_that_is_not_there_or_not_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    with pytest.raises(UserError, match=r"model\.keras: cannot be loaded .*dvc repro train"):
+        network.load(path)
+    path.write_bytes(b"PK\x03\x04 no model")
+    with pytest.raises(UserError, match=r"model\.keras: cannot be loaded .*dvc repro train"):
+        network.load(path)

@@ -1,0 +1,276 @@
+"""The whole pipeline as a person runs it: real DVC, KerasTuner and MLflow on a small drawn set."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from mlflow.entities import Run
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("sample", "ingest", "profile", "tune", "train", "evaluate")
+SMALL = {
+    "sample": {"train": 120, "test": 60, "image_size": 24},
+    "ingest": {"image_size": [24, 24]},
+    "network": {
+        "filters": [16, 16, 16],
+        "kernel_sizes": [3, 3, 3],
+        "dense_units": [32],
+        "dense_dropout": 0.5,
+    },
+    "tune": {
+        "trials": 2,
+        "epochs": 1,
+        "batch_size": 32,
+        # Besides the baseline there is one network left to draw, too deep for 24 pixels.
+        "space": {
+            "blocks": [3, 5],
+            "filters": [16],
+            "kernel_size": [3],
+            "dense_layers": [1],
+            "dense_units": [32],
+            "dense_dropout": [0.5],
+        },
+    },
+    "train": {"epochs": 2, "batch_size": 32},
+    "evaluate": {"bootstrap": 100},
+}
+
+
+class Project:
+    """A copy of the project in a Git and DVC repository of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))
+        }
+        self.env |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(root / "src"),
+            "DVC_NO_ANALYTICS": "1",
+        }
+
+    def run(self, *command: str) -> str:
+        """Run a command as a person would, and give what it printed."""
+        done = subprocess.run(
+            command, cwd=self.root, env=self.env, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def stages_run_by(self, *command: str) -> set[str]:
+        output = self.run(*command)
+        return {stage for stage in STAGES if f"Running stage '{stage}'" in output}
+
+    def set_params(self, changes: dict[str, dict[str, object]]) -> None:
+        path = self.root / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        for section, values in changes.items():
+            for key, value in values.items():
+                if isinstance(value, dict):
+                    params[section][key] |= value
+                else:
+                    params[section][key] = value
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def commit(self, subject: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", subject)
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.root / 'mlflow.db'}"
+
+    def runs(self, stage: str) -> list[Run]:
+        """Give the finished MLflow runs of `stage` in the project's store, newest first."""
+        client = mlflow.MlflowClient(self.tracking_uri)
+        experiment = client.get_experiment_by_name("emotion-detection")
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id], f"tags.stage = '{stage}'"))
+
+    def artifacts(self, run: Run, folder: str) -> set[str]:
+        client = mlflow.MlflowClient(self.tracking_uri)
+        listed = client.list_artifacts(run.info.run_id, folder)
+        return {artifact.path.removeprefix(f"{folder}/") for artifact in listed}
+
+    def json(self, path: str) -> dict[str, object]:
+        value = json.loads((self.root / path).read_text())
+        assert isinstance(value, dict)
+        return value
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Give a project that ran `dvc repro` once, its lock file committed."""
+    root = tmp_path_factory.mktemp("project")
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in tracked:
+        if not name.startswith("tests/") and name != "dvc.lock" and (ROOT / name).exists():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    project = Project(root)
+    project.set_params(SMALL)
+    project.run("git", "init", "--quiet", "--initial-branch", "main")
+    project.run("git", "config", "user.name", "A Person")
+    project.run("git", "config", "user.email", "person@example.org")
+    project.commit("Begin")
+    assert project.stages_run_by("dvc", "repro") == set(STAGES)
+    project.commit("Run the pipeline")
+    yield project
+
+
+def test_every_stage_leaves_what_people_look_at(project: Project) -> None:
+    for folder, names in {
+        "profile": ["class_balance.png", "samples.png", "conflicts.png", "duplicates.csv"],
+        "tune": ["trials.csv", "trials.png"],
+        "train": ["history.csv", "learning_curves.png"],
+        "evaluate": [
+            "confusion_counts.png",
+            "confusion_normalized.png",
+            "per_class.png",
+            "roc.png",
+            "mistakes.png",
+            "predictions.csv",
+        ],
+    }.items():
+        for name in ["metrics.json", *names]:
+            path = project.root / "reports" / folder / name
+            assert path.is_file(), path
+            if path.suffix == ".png":
+                Image.open(path).verify()
+    profile = project.json("reports/profile/metrics.json")
+    assert profile["images"] == {"train": 120, "test": 60}
+    predictions = pd.read_csv(project.root / "reports/evaluate/predictions.csv")
+    metrics = project.json("reports/evaluate/metrics.json")
+    assert len(predictions) == 60
+    assert (predictions["actual"] == predictions["predicted"]).mean() == pytest.approx(
+        metrics["accuracy"]
+    )
+
+
+def test_the_search_is_a_run_with_a_child_a_trial(project: Project) -> None:
+    (tune,) = project.runs("tune")
+    trials = project.runs("trial")
+    table = pd.read_csv(project.root / "reports/tune/trials.csv")
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {tune.info.run_id}
+    assert len(trials) == len(table) == 2
+    assert table.loc[0, "filters"] == "16 16 16"
+    assert table["status"].tolist() == ["COMPLETED", "FAILED"]
+    assert "too deep" in table.loc[1, "message"]
+    by_name = {run.info.run_name: run for run in trials}
+    assert by_name["trial 01"].info.status == "FINISHED"
+    assert by_name["trial 02"].info.status == "FAILED"
+    client = mlflow.MlflowClient(project.tracking_uri)
+    curve = client.get_metric_history(by_name["trial 01"].info.run_id, "val_accuracy")
+    assert [point.step for point in curve] == [1]
+    assert "trials.csv" in project.artifacts(tune, "search")
+
+
+def test_the_train_run_tells_what_made_the_model_and_what_it_scores(project: Project) -> None:
+    (train,) = project.runs("train")
+    assert train.info.status == "FINISHED"
+    assert train.data.params["train.lr"] == "0.0005"
+    assert train.data.params["network.filters"] == "16 16 16"
+    assert train.data.tags["dataset"] == "sample"
+    assert train.data.tags["leaking"] == "false"
+    assert len(train.data.tags["git.commit"]) == 40
+    assert train.inputs.dataset_inputs[0].dataset.name == "sample"
+    client = mlflow.MlflowClient(project.tracking_uri)
+    history = pd.read_csv(project.root / "reports/train/history.csv")
+    curve = client.get_metric_history(train.info.run_id, "val_loss")
+    assert [point.step for point in curve] == [1, 2]
+    np.testing.assert_allclose([point.value for point in curve], history["val_loss"])
+    metrics = project.json("reports/evaluate/metrics.json")
+    assert train.data.metrics["test.accuracy"] == metrics["accuracy"]
+    assert any(name.startswith("system/") for name in train.data.metrics)
+    assert "confusion_counts.png" in project.artifacts(train, "evaluation")
+    assert "learning_curves.png" in project.artifacts(train, "training")
+
+
+def test_the_logged_model_is_the_one_evaluated(project: Project) -> None:
+    (train,) = project.runs("train")
+    mlflow.set_tracking_uri(project.tracking_uri)
+    model = mlflow.pyfunc.load_model(f"runs:/{train.info.run_id}/model")
+    images = np.load(project.root / "data/dataset/images.npy", mmap_mode="r")[-60:]
+    predictions = pd.read_csv(project.root / "reports/evaluate/predictions.csv")
+    columns = [name for name in predictions if name.startswith("probability_")]
+    np.testing.assert_allclose(
+        model.predict(np.asarray(images)), predictions[columns].to_numpy(), atol=1e-4
+    )
+
+
+def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Project) -> None:
+    assert project.stages_run_by("dvc", "repro") == set()
+    ran = project.stages_run_by("dvc", "exp", "run", "--name", "faster", "-S", "train.lr=1e-3")
+    assert ran == {"train", "evaluate"}
+    newest = project.runs("train")[0]
+    assert newest.data.params["train.lr"] == "0.001"
+    assert newest.data.tags["dvc.experiment"] == "faster"
+
+    shown = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv")))
+    assert {"workspace", "main", "faster"} <= set(shown["Experiment"].fillna(shown["rev"]))
+    assert "reports/evaluate/metrics.json:accuracy" in shown or "accuracy" in shown
+    difference = project.run("dvc", "metrics", "diff", "HEAD", "faster", "--all")
+    assert "macro_f1" in difference
+    plots = project.run("dvc", "plots", "diff", "HEAD", "faster", "--out", "dvc_plots")
+    page = (project.root / "dvc_plots/index.html").read_text()
+    assert "index.html" in plots
+    for name in ("loss", "accuracy", "confusion matrix", "F1 by class"):
+        assert name in page
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_queued_experiments_land_in_the_main_store(project: Project) -> None:
+    for name, rate in (("low", "1e-4"), ("high", "2e-3")):
+        project.run("dvc", "exp", "run", "--queue", "--name", name, "-S", f"train.lr={rate}")
+    project.run("dvc", "queue", "start", "--jobs", "2")
+    project.run("dvc", "queue", "logs", "--follow", "low")
+    project.run("dvc", "queue", "logs", "--follow", "high")
+    runs = {run.data.tags.get("dvc.experiment"): run for run in project.runs("train")}
+    assert {"low", "high"} <= set(runs)
+    for name in ("low", "high"):
+        assert runs[name].info.status == "FINISHED"
+        assert "test.accuracy" in runs[name].data.metrics
+        assert "roc.png" in project.artifacts(runs[name], "evaluation")
+
+
+def test_one_changed_image_is_ingested_and_the_rest_follows(project: Project) -> None:
+    source = project.root / "faces"
+    shutil.copytree(project.root / "data/sample", source)
+    project.set_params({"ingest": {"source": "faces"}})
+    project.run("dvc", "repro")
+    image = source / "train/happy/im0.png"
+    Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
+    ran = project.stages_run_by("dvc", "repro")
+    assert ran == {"ingest", "profile", "tune", "train", "evaluate"}
+    assert project.runs("train")[0].data.tags["dataset"] == "faces"
+
+
+def test_a_wrong_param_stops_before_any_work(project: Project) -> None:
+    project.set_params({"train": {"lr": -1}})
+    done = subprocess.run(
+        ["dvc", "repro"], cwd=project.root, env=project.env, text=True, capture_output=True
+    )
+    assert done.returncode != 0
+    assert "params.yaml: train.lr = -1: should be greater than 0" in done.stderr
+    assert "Traceback" not in done.stderr
