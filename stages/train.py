@@ -47,7 +47,7 @@ def main() -> None:
             f"{len(rows.train):,} images of **{dataset.source}**"
             f"{', the epoch chosen **on the test images**' if rows.leaking else ''}.\n\n"
             "Curves are under Model metrics, figures and the model under Artifacts.\n\n"
-            "The `test.*` metrics are evaluate's, on images that training never saw."
+            "The `test.*` metrics are evaluate's, on the test split."
         ),
         dataset=dataset,
         params={

@@ -61,35 +61,34 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
 
     def run_trial(trial: Trial) -> Outcome:
         architecture = trial.architecture
-        model = build(
-            architecture,
-            image_shape=image_shape,
-            classes=len(dataset.classes),
-            precision=precision,
-            seed=values.seed,
-        )
-        parameters = model.count_params()
         log.info(
-            "trial %d/%d  blocks of %s, kernels %s, dense %s; %s parameters",
+            "trial %d/%d  blocks of %s; kernels %s; dense %s",
             trial.number,
             trial.total,
             *(
-                " ".join(map(str, part))
-                for part in (
+                " ".join(map(str, sizes))
+                for sizes in (
                     architecture.filters,
                     architecture.kernel_sizes,
                     architecture.dense_units,
                 )
             ),
-            f"{parameters:,}",
         )
-        if trial.continues:
-            model.load_weights(trial.continues)
         with tracking.child(
             f"trial {trial.number:02d}",
-            params={**described(architecture), "parameters": parameters, "epochs": trial.epochs},
+            params={**described(architecture), "epochs": trial.epochs},
             tags={"stage": "trial"},
         ):
+            model = build(
+                architecture,
+                image_shape=image_shape,
+                classes=len(dataset.classes),
+                precision=precision,
+                seed=values.seed,
+            )
+            tracking.log_params({"parameters": model.count_params()})
+            if trial.continues:
+                model.load_weights(trial.continues)
             history = training.fit(
                 model,
                 dataset,
@@ -97,7 +96,7 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
                 validation=rows.validation,
                 recipe=training.Recipe(
                     lr=settings.lr,
-                    batch_size=min(settings.batch_size, len(rows.train)),
+                    batch_size=settings.batch_size,
                     epochs=trial.epochs,
                     early_stopping_patience=settings.early_stopping_patience,
                 ),
@@ -110,7 +109,7 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
             outcome = Outcome(
                 val_accuracy=float(best["val_accuracy"]),
                 val_loss=float(best["val_loss"]),
-                parameters=parameters,
+                parameters=model.count_params(),
                 epochs=len(history),
             )
             tracking.log_metrics(

@@ -178,13 +178,6 @@ def test_a_space_that_is_used_up_ends_the_search_with_a_word(
     assert "tune.max_gflops = 1e-09" in caplog.text
 
 
-def test_a_space_too_deep_for_the_images_is_refused_before_any_trial(tmp_path: Path) -> None:
-    run = Recorder()
-    with pytest.raises(UserError, match="3 blocks is too deep for images of 4x16"):
-        look(tmp_path / "search", run, image_shape=(4, 16, 3))
-    assert not run.seen
-
-
 def test_the_table_says_what_each_trial_came_to(tmp_path: Path) -> None:
     best, table = look(tmp_path / "search")
     assert table.columns.tolist() == [

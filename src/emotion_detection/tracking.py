@@ -91,7 +91,7 @@ def run(
                 **_provenance(),
             }
         )
-        mlflow.log_params({key: _shown(value) for key, value in _flat(params).items()})
+        log_params(_flat(params))
         _log_dataset(active.info.run_id, dataset)
         yield active.info.run_id
 
@@ -100,7 +100,7 @@ def run(
 def child(name: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[None]:
     """Log to a child of the current run while the block lasts."""
     with mlflow.start_run(run_name=name, nested=True, tags=dict(tags)):
-        mlflow.log_params({key: _shown(value) for key, value in params.items()})
+        log_params(params)
         yield
 
 
@@ -119,6 +119,11 @@ def resumed(run_id: str) -> Iterator[bool]:
         return
     with mlflow.start_run(run_id=run_id):
         yield True
+
+
+def log_params(params: Mapping[str, Any]) -> None:
+    """Log `params` to the current run."""
+    mlflow.log_params({key: _shown(value) for key, value in params.items()})
 
 
 def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
