@@ -1,7 +1,5 @@
 """Score the model on the test split, and add the scores to the run that trained it."""
 
-import json
-
 from emotion_detection import evaluation, figures, layout, params, tracking, training
 from emotion_detection.console import log, run
 from emotion_detection.dataset import Dataset
@@ -50,7 +48,7 @@ def main() -> None:
         result.per_class_table().to_csv(report / "per_class.csv", index=False)
         for name, figure in drawn.items():
             figures.save(figure, report / f"{name}.png")
-    with tracking.resumed(json.loads(layout.TRAIN_RUN.read_text())["run_id"]) as tracked:
+    with tracking.resumed(tracking.load_run_id(layout.TRAIN_RUN)) as tracked:
         if tracked:
             tracking.log_metrics({f"test.{name}": value for name, value in _flat(metrics).items()})
             tracking.log_files(layout.EVALUATE, "evaluation")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -11,6 +12,8 @@ from emotion_detection.dataset import Dataset, Split, part, split
 from emotion_detection.files import whole, write_json
 from emotion_detection.network import Architecture, build
 from emotion_detection.search import Outcome, Trial, described, search
+
+RUN_FILE = "mlflow_run.json"
 
 
 def main() -> None:
@@ -126,7 +129,9 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
         dataset=dataset,
         params=made_of,
         tags={"leaking": str(rows.leaking).lower()},
-    ):
+        run_id=tracking.load_run_id(folder / RUN_FILE),
+    ) as run_id:
+        tracking.save_run_id(folder / RUN_FILE, run_id)
         chosen, trials = search(
             space=settings.space,
             baseline=baseline,
@@ -154,6 +159,8 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
         tracking.log_metrics(metrics)
         tracking.log_files(layout.TUNE, "search")
         tracking.set_tags({f"best.{name}": str(v) for name, v in described(chosen).items()})
+    # Its trials are in the reports now; what is kept would be taken for a search cut off.
+    shutil.rmtree(folder)
     return chosen
 
 

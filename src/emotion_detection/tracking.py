@@ -1,6 +1,7 @@
 """The only module that knows MLflow: where its store is and what a run says."""
 
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -105,10 +106,10 @@ def child(name: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> I
 
 
 @contextlib.contextmanager
-def resumed(run_id: str) -> Iterator[bool]:
-    """Log to an earlier run while the block lasts; gives False, and logs nowhere, if it is gone."""
+def resumed(run_id: str | None) -> Iterator[bool]:
+    """Log to an earlier run while the block lasts; gives False if it is gone."""
     _connect()
-    if not _exists(run_id):
+    if run_id is None or not _exists(run_id):
         log.warning(
             "MLflow run %s is not in %s: nothing is logged there; `dvc repro --force train` makes "
             "a new one",
@@ -177,6 +178,14 @@ def _exists(run_id: str) -> bool:
 def save_run_id(path: Path, run_id: str) -> None:
     """Write down which run made the files beside `path`."""
     write_json(path, {"run_id": run_id, "tracking_uri": _without_password()})
+
+
+def load_run_id(path: Path) -> str | None:
+    """Give the id that `save_run_id` wrote to `path`, or None where it did not."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _without_password() -> str:
