@@ -1,5 +1,7 @@
 """Score the model on the test split, and add the scores to the run that trained it."""
 
+from typing import Any
+
 from emotion_detection import evaluation, figures, layout, params, tracking, training
 from emotion_detection.console import log, run
 from emotion_detection.dataset import Dataset
@@ -50,7 +52,7 @@ def main() -> None:
             figures.save(figure, report / f"{name}.png")
     with tracking.resumed(tracking.load_run_id(layout.TRAIN_RUN)) as tracked:
         if tracked:
-            tracking.log_metrics({f"test.{name}": value for name, value in _flat(metrics).items()})
+            tracking.log_metrics(_tracked(metrics))
             tracking.log_files(layout.EVALUATE, "evaluation")
     log.info(
         "test accuracy %.4f (95 %% interval %.4f to %.4f), macro F1 %.4f on %s images; see %s",
@@ -63,14 +65,17 @@ def main() -> None:
     )
 
 
-def _flat(metrics: dict[str, object]) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": v for inner, v in _flat(value).items()}
-        else:
-            flat[name] = float(value)  # type: ignore[arg-type]
-    return flat
+def _tracked(metrics: dict[str, Any]) -> dict[str, float]:
+    """Give test/accuracy and test/f1/happy; MLflow makes a section of charts of each prefix."""
+    per_class = metrics["per_class"]
+    return {
+        **{f"test/{name}": value for name, value in metrics.items() if name != "per_class"},
+        **{
+            f"test/{score}/{name}": per_class[name][score]
+            for score in ("precision", "recall", "f1")
+            for name in per_class
+        },
+    }
 
 
 if __name__ == "__main__":

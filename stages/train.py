@@ -41,13 +41,13 @@ def main() -> None:
         log.warning("split.validation = test: the epoch is chosen on the test images, which leaks")
     with tracking.run(
         "train",
-        stage="train",
         note=(
             f"A network of {model.count_params():,} parameters trained on "
             f"{len(rows.train):,} images of **{dataset.source}**"
             f"{', the epoch chosen **on the test images**' if rows.leaking else ''}.\n\n"
-            "Curves are under Model metrics, figures and the model under Artifacts.\n\n"
-            "The `test.*` metrics are evaluate's, on the test split."
+            "Curves are under Model metrics, figures under Artifacts, the network under Logged "
+            "models.\n\n"
+            "The `test/` metrics are evaluate's, on the test split."
         ),
         dataset=dataset,
         params={
@@ -88,7 +88,7 @@ def main() -> None:
         model = export(model, architecture)
         with whole(layout.MODEL) as path:
             model.save(path)
-        tracking.log_metrics({f"best.{name}": value for name, value in metrics.items()})
+        tracking.log_metrics({f"best/{name}": value for name, value in metrics.items()})
         tracking.log_files(layout.TRAIN, "training")
         tracking.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
         tracking.save_run_id(layout.TRAIN_RUN, run_id)

@@ -124,7 +124,6 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
 
     with tracking.run(
         "tune",
-        stage="tune",
         note=_note(settings, dataset, rows),
         dataset=dataset,
         params=made_of,

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +17,13 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from PIL import Image
+from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import Page, expect, sync_playwright
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ROOT = Path(__file__).parents[1]
 STAGES = ("sample", "ingest", "profile", "tune", "train", "evaluate")
-SMALL = {
+SMALL: dict[str, dict[str, object]] = {
     "sample": {"train": 120, "test": 60, "image_size": 24},
     "ingest": {"image_size": [24, 24]},
     "network": {
@@ -199,7 +204,7 @@ def test_the_train_run_tells_what_made_the_model_and_what_it_scores(project: Pro
     assert [point.step for point in curve] == [1, 2]
     np.testing.assert_allclose([point.value for point in curve], history["val_loss"])
     metrics = project.json("reports/evaluate/metrics.json")
-    assert train.data.metrics["test.accuracy"] == metrics["accuracy"]
+    assert train.data.metrics["test/accuracy"] == metrics["accuracy"]
     assert any(name.startswith("system/") for name in train.data.metrics)
     assert "confusion_counts.png" in project.artifacts(train, "evaluation")
     assert "learning_curves.png" in project.artifacts(train, "training")
@@ -215,6 +220,60 @@ def test_the_logged_model_is_the_one_evaluated(project: Project) -> None:
     np.testing.assert_allclose(
         model.predict(np.asarray(images)), predictions[columns].to_numpy(), atol=1e-4
     )
+
+
+def test_plain_mlflow_ui_shows_the_runs(project: Project) -> None:
+    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if chromium is None:
+        pytest.skip(f"needs a browser: one of {', '.join(BROWSERS)}")
+    (train,), (tune,) = project.runs("train"), project.runs("tune")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    server = subprocess.Popen(
+        ["mlflow", "ui", "--port", port, "--workers", "1"],
+        cwd=project.root,
+        env=project.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        runs = f"http://127.0.0.1:{port}/#/experiments/{train.info.experiment_id}/runs"
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=chromium,
+                args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+            )
+            page = browser.new_page(viewport={"width": 1500, "height": 950})
+            _open(page, runs)
+            for name in ("train", "tune"):
+                expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
+            _open(page, f"{runs}/{tune.info.run_id}")
+            for name in ("trial 01", "trial 02"):
+                expect(page.get_by_role("link", name=name)).to_be_visible()
+            _open(page, f"{runs}/{train.info.run_id}/model-metrics")
+            for name in ("accuracy", "val_loss"):
+                expect(page.get_by_text(name, exact=True).first).to_be_attached()
+            _open(page, f"{runs}/{train.info.run_id}/artifacts/evaluation/roc.png")
+            picture = page.locator("img[src^='blob:'], img[src*='roc.png'], canvas").first
+            expect(picture).to_be_visible()
+            browser.close()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _open(page: Page, url: str) -> None:
+    """Open a page of a server that may still be starting."""
+    for _ in range(60):
+        try:
+            page.goto(url)
+            page.reload()  # a new fragment alone loads nothing
+            break
+        except PlaywrightError:
+            page.wait_for_timeout(1000)
+    expect.set_options(timeout=30_000)
 
 
 def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Project) -> None:
@@ -249,7 +308,7 @@ def test_queued_experiments_land_in_the_main_store(project: Project) -> None:
     assert {"low", "high"} <= set(runs)
     for name in ("low", "high"):
         assert runs[name].info.status == "FINISHED"
-        assert "test.accuracy" in runs[name].data.metrics
+        assert "test/accuracy" in runs[name].data.metrics
         assert "roc.png" in project.artifacts(runs[name], "evaluation")
 
 

@@ -3,7 +3,6 @@
 Finished trials are kept on disk, so a search that was cut off goes on with the next one.
 """
 
-import gc
 import json
 import shutil
 import time
@@ -158,7 +157,6 @@ class _Tuner(keras_tuner.Tuner):
         values = trial.hyperparameters.values
         # Keras keeps every graph ever built until it is told not to.
         keras.backend.clear_session()
-        gc.collect()
         earlier = values.get("tuner/trial_id")
         began = time.monotonic()
         outcome = self._run(

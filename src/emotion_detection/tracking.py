@@ -58,13 +58,14 @@ def _connect() -> None:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
     mlflow.set_experiment(EXPERIMENT)
+    # Opens the page of training runs; the default is the one for language models.
+    mlflow.set_experiment_tag("mlflow.experimentKind", "custom_model_development")
 
 
 @contextlib.contextmanager
 def run(
-    name: str,
-    *,
     stage: str,
+    *,
     note: str,
     dataset: Dataset,
     params: Mapping[str, Any],
@@ -73,13 +74,15 @@ def run(
 ) -> Iterator[str]:
     """Log to a new run, or go on with `run_id`, while the block lasts, and give its id.
 
-    The run carries what made it: `params`, the data's name and digest, commit, DVC experiment,
-    versions and machine. It ends FINISHED, or FAILED after an exception.
+    It is named after `stage` and the DVC experiment, and carries what made it: `params`, the
+    data's name and digest, commit, versions and machine. It ends FINISHED, or FAILED after an
+    exception.
     """
     _connect()
     set_system_metrics_sampling_interval(5)
     if run_id is not None and not _exists(run_id):
         run_id = None
+    name = " ".join(filter(None, (stage, os.environ.get("DVC_EXP_NAME"))))
     with mlflow.start_run(
         run_id, run_name=name, description=note, log_system_metrics=True
     ) as active:
