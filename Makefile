@@ -30,6 +30,7 @@ clean:  ## remove the environment
 	rm -rf .venv
 
 .venv/.repro: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
