@@ -1,6 +1,7 @@
 """Augmentation: what each setting may and may not do to an image."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ SIDE = 33
 MIDDLE = SIDE // 2
 
 
-def changed(images: np.ndarray, *, seed: int = 0, **settings: object) -> np.ndarray:
+def changed(images: np.ndarray, *, seed: int = 0, **settings: Any) -> np.ndarray:
     found = augment(
         tf.constant(images), OFF.model_copy(update=settings), tf.constant([seed, 0], tf.int64)
     )
@@ -49,7 +50,7 @@ def centres(images: np.ndarray) -> np.ndarray:
     return np.stack([light.sum(axis=1) @ away / total, light.sum(axis=2) @ away / total], axis=1)
 
 
-ALL = {
+ALL: dict[str, Any] = {
     "rotation": 30.0,
     "width_shift": 0.2,
     "height_shift": 0.2,
@@ -84,7 +85,8 @@ def test_a_flip_mirrors_an_image_or_leaves_it() -> None:
 def test_a_shift_goes_as_far_as_asked_either_way_and_along_its_own_axis() -> None:
     shift = 0.2 * SIDE
     for setting, axis in (("width_shift", 0), ("height_shift", 1)):
-        found = centres(changed(spots(200, 0, 0), **{setting: 0.2}))
+        settings: dict[str, Any] = {setting: 0.2}
+        found = centres(changed(spots(200, 0, 0), **settings))
         along, across = found[:, axis], found[:, 1 - axis]
         assert np.abs(across).max() < 0.05
         assert -shift - 0.1 < along.min() < -0.8 * shift
@@ -118,7 +120,7 @@ def test_a_shear_leaves_rows_level() -> None:
 @pytest.mark.parametrize("fill_mode", ["nearest", "reflect", "wrap"])
 def test_what_comes_in_from_outside_is_of_the_image(fill_mode: str) -> None:
     white = np.full((20, SIDE, SIDE, 3), 255, np.uint8)
-    settings = {"rotation": 90.0, "width_shift": 0.4, "height_shift": 0.4}
+    settings: dict[str, Any] = {"rotation": 90.0, "width_shift": 0.4, "height_shift": 0.4}
     assert (changed(white, fill_mode=fill_mode, **settings) == 255).all()
     assert (changed(white, fill_mode="constant", **settings) == 0).any()
 

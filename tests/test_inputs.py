@@ -2,6 +2,7 @@
 
 import dataclasses
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,8 +118,8 @@ class Watched(np.ndarray):
 
     reads: list[int]
 
-    def __getitem__(self, key: object) -> np.ndarray:  # type: ignore[override]
-        found = np.asarray(super().__getitem__(key))  # type: ignore[index]
+    def __getitem__(self, key: Any) -> Any:
+        found = np.asarray(super().__getitem__(key))
         self.reads.append(len(found))
         return found
 

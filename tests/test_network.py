@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -25,8 +26,9 @@ NOTEBOOK = Architecture(
 )
 
 
-def small(architecture: Architecture, **changes: object) -> keras.Model:
-    return build(architecture, **{"image_shape": (16, 16, 3), "classes": 3, "seed": 1, **changes})
+def small(architecture: Architecture, **changes: Any) -> keras.Model:
+    settings = {"image_shape": (16, 16, 3), "classes": 3, "seed": 1, **changes}
+    return build(architecture, **settings)
 
 
 def noise(images: int, seed: int = 0) -> np.ndarray:

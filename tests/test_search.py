@@ -3,7 +3,7 @@
 import gc
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +85,7 @@ def _coarse_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
 class Recorder:
     """A `run` that keeps its trials, and may go wrong at some of them."""
 
-    def __init__(self, failing: dict[int, BaseException] | None = None) -> None:
+    def __init__(self, failing: Mapping[int, BaseException] | None = None) -> None:
         self.seen: list[Trial] = []
         self._failing = failing or {}
 
@@ -179,13 +179,16 @@ def test_only_the_blocks_that_a_network_has_are_varied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("oracle", ["random", "bayesian", "hyperband"])
 def test_no_network_above_the_ceiling_is_drawn(tmp_path: Path, oracle: str) -> None:
-    ceiling = 1e-4  # under which are some 3 networks in a hundred
-    _, table = look(tmp_path / "search", oracle=oracle, trials=12, max_gflops=ceiling, epochs=9)
-    assert len(table) == 12
-    assert table["gflops"][0] > ceiling
-    assert (table["gflops"][1:] <= ceiling).all()
-    others = table[1:].drop_duplicates(list(described(BASELINE)))
-    assert len(others) > 5
+    ceiling = 1.9e-5  # under which are 16 networks, and few draws
+    run = Recorder()
+    look(tmp_path / "search", run, oracle=oracle, trials=12, max_gflops=ceiling, epochs=9)
+    networks = [trial.architecture for trial in run.seen if trial.continues is None]
+    costs = [each.forward_gflops(SHAPE, 3) for each in networks]
+    assert len(run.seen) == 12
+    # What a person wrote into params.yaml is looked at whatever it costs.
+    assert costs[0] > ceiling
+    assert max(costs[1:]) <= ceiling
+    assert len(set(networks)) == len(networks) >= 9
 
 
 def test_a_ceiling_that_nothing_is_under_is_named(tmp_path: Path) -> None:
@@ -286,7 +289,7 @@ def test_when_all_trials_fail_the_reason_is_given_and_the_next_search_starts_ane
     tmp_path: Path,
 ) -> None:
     every = {number: OSError("disk full") for number in range(1, 7)}
-    with pytest.raises(UserError, match="every trial of the search failed; .*disk full"):
+    with pytest.raises(UserError, match=r"every trial of the search failed; .*disk full"):
         look(tmp_path / "search", Recorder(every))
     run = Recorder()
     look(tmp_path / "search", run)
@@ -300,7 +303,7 @@ def test_when_all_trials_fail_the_reason_is_given_and_the_next_search_starts_ane
 def test_a_search_that_was_cut_off_goes_on_as_if_it_had_not_been(
     tmp_path: Path, oracle: str, interrupted: int
 ) -> None:
-    # Bayesian draws at random three times, and hyperband's fourth trial goes on with an earlier one.
+    # Bayesian proposes from the fourth trial on, and hyperband's fourth goes on with an earlier.
     settings: dict[str, Any] = {"oracle": oracle, "trials": 8, "epochs": 3}
     best, unbroken = look(tmp_path / "unbroken", **settings)
 

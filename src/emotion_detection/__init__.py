@@ -1,1 +1,7 @@
 """Facial emotion recognition: from a folder-per-class archive to a tracked, evaluated model."""
+
+import os
+
+# Read when TensorFlow is first imported. It reports a machine without a GPU as an error; what
+# fails still raises.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

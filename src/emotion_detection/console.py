@@ -33,8 +33,6 @@ def run(main: Callable[[], None]) -> None:
 
     Set EMOTION_DETECTION_TRACEBACK=1 to see where an error was raised.
     """
-    # TensorFlow reports a machine without a GPU as an error; what fails still raises.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)

@@ -264,8 +264,8 @@ def _describe(detail: Any, root: type[_Section]) -> str:
         message = _ALLOWED[detail["type"]].format(**detail.get("ctx", {}))
     else:
         message = detail["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(detail["input"], dict) else f"= {_as_written(detail['input'])}"
-    return f"{' '.join(filter(None, (key, value)))}: {message}"
+    value = "" if isinstance(detail["input"], dict) else f" = {_as_written(detail['input'])}"
+    return f"{key}{value}: {message}".lstrip(" :")
 
 
 def _as_written(value: Any) -> str:

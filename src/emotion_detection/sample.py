@@ -8,7 +8,6 @@ flipped.
 """
 
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from .console import UserError, progress
+from emotion_detection.console import UserError, progress
+from emotion_detection.files import whole
 
 Array = NDArray[np.float64]
 
@@ -465,9 +465,7 @@ def draw_sample(
         split: apportion(total, {name: e.images[column] for name, e in EMOTIONS.items()})
         for column, (split, total) in enumerate(zip(SPLITS, (train, test), strict=True))
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        fresh = Path(scratch) / "fresh"
+    with whole(target) as fresh:
         faces = []
         for split_number, split in enumerate(SPLITS):
             for class_number, (name, count) in enumerate(counts[split].items()):
@@ -478,7 +476,4 @@ def draw_sample(
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
             face = draw_face(rng, name, image_size)
             face.save(fresh / split / name / f"im{key[2]}.png")
-        if target.exists():
-            target.rename(Path(scratch) / "replaced")
-        fresh.rename(target)
     return counts

@@ -14,10 +14,9 @@ from typing import Any
 import keras
 import mlflow
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag
+from mlflow.entities import DatasetInput, InputTag, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
@@ -117,7 +116,7 @@ def resumed(run_id: str | None) -> Iterator[bool]:
             "MLflow run %s is not in %s: nothing is logged there; `dvc repro --force train` makes "
             "a new one",
             run_id,
-            mlflow.get_tracking_uri(),
+            _without_password(),
         )
         yield False
         return
@@ -159,23 +158,42 @@ def log_model(model: keras.Model, example: np.ndarray, classes: tuple[str, ...])
     )
     # MLflow tries the example out, and Keras would draw a progress bar for it.
     keras.config.disable_interactive_logging()
-    mlflow.tensorflow.log_model(
-        model,
-        name=MODEL_NAME,
-        signature=signature,
-        input_example=example,
-        # Left to itself MLflow loads the model in a second process to guess these.
-        pip_requirements=[f"{name}=={version(name)}" for name in ("tensorflow", "keras", "numpy")],
-        metadata={"classes": list(classes)},
-    )
+    with _no_registered_objects():
+        mlflow.tensorflow.log_model(
+            model,
+            name=MODEL_NAME,
+            signature=signature,
+            input_example=example,
+            # Left to itself MLflow loads the model in a second process to guess these.
+            pip_requirements=[
+                f"{name}=={version(name)}" for name in ("tensorflow", "keras", "numpy")
+            ],
+            metadata={"classes": list(classes)},
+        )
+
+
+@contextlib.contextmanager
+def _no_registered_objects() -> Iterator[None]:
+    """Hide what other libraries registered with Keras while the block lasts.
+
+    MLflow would pickle it beside the model, and who loads the model would need those libraries:
+    the import of KerasTuner registers a layer.
+    """
+    registered = keras.saving.get_custom_objects()
+    kept = dict(registered)
+    registered.clear()
+    try:
+        yield
+    finally:
+        registered.update(kept)
 
 
 def _exists(run_id: str) -> bool:
     try:
-        mlflow.get_run(run_id)
+        # A run deleted in MLflow's pages is still there, and cannot be logged to.
+        return bool(mlflow.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
     except MlflowException:
         return False
-    return True
 
 
 def save_run_id(path: Path, run_id: str) -> None:
@@ -194,18 +212,19 @@ def load_run_id(path: Path) -> str | None:
 def _without_password() -> str:
     uri = mlflow.get_tracking_uri()
     scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _log_dataset(run_id: str, dataset: Dataset) -> None:
-    counts = pd.Series(dataset.is_test).value_counts()
+    test = int(dataset.is_test.sum())
     entity = MlflowDataset(
         name=dataset.source,
         # MLflow's own digests have eight characters, and its column holds 36.
         digest=dataset.digest[:32],
         source_type="local",
-        source=f'{{"uri": "{dataset.source}"}}',
-        profile=f'{{"train": {counts.get(False, 0)}, "test": {counts.get(True, 0)}}}',
+        source=json.dumps({"uri": dataset.source}),
+        profile=json.dumps({"train": len(dataset) - test, "test": test}),
     )
     tag = InputTag(key="mlflow.data.context", value="train, test")
     mlflow.MlflowClient().log_inputs(run_id, [DatasetInput(entity, [tag])])

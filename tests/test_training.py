@@ -1,0 +1,312 @@
+"""Training: what is learnt, what is kept, and when it ends."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+from emotion_detection import training
+from emotion_detection.console import UserError
+from emotion_detection.dataset import Dataset, Split
+from emotion_detection.network import Architecture, build
+from emotion_detection.training import Recipe, best_epoch, duration, fit, predict, resolve_precision
+
+Make = Callable[..., Architecture]
+RECIPE = Recipe(lr=1e-2, batch_size=12, epochs=3, early_stopping_patience=None)
+
+
+def silent(figures: Mapping[str, float], epoch: int) -> None:
+    pass
+
+
+class Trainer:
+    """Trains fresh copies of one small network on the toy set."""
+
+    def __init__(self, toy: Dataset, rows: Split, architecture: Architecture) -> None:
+        self.toy, self.rows = toy, rows
+        self._architecture = architecture
+        self.model = self.fresh()
+
+    def fresh(self) -> keras.Model:
+        return build(self._architecture, image_shape=(16, 16, 3), classes=3, seed=0)
+
+    def __call__(
+        self,
+        recipe: Recipe,
+        *,
+        train: np.ndarray | None = None,
+        seed: int = 0,
+        log_epoch: training.LogEpoch = silent,
+        best_weights: Path | None = None,
+        first_epoch: int = 0,
+    ) -> pd.DataFrame:
+        self.model = self.fresh()
+        return fit(
+            self.model,
+            self.toy,
+            train=self.rows.train if train is None else train,
+            validation=self.rows.validation,
+            recipe=recipe,
+            seed=seed,
+            log_epoch=log_epoch,
+            best_weights=best_weights,
+            first_epoch=first_epoch,
+            verbose=False,
+        )
+
+    def climb_after(self, epoch: int) -> training.LogEpoch:
+        """Turn the training round after `epoch`, so that it unlearns."""
+
+        def turn(figures: Mapping[str, float], number: int) -> None:
+            if number == epoch:
+                self.model.optimizer.learning_rate.assign(-0.02)
+
+        return turn
+
+    def stall_after_first(self, figures: Mapping[str, float], epoch: int) -> None:
+        """Leave the network mistaken, and too slow to mend itself."""
+        if epoch == 1:
+            last = self.model.get_layer("probabilities")
+            last.set_weights([np.roll(weight, 1, axis=-1) for weight in last.get_weights()])
+            self.model.optimizer.learning_rate.assign(1e-9)
+
+
+@pytest.fixture
+def trainer(toy: Dataset, rows: Split, architecture: Make) -> Trainer:
+    return Trainer(toy, rows, architecture())
+
+
+Logged = list[tuple[int, dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def trained(toy: Dataset, rows: Split, architecture: Make) -> tuple[Trainer, pd.DataFrame, Logged]:
+    """Give a network trained by RECIPE, its history and what was logged."""
+    trainer = Trainer(toy, rows, architecture())
+    logged: Logged = []
+    history = trainer(RECIPE, log_epoch=lambda figures, epoch: logged.append((epoch, {**figures})))
+    return trainer, history, logged
+
+
+def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    return float((probabilities.argmax(axis=1) == labels).mean())
+
+
+def test_what_can_be_learnt_is_learnt_and_written_down(
+    trained: tuple[Trainer, pd.DataFrame, Logged],
+) -> None:
+    _, history, logged = trained
+    assert history.columns.tolist() == [
+        "epoch",
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "lr",
+        "seconds",
+    ]
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert history["loss"].is_monotonic_decreasing
+    assert history["accuracy"].iloc[-1] > 0.9
+    assert history["val_accuracy"].max() > 0.9
+    assert history["lr"].tolist() == pytest.approx([1e-2] * 3)
+
+    assert [epoch for epoch, _ in logged] == [1, 2, 3]
+    for (_, figures), row in zip(logged, history.to_dict("records"), strict=True):
+        assert figures == {name: row[name] for name in history.columns if name != "epoch"}
+        assert all(type(value) is float for value in figures.values())
+
+
+def test_an_images_prediction_is_in_its_row_whatever_the_order(
+    trained: tuple[Trainer, pd.DataFrame, Logged],
+) -> None:
+    trainer = trained[0]
+    wanted = np.concatenate([trainer.rows.test, trainer.rows.test[:3]])
+    found = predict(trainer.model, trainer.toy, wanted, batch_size=4)
+    assert found.shape == (18, 3)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        found[::-1], predict(trainer.model, trainer.toy, wanted[::-1], batch_size=7), atol=1e-5
+    )
+    np.testing.assert_allclose(found, trainer.model(trainer.toy.images[wanted]).numpy(), atol=1e-5)
+
+
+def test_the_weights_of_the_best_epoch_are_kept(trainer: Trainer, tmp_path: Path) -> None:
+    weights = tmp_path / "deeper" / "best.weights.h5"
+    recipe = Recipe(lr=1e-2, batch_size=12, epochs=5, early_stopping_patience=None)
+    history = trainer(recipe, log_epoch=trainer.climb_after(3), best_weights=weights)
+
+    best = best_epoch(history)
+    assert best["epoch"] <= 3
+    assert best["val_accuracy"] > history["val_accuracy"].iloc[-1]
+    rows = trainer.rows.validation
+    for model in (trainer.model, trainer.fresh()):
+        if model is not trainer.model:
+            model.load_weights(weights)
+        probabilities = predict(model, trainer.toy, rows, 18)
+        assert accuracy(probabilities, trainer.toy.labels[rows]) == pytest.approx(
+            best["val_accuracy"]
+        )
+        own = probabilities[np.arange(len(rows)), trainer.toy.labels[rows]]
+        assert -np.log(own).mean() == pytest.approx(best["val_loss"], rel=1e-4)
+
+
+def test_without_a_place_for_the_best_weights_the_last_are_kept(
+    trained: tuple[Trainer, pd.DataFrame, Logged],
+) -> None:
+    trainer, history, _ = trained
+    rows = trainer.rows.validation
+    probabilities = predict(trainer.model, trainer.toy, rows, 18)
+    own = probabilities[np.arange(len(rows)), trainer.toy.labels[rows]]
+    assert -np.log(own).mean() == pytest.approx(history["val_loss"].iloc[-1], rel=1e-4)
+
+
+def test_the_best_epoch_is_the_first_with_the_highest_val_accuracy() -> None:
+    history = pd.DataFrame({"epoch": [1, 2, 3, 4], "val_accuracy": [0.2, 0.7, 0.7, 0.1]})
+    assert best_epoch(history)["epoch"] == 2
+
+
+def test_a_training_that_gets_no_better_stops_early(trainer: Trainer) -> None:
+    recipe = Recipe(lr=1e-2, batch_size=12, epochs=9, early_stopping_patience=2)
+    history = trainer(recipe, log_epoch=trainer.stall_after_first)
+    assert history["val_loss"].argmin() == 0
+    assert len(history) == 1 + 2
+
+
+def test_a_stalled_training_goes_on_with_a_lower_rate(trainer: Trainer) -> None:
+    recipe = Recipe(
+        lr=1e-2,
+        batch_size=12,
+        epochs=4,
+        early_stopping_patience=None,
+        reduce_lr_patience=1,
+        reduce_lr_factor=0.1,
+    )
+    history = trainer(recipe, log_epoch=trainer.stall_after_first)
+    assert history["val_loss"].argmin() == 0
+    # The rate of a row is the one that its epoch was trained with.
+    assert history["lr"].tolist() == pytest.approx([1e-2, 1e-9, 1e-10, 1e-11], rel=1e-4, abs=0)
+
+
+def test_a_training_that_breaks_down_ends(trainer: Trainer) -> None:
+    def break_down(figures: Mapping[str, float], epoch: int) -> None:
+        trainer.model.optimizer.learning_rate.assign(float("nan"))
+
+    recipe = Recipe(lr=1e-2, batch_size=12, epochs=5, early_stopping_patience=None)
+    history = trainer(recipe, log_epoch=break_down)
+    assert len(history) == 2
+    assert math.isnan(history["loss"].iloc[-1])
+
+
+def test_balanced_weights_give_every_class_the_same_say(trainer: Trainer) -> None:
+    """One step over all rows at once: its loss is that of the initial weights."""
+    labels = trainer.toy.labels
+    few = np.concatenate(
+        [
+            trainer.rows.train[labels[trainer.rows.train] == label][:images]
+            for label, images in enumerate((20, 6, 4))
+        ]
+    )
+    probabilities = trainer.fresh()(trainer.toy.images[few], training=True).numpy()
+    losses = -np.log(probabilities[np.arange(30), labels[few]])
+    of_class = [losses[labels[few] == label] for label in range(3)]
+
+    for kind, expected in (
+        ("none", losses.mean()),
+        ("balanced", np.mean([mine.mean() for mine in of_class])),
+    ):
+        recipe = Recipe(1e-3, 30, 1, None, class_weights=kind)
+        history = trainer(recipe, train=few)
+        assert history["loss"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_batch_larger_than_the_set_is_refused(trainer: Trainer) -> None:
+    recipe = Recipe(lr=1e-2, batch_size=73, epochs=1, early_stopping_patience=None)
+    with pytest.raises(UserError, match=r"batch_size = 73 .* 72 training images; use at most 72"):
+        trainer(recipe)
+
+
+def test_the_seed_fixes_a_training(toy: Dataset, rows: Split, architecture: Make) -> None:
+    trainer = Trainer(toy, rows, architecture(dropout=0.3))
+    recipe = Recipe(lr=1e-2, batch_size=12, epochs=1, early_stopping_patience=None)
+    first, second, other = (trainer(recipe, seed=seed)["loss"].tolist() for seed in (0, 0, 1))
+    assert first == pytest.approx(second, rel=1e-4)
+    assert first != pytest.approx(other, rel=1e-4)
+
+
+def test_a_training_taken_up_later_counts_on(trainer: Trainer) -> None:
+    assert trainer(RECIPE, first_epoch=1)["epoch"].tolist() == [2, 3]
+
+
+def test_a_precision_that_is_asked_for_is_taken() -> None:
+    for wanted in ("float32", "mixed_bfloat16"):
+        assert resolve_precision(wanted) == (wanted, "set by the param precision")
+
+
+def on_processor(monkeypatch: pytest.MonkeyPatch, flags: set[str]) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(training, "_processor_flags", lambda: flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy", "reason"),
+    [
+        ({"avx2", "avx512_bf16", "amx_bf16"}, "mixed_bfloat16", "the processor has amx_bf16"),
+        ({"avx2", "avx512_bf16"}, "mixed_bfloat16", "the processor has avx512_bf16"),
+        ({"avx2", "avx512f"}, "float32", "the processor has no bfloat16 arithmetic"),
+        (set(), "float32", "the processor has no bfloat16 arithmetic"),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], policy: str, reason: str
+) -> None:
+    on_processor(monkeypatch, flags)
+    chosen, why = resolve_precision("auto")
+    assert chosen == policy
+    assert why.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("capability", "policy"),
+    [((9, 0), "mixed_bfloat16"), ((8, 0), "mixed_bfloat16"), ((7, 5), "float32")],
+)
+def test_bfloat16_is_chosen_where_the_gpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], policy: str
+) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    details = {"device_name": "NVIDIA X", "compute_capability": capability}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    chosen, why = resolve_precision("auto")
+    assert chosen == policy
+    assert why.startswith("NVIDIA X has ")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads Linux's /proc/cpuinfo")
+def test_this_processors_flags_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    text = Path("/proc/cpuinfo").read_text()
+    has_bfloat16 = "amx_bf16" in text or "avx512_bf16" in text
+    assert resolve_precision("auto")[0] == ("mixed_bfloat16" if has_bfloat16 else "float32")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (42.4, "42 s"),
+        (89, "89 s"),
+        (90, "2 min"),
+        (420, "7 min"),
+        (5399, "90 min"),
+        (5400, "1.5 h"),
+        (11_160, "3.1 h"),
+    ],
+)
+def test_durations_are_said_as_a_person_does(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
