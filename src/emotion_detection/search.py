@@ -294,6 +294,8 @@ def search(
         )
     table = pd.DataFrame([_row(trial, baseline, gflops) for trial in chosen.trials.values()])
     table = table.sort_values("trial", ignore_index=True)
+    # A failed trial has neither, which would make floats of them.
+    table = table.astype({"parameters": "Int64", "epochs": "Int64"})
     if not (table["status"] == "COMPLETED").any():
         # Or the next search would go on with it, and fail before its first trial.
         shutil.rmtree(folder)
