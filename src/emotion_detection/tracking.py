@@ -14,7 +14,6 @@ from typing import Any
 import keras
 import mlflow
 import numpy as np
-from matplotlib.figure import Figure
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, LifecycleStage
 from mlflow.exceptions import MlflowException
@@ -90,6 +89,7 @@ def run(
                 "stage": stage,
                 "dataset": dataset.source,
                 "dataset.digest": dataset.digest,
+                "dataset.test": "cut from train" if dataset.test_is_cut else "its own",
                 **tags,
                 **_provenance(),
             }
@@ -132,12 +132,6 @@ def log_params(params: Mapping[str, Any]) -> None:
 def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
     """Log `metrics` to the current run, at `step` where they are a curve's next points."""
     mlflow.log_metrics(dict(metrics), step=step)
-
-
-def log_figures(figures: Mapping[str, Figure], folder: str) -> None:
-    """Log each figure to the current run as `folder`/name.png."""
-    for name, figure in figures.items():
-        mlflow.log_figure(figure, f"{folder}/{name}.png")
 
 
 def log_files(folder: Path, artifact_folder: str) -> None:
