@@ -1,11 +1,23 @@
 """Train the network that tune chose, and track it."""
 
-from emotion_detection import figures, layout, params, tracking, training
+import shutil
+from dataclasses import asdict
+
+from emotion_detection import (
+    augment,
+    figures,
+    inputs,
+    layout,
+    network,
+    params,
+    tracking,
+    training,
+)
 from emotion_detection.console import log, run
 from emotion_detection.dataset import Dataset, split
-from emotion_detection.files import whole, write_json
+from emotion_detection.files import fingerprint, whole, write_json
 from emotion_detection.network import build, export
-from emotion_detection.search import described, load_hyperparameters
+from emotion_detection.search import load_hyperparameters
 
 
 def main() -> None:
@@ -39,6 +51,19 @@ def main() -> None:
     )
     if rows.leaking:
         log.warning("split.validation = test: the epoch is chosen on the test images, which leaks")
+    made_of = {
+        "seed": values.seed,
+        "precision": precision,
+        "split": values.split.model_dump(),
+        "train": settings.model_dump(),
+        "network": asdict(architecture),
+        "parameters": model.count_params(),
+    }
+    state = layout.TRAIN_STATE / fingerprint(
+        {"dataset": dataset.digest, **made_of}, [network, training, inputs, augment]
+    )
+    if layout.TRAIN_STATE.exists() and not state.exists():
+        log.info("the training that was cut off had other data, params or code: starting anew")
     with tracking.run(
         "train",
         note=(
@@ -50,16 +75,11 @@ def main() -> None:
             "The `test/` metrics are evaluate's, on the test split."
         ),
         dataset=dataset,
-        params={
-            "seed": values.seed,
-            "precision": precision,
-            "split": values.split.model_dump(),
-            "train": settings.model_dump(),
-            "network": described(architecture),
-            "parameters": model.count_params(),
-        },
+        params=made_of,
         tags={"leaking": str(rows.leaking).lower(), "precision.why": why},
+        run_id=tracking.load_run_id(state / layout.RUN_FILE),
     ) as run_id:
+        tracking.save_run_id(state / layout.RUN_FILE, run_id)
         history = training.fit(
             model,
             dataset,
@@ -68,7 +88,7 @@ def main() -> None:
             recipe=training.Recipe(**dict(settings)),
             seed=values.seed,
             log_epoch=tracking.log_metrics,
-            best_weights=layout.TRAIN_STATE / "best.weights.h5",
+            checkpoints=training.Checkpoints(state),
         )
         best = training.best_epoch(history)
         metrics = {
@@ -92,6 +112,7 @@ def main() -> None:
         tracking.log_files(layout.TRAIN, "training")
         tracking.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
         tracking.save_run_id(layout.TRAIN_RUN, run_id)
+    shutil.rmtree(layout.TRAIN_STATE)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,14 @@
 """Search for a network; with tune.trials 0, take the one in params.yaml."""
 
-import hashlib
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict
 
-from emotion_detection import figures, layout, params, tracking, training
+from emotion_detection import figures, inputs, layout, network, params, search, tracking, training
 from emotion_detection.console import log, run
 from emotion_detection.dataset import Dataset, Split, part, split
-from emotion_detection.files import whole, write_json
+from emotion_detection.files import fingerprint, whole, write_json
 from emotion_detection.network import Architecture, build
-from emotion_detection.search import Outcome, Trial, described, search
-
-RUN_FILE = "mlflow_run.json"
+from emotion_detection.search import Outcome, Trial, described
 
 
 def main() -> None:
@@ -60,7 +55,9 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
         "network": values.network.model_dump(),
         "tune": settings.model_dump(),
     }
-    folder = layout.SEARCH_STATE / _fingerprint({"dataset": dataset.digest, **made_of})
+    folder = layout.SEARCH_STATE / fingerprint(
+        {"dataset": dataset.digest, **made_of}, [network, training, search, inputs]
+    )
 
     def run_trial(trial: Trial) -> Outcome:
         architecture = trial.architecture
@@ -128,10 +125,10 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
         dataset=dataset,
         params=made_of,
         tags={"leaking": str(rows.leaking).lower()},
-        run_id=tracking.load_run_id(folder / RUN_FILE),
+        run_id=tracking.load_run_id(folder / layout.RUN_FILE),
     ) as run_id:
-        tracking.save_run_id(folder / RUN_FILE, run_id)
-        chosen, trials = search(
+        tracking.save_run_id(folder / layout.RUN_FILE, run_id)
+        chosen, trials = search.search(
             space=settings.space,
             baseline=baseline,
             oracle=settings.oracle,
@@ -170,10 +167,6 @@ def _note(settings: params.Tune, dataset: Dataset, rows: Split) -> str:
         f"scored by val_accuracy on {len(rows.validation):,}.\n\n"
         "Its trials are the child runs; the best one's hyperparameters are in the tags `best.*`."
     )
-
-
-def _fingerprint(made_of: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -14,9 +14,27 @@ from emotion_detection import training
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset, Split
 from emotion_detection.network import Architecture, build
-from emotion_detection.training import Recipe, best_epoch, duration, fit, predict, resolve_precision
+from emotion_detection.params import Augment
+from emotion_detection.training import (
+    Checkpoints,
+    Recipe,
+    best_epoch,
+    duration,
+    fit,
+    predict,
+    resolve_precision,
+)
 
 Make = Callable[..., Architecture]
+SHAKEN = Augment(
+    rotation=10,
+    width_shift=0.1,
+    height_shift=0.1,
+    shear=0,
+    zoom=0.1,
+    horizontal_flip=True,
+    fill_mode="nearest",
+)
 RECIPE = Recipe(lr=1e-2, batch_size=12, epochs=3, early_stopping_patience=None)
 
 
@@ -42,7 +60,7 @@ class Trainer:
         train: np.ndarray | None = None,
         seed: int = 0,
         log_epoch: training.LogEpoch = silent,
-        best_weights: Path | None = None,
+        checkpoints: Path | None = None,
         first_epoch: int = 0,
     ) -> pd.DataFrame:
         self.model = self.fresh()
@@ -54,7 +72,7 @@ class Trainer:
             recipe=recipe,
             seed=seed,
             log_epoch=log_epoch,
-            best_weights=best_weights,
+            checkpoints=Checkpoints(checkpoints) if checkpoints else None,
             first_epoch=first_epoch,
             verbose=False,
         )
@@ -138,23 +156,78 @@ def test_an_images_prediction_is_in_its_row_whatever_the_order(
 
 
 def test_the_weights_of_the_best_epoch_are_kept(trainer: Trainer, tmp_path: Path) -> None:
-    weights = tmp_path / "deeper" / "best.weights.h5"
     recipe = Recipe(lr=1e-2, batch_size=12, epochs=5, early_stopping_patience=None)
-    history = trainer(recipe, log_epoch=trainer.climb_after(3), best_weights=weights)
+    history = trainer(recipe, log_epoch=trainer.climb_after(3), checkpoints=tmp_path / "state")
 
     best = best_epoch(history)
     assert best["epoch"] <= 3
     assert best["val_accuracy"] > history["val_accuracy"].iloc[-1]
     rows = trainer.rows.validation
-    for model in (trainer.model, trainer.fresh()):
-        if model is not trainer.model:
-            model.load_weights(weights)
-        probabilities = predict(model, trainer.toy, rows, 18)
-        assert accuracy(probabilities, trainer.toy.labels[rows]) == pytest.approx(
-            best["val_accuracy"]
-        )
-        own = probabilities[np.arange(len(rows)), trainer.toy.labels[rows]]
-        assert -np.log(own).mean() == pytest.approx(best["val_loss"], rel=1e-4)
+    probabilities = predict(trainer.model, trainer.toy, rows, 18)
+    labels = trainer.toy.labels[rows]
+    assert accuracy(probabilities, labels) == pytest.approx(best["val_accuracy"])
+    own = probabilities[np.arange(len(rows)), labels]
+    assert -np.log(own).mean() == pytest.approx(best["val_loss"], rel=1e-4)
+
+
+class CutOffError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_training_that_was_cut_off_ends_as_an_unbroken_one(
+    toy: Dataset, rows: Split, architecture: Make, tmp_path: Path, after: int
+) -> None:
+    # Dropout's random state, Adam's moments and both counters have to survive.
+    recipe = Recipe(
+        lr=5e-2,
+        batch_size=12,
+        epochs=9,
+        early_stopping_patience=4,
+        reduce_lr_patience=1,
+        augment=SHAKEN,
+    )
+    trainer = Trainer(toy, rows, architecture(dropout=0.3))
+    unbroken = trainer(recipe, checkpoints=tmp_path / "unbroken")
+    weights = trainer.model.get_weights()
+
+    def cut(figures: Mapping[str, float], epoch: int) -> None:
+        if epoch == after + 1:
+            raise CutOffError
+
+    seen: list[int] = []
+    with pytest.raises(CutOffError):
+        trainer(recipe, checkpoints=tmp_path / "cut", log_epoch=cut)
+    history = trainer(
+        recipe,
+        checkpoints=tmp_path / "cut",
+        log_epoch=lambda figures, epoch: seen.append(epoch),
+    )
+    assert seen == list(range(after + 1, len(unbroken) + 1))
+    pd.testing.assert_frame_equal(
+        history.drop(columns="seconds"), unbroken.drop(columns="seconds"), rtol=1e-4
+    )
+    for mine, its in zip(trainer.model.get_weights(), weights, strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_that_had_ended_is_not_gone_on_with(trainer: Trainer, tmp_path: Path) -> None:
+    history = trainer(RECIPE, checkpoints=tmp_path)
+
+    def never(figures: Mapping[str, float], epoch: int) -> None:
+        pytest.fail(f"trained epoch {epoch} again")
+
+    again = trainer(RECIPE, checkpoints=tmp_path, log_epoch=never)
+    pd.testing.assert_frame_equal(again, history)
+    assert len(list(tmp_path.iterdir())) <= 2
+
+
+def test_a_damaged_checkpoint_is_named(trainer: Trainer, tmp_path: Path) -> None:
+    trainer(RECIPE, checkpoints=tmp_path)
+    newest = max(tmp_path.iterdir()) / "model.weights.h5"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"epoch_00003: damaged checkpoint .*remove .* train anew"):
+        trainer(RECIPE, checkpoints=tmp_path)
 
 
 def test_without_a_place_for_the_best_weights_the_last_are_kept(

@@ -1,11 +1,13 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and telling whether something is still the same."""
 
 import contextlib
 import csv
+import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -42,3 +44,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def fingerprint(values: Mapping[str, Any], code: Sequence[ModuleType]) -> str:
+    """Give 16 hex digits that differ where `values` (JSON) or the source of `code` do."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for module in code:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:16]

@@ -33,3 +33,6 @@ def main_root() -> Path:
 
 TRAIN_STATE = Path("models/.train")
 """Checkpoints of a training; likewise no output."""
+
+RUN_FILE = "mlflow_run.json"
+"""The name, in either, of what says which MLflow run goes on."""

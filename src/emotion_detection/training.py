@@ -1,6 +1,8 @@
 """Training a network: precision, loss, callbacks and what is shown meanwhile."""
 
+import json
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +16,11 @@ from tqdm import tqdm
 
 from emotion_detection.console import UserError, log
 from emotion_detection.dataset import Dataset
+from emotion_detection.files import whole, write_json
 from emotion_detection.inputs import evaluation_batches, steps_per_epoch, training_batches
 from emotion_detection.params import Augment
+
+WEIGHTS = "model.weights.h5"
 
 LogEpoch = Callable[[Mapping[str, float], int], None]
 """Called after every epoch with its figures and its number, from 1."""
@@ -61,6 +66,68 @@ def _processor_flags() -> set[str]:
     return set()
 
 
+class Checkpoints:
+    """The finished epochs of a training that a cut-off one goes on from: the last and the best.
+
+    A folder an epoch holds the weights, the optimizer's state and the history up to there. It
+    appears whole, and an older one goes only after it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Keep them in `folder`; the caller names it after all that the training depends on."""
+        self._folder = folder
+
+    def resume(self, model: keras.Model) -> tuple[list[dict[str, float]], bool]:
+        """Put the compiled `model` where the last epoch left it; give the history and if it ended.
+
+        Raises:
+            UserError: if the checkpoint is damaged.
+
+        """
+        epochs = self._epochs()
+        if not epochs:
+            return [], False
+        try:
+            kept = json.loads((epochs[-1] / "history.json").read_text(encoding="utf-8"))
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(epochs[-1] / WEIGHTS)
+            for variable, state in zip(_random_state(model), kept["random_state"], strict=True):
+                variable.assign(state)
+            return kept["rows"], kept["ended"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{epochs[-1]}: damaged checkpoint ({error}); remove {self._folder} to train anew"
+            ) from error
+
+    def save(self, model: keras.Model, rows: list[dict[str, float]], ended: bool) -> None:
+        """Keep the epoch that `rows` end with, and drop what is neither the last nor the best."""
+        with whole(self._path(len(rows))) as folder:
+            folder.mkdir()
+            model.save_weights(folder / WEIGHTS)
+            states = [variable.numpy().tolist() for variable in _random_state(model)]
+            kept = {"rows": rows, "ended": ended, "random_state": states}
+            write_json(folder / "history.json", kept)
+        needed = {self._path(len(rows)), self._path(_best(rows))}
+        for folder in self._epochs():
+            if folder not in needed:
+                shutil.rmtree(folder)
+
+    def load_best(self, model: keras.Model, rows: list[dict[str, float]]) -> None:
+        """Give `model` the weights of the best epoch of `rows`."""
+        model.load_weights(self._path(_best(rows)) / WEIGHTS)
+
+    def _path(self, epoch: int) -> Path:
+        return self._folder / f"epoch_{epoch:05d}"
+
+    def _epochs(self) -> list[Path]:
+        return sorted(self._folder.glob("epoch_*"))
+
+
+def _random_state(model: keras.Model) -> list[keras.Variable]:
+    """Give what dropout draws its next masks from; Keras does not count it among the weights."""
+    return [variable for variable in model.variables if variable.name == "seed_generator_state"]
+
+
 def fit(
     model: keras.Model,
     dataset: Dataset,
@@ -70,18 +137,19 @@ def fit(
     recipe: Recipe,
     seed: int,
     log_epoch: LogEpoch,
-    best_weights: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     first_epoch: int = 0,
     verbose: bool = True,
 ) -> pd.DataFrame:
     """Train `model` on rows `train` of `dataset` and return its history, a row an epoch.
 
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
-    `best_weights`, the weights of the epoch with the highest val_accuracy are kept there and are
-    the model's at the end.
+    `checkpoints`, a training that was cut off goes on after its last finished epoch, and the
+    model ends with the weights of the best epoch; without, it starts at `first_epoch` and ends
+    with those of the last.
 
     Raises:
-        UserError: if the batch is larger than the training rows.
+        UserError: if the batch is larger than the training rows, or a checkpoint is damaged.
 
     """
     if recipe.batch_size > len(train):
@@ -96,22 +164,48 @@ def fit(
         # XLA's convolutions on a CPU are slower than oneDNN's.
         jit_compile=False,
     )
-    steps = steps_per_epoch(len(train), recipe.batch_size)
-    epochs = _Epochs(recipe.epochs, steps, log_epoch, verbose)
-    callbacks: list[keras.callbacks.Callback] = [epochs, keras.callbacks.TerminateOnNaN()]
-    if best_weights is not None:
-        best_weights.parent.mkdir(parents=True, exist_ok=True)
-        callbacks.append(
-            keras.callbacks.ModelCheckpoint(
-                str(best_weights),
-                monitor="val_accuracy",
-                mode="max",
-                save_best_only=True,
-                save_weights_only=True,
-            )
+    rows: list[dict[str, float]] = []
+    ended = False
+    if checkpoints is not None:
+        rows, ended = checkpoints.resume(model)
+        first_epoch = len(rows)
+        if rows:
+            log.info("going on after epoch %d of a training that was cut off", first_epoch)
+    if not ended and first_epoch < recipe.epochs:
+        steps = steps_per_epoch(len(train), recipe.batch_size)
+        followers = _followers(recipe)
+        epochs = _Epochs(rows, recipe.epochs, steps, log_epoch, followers, verbose)
+        callbacks = [*followers, keras.callbacks.TerminateOnNaN(), epochs]
+        if checkpoints is not None:
+            callbacks.append(_Keep(checkpoints, rows))
+        model.fit(
+            training_batches(
+                dataset,
+                train,
+                recipe.batch_size,
+                seed=seed,
+                augmentation=recipe.augment,
+                first_epoch=first_epoch,
+            ),
+            steps_per_epoch=steps,
+            epochs=recipe.epochs,
+            initial_epoch=first_epoch,
+            validation_data=evaluation_batches(dataset, validation, recipe.batch_size),
+            class_weight=_class_weights(dataset, train, recipe.class_weights),
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
         )
+    if checkpoints is not None:
+        checkpoints.load_best(model, rows)
+    return pd.DataFrame(rows)
+
+
+def _followers(recipe: Recipe) -> list[keras.callbacks.Callback]:
+    """Give the callbacks that act on how val_loss goes."""
+    followers: list[keras.callbacks.Callback] = []
     if recipe.reduce_lr_patience is not None:
-        callbacks.append(
+        followers.append(
             keras.callbacks.ReduceLROnPlateau(
                 monitor="val_loss",
                 patience=recipe.reduce_lr_patience,
@@ -119,32 +213,16 @@ def fit(
             )
         )
     if recipe.early_stopping_patience is not None:
-        callbacks.append(
+        followers.append(
             keras.callbacks.EarlyStopping(
                 monitor="val_loss", patience=recipe.early_stopping_patience
             )
         )
-    model.fit(
-        training_batches(
-            dataset,
-            train,
-            recipe.batch_size,
-            seed=seed,
-            augmentation=recipe.augment,
-            first_epoch=first_epoch,
-        ),
-        steps_per_epoch=steps,
-        epochs=recipe.epochs,
-        initial_epoch=first_epoch,
-        validation_data=evaluation_batches(dataset, validation, recipe.batch_size),
-        class_weight=_class_weights(dataset, train, recipe.class_weights),
-        callbacks=callbacks,
-        shuffle=False,
-        verbose=0,
-    )
-    if best_weights is not None:
-        model.load_weights(best_weights)
-    return pd.DataFrame(epochs.rows)
+    return followers
+
+
+def _best(rows: Sequence[Mapping[str, float]]) -> int:
+    return int(best_epoch(pd.DataFrame(rows))["epoch"])
 
 
 def best_epoch(history: pd.DataFrame) -> pd.Series:
@@ -160,16 +238,31 @@ def _class_weights(dataset: Dataset, rows: np.ndarray, kind: str) -> dict[int, f
 
 
 class _Epochs(keras.callbacks.Callback):
-    """A progress bar a training, a log line and a history row an epoch."""
+    """A progress bar, a log line and a history row an epoch; rows of earlier ones are there."""
 
-    def __init__(self, epochs: int, steps: int, log_epoch: LogEpoch, verbose: bool) -> None:
+    def __init__(
+        self,
+        rows: list[dict[str, float]],
+        epochs: int,
+        steps: int,
+        log_epoch: LogEpoch,
+        followers: Sequence[keras.callbacks.Callback],
+        verbose: bool,
+    ) -> None:
         super().__init__()
-        self.rows: list[dict[str, float]] = []
-        self._epochs, self._steps = epochs, steps
-        self._log_epoch, self._verbose = log_epoch, verbose
+        self._rows, self._epochs, self._steps = rows, epochs, steps
+        self._log_epoch, self._followers, self._verbose = log_epoch, followers, verbose
+
+    def on_train_begin(self, logs: object = None) -> None:
+        # Keras's callbacks count from zero at every start: they are told what they missed.
+        for row in self._rows:
+            self.model.optimizer.learning_rate = row["lr"]
+            for callback in self._followers:
+                callback.on_epoch_end(int(row["epoch"]) - 1, dict(row))
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         self._began = time.monotonic()
+        self._lr = float(self.model.optimizer.learning_rate.numpy())
         self._bar = tqdm(
             total=self._steps,
             desc=f"epoch {epoch + 1}/{self._epochs}",
@@ -188,13 +281,24 @@ class _Epochs(keras.callbacks.Callback):
         row = {
             "epoch": epoch + 1,
             **{name: figures[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")},
-            "lr": float(self.model.optimizer.learning_rate.numpy()),
+            "lr": self._lr,
             "seconds": round(time.monotonic() - self._began, 3),
         }
-        self.rows.append(row)
+        self._rows.append(row)
         self._log_epoch({name: value for name, value in row.items() if name != "epoch"}, epoch + 1)
         if self._verbose:
             log.info("%s", _line(row, self._epochs))
+
+
+class _Keep(keras.callbacks.Callback):
+    """Keeps every finished epoch, after all others had their say about it."""
+
+    def __init__(self, checkpoints: Checkpoints, rows: list[dict[str, float]]) -> None:
+        super().__init__()
+        self._checkpoints, self._rows = checkpoints, rows
+
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+        self._checkpoints.save(self.model, self._rows, ended=self.model.stop_training)
 
 
 def _line(row: Mapping[str, float], epochs: int) -> str:
