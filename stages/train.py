@@ -87,7 +87,7 @@ def main() -> None:
             validation=rows.validation,
             recipe=training.Recipe(**dict(settings)),
             seed=values.seed,
-            log_epoch=tracking.log_metrics,
+            log_epoch=tracking.log_epoch,
             checkpoints=training.Checkpoints(state),
         )
         best = training.best_epoch(history)
@@ -108,7 +108,7 @@ def main() -> None:
         model = export(model, architecture)
         with whole(layout.MODEL) as path:
             model.save(path)
-        tracking.log_metrics({f"best/{name}": value for name, value in metrics.items()})
+        tracking.log_metrics(metrics)
         tracking.log_files(layout.TRAIN, "training")
         tracking.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
         tracking.save_run_id(layout.TRAIN_RUN, run_id)

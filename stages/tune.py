@@ -101,7 +101,7 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
                     early_stopping_patience=settings.early_stopping_patience,
                 ),
                 seed=values.seed,
-                log_epoch=tracking.log_metrics,
+                log_epoch=tracking.log_epoch,
                 first_epoch=trial.first_epoch,
                 verbose=False,
             )
@@ -113,7 +113,11 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
                 epochs=len(history),
             )
             tracking.log_metrics(
-                {"best_val_accuracy": outcome.val_accuracy, "seconds": history["seconds"].sum()}
+                {
+                    "val_accuracy": outcome.val_accuracy,
+                    "val_loss": outcome.val_loss,
+                    "seconds": float(history["seconds"].sum()),
+                }
             )
         if settings.oracle == "hyperband":
             model.save_weights(trial.checkpoint)

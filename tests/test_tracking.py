@@ -90,8 +90,8 @@ def finished(project: Project, toy: Dataset) -> Run:
 
 def test_a_run_says_what_made_it(project: Project, toy: Dataset) -> None:
     with start(toy) as run_id:
-        tracking.log_metrics({"loss": 1.5}, 1)
-        tracking.log_metrics({"loss": 0.5}, 2)
+        tracking.log_epoch({"loss": 1.5}, 1)
+        tracking.log_epoch({"loss": 0.5}, 2)
         tracking.set_tags({"late": "yes"})
     run = project.client.get_run(run_id)
 
@@ -115,7 +115,8 @@ def test_a_run_says_what_made_it(project: Project, toy: Dataset) -> None:
     assert "dvc.experiment" not in tags
     assert {f"version.{name}" for name in ("tensorflow", "keras", "mlflow", "dvc")} <= tags.keys()
     losses = [
-        (point.step, point.value) for point in project.client.get_metric_history(run_id, "loss")
+        (point.step, point.value)
+        for point in project.client.get_metric_history(run_id, "epoch/loss")
     ]
     assert losses == [(1, 1.5), (2, 0.5)]
 

@@ -129,9 +129,17 @@ def log_params(params: Mapping[str, Any]) -> None:
     mlflow.log_params({key: _shown(value) for key, value in params.items()})
 
 
-def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
-    """Log `metrics` to the current run, at `step` where they are a curve's next points."""
-    mlflow.log_metrics(dict(metrics), step=step)
+def log_metrics(metrics: Mapping[str, float]) -> None:
+    """Log `metrics` to the current run."""
+    mlflow.log_metrics(dict(metrics))
+
+
+def log_epoch(metrics: Mapping[str, float], epoch: int) -> None:
+    """Log the next points of the current run's curves, as epoch/loss and so on.
+
+    MLflow makes a section of charts of each prefix, and this one comes first.
+    """
+    mlflow.log_metrics({f"epoch/{name}": value for name, value in metrics.items()}, step=epoch)
 
 
 def log_files(folder: Path, artifact_folder: str) -> None:
