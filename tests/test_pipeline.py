@@ -254,7 +254,7 @@ def test_plain_mlflow_ui_shows_the_runs(project: Project) -> None:
             for name in ("trial 01", "trial 02"):
                 expect(page.get_by_role("link", name=name)).to_be_visible()
             _open(page, f"{runs}/{train.info.run_id}/model-metrics")
-            for name in ("epoch (6)", "accuracy", "loss"):
+            for name in ("train (epoch/accuracy)", "val_loss"):
                 expect(page.get_by_text(name, exact=True).first).to_be_visible()
             _open(page, f"{runs}/{train.info.run_id}/artifacts/evaluation/roc.png")
             page.wait_for_function("[...document.images].some(i => i.naturalWidth > 600)")
