@@ -205,6 +205,16 @@ def test_a_space_that_is_used_up_ends_the_search_with_a_word(
     assert "tune.max_gflops = 1e-09" in caplog.text
 
 
+def test_a_damaged_search_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    with pytest.raises(KeyboardInterrupt):
+        look(folder, Recorder({2: KeyboardInterrupt()}))
+    state = folder / "oracle.json"
+    state.write_text(state.read_text()[:100])
+    with pytest.raises(UserError, match=r"search: damaged state .*remove it to search anew"):
+        look(folder)
+
+
 def test_the_table_says_what_each_trial_came_to(tmp_path: Path) -> None:
     best, table = look(tmp_path / "search")
     assert table.columns.tolist() == [

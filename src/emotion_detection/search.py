@@ -222,7 +222,8 @@ def search(
     val_accuracy, val_loss, parameters, gflops, epochs, seconds, the hyperparameters, message.
 
     Raises:
-        UserError: if every trial failed, or no network of `space` is under `max_gflops`.
+        UserError: if every trial failed, no network of `space` is under `max_gflops`, or what is
+            in `folder` is damaged.
 
     """
 
@@ -271,9 +272,14 @@ def search(
     if chosen.baseline is None:
         log.info("the network in params.yaml is outside tune.space, so no trial looks at it")
 
-    tuner = _Tuner(
-        run, baseline, epochs, oracle=chosen, directory=str(folder.parent), project_name=folder.name
-    )
+    place = {"directory": str(folder.parent), "project_name": folder.name}
+    try:
+        tuner = _Tuner(run, baseline, epochs, oracle=chosen, **place)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        # KerasTuner writes its state in place, and a killed search can leave half of it.
+        raise UserError(
+            f"{folder}: damaged state of a search ({error}); remove it to search anew"
+        ) from error
     # KerasTuner reads them back in any order, and the first of equals is the best.
     chosen.trials = dict(sorted(chosen.trials.items()))
     if chosen.end_order:
