@@ -26,12 +26,7 @@ def main() -> None:
     settings = values.train
     architecture = load_hyperparameters(layout.HYPERPARAMETERS)
     dataset = Dataset.open(layout.DATASET)
-    rows = split(
-        dataset,
-        validation=values.split.validation,
-        fraction=values.split.fraction,
-        seed=values.seed,
-    )
+    rows = split(dataset, **values.split.model_dump(), seed=values.seed)
     precision, why = training.resolve_precision(values.precision)
     model = build(
         architecture,

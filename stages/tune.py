@@ -29,12 +29,7 @@ def main() -> None:
 def _search(values: params.Params, baseline: Architecture) -> Architecture:
     settings = values.tune
     dataset = Dataset.open(layout.DATASET)
-    rows = split(
-        dataset,
-        validation=values.split.validation,
-        fraction=values.split.fraction,
-        seed=values.seed,
-    )
+    rows = split(dataset, **values.split.model_dump(), seed=values.seed)
     rows = part(dataset, rows, settings.images, values.seed)
     image_shape = dataset.images.shape[1:]
     precision, why = training.resolve_precision(values.precision)

@@ -19,7 +19,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 def evaluation_batches(dataset: Dataset, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
     """Give the images of `rows` once, in their order: ((b, H, W, C) uint8, (b,) int64)."""
     numbers = tf.data.Dataset.from_tensor_slices(rows.astype(np.int64)).batch(batch_size)
-    return numbers.map(_reader(dataset)).prefetch(2)
+    return _untuned(numbers.map(_reader(dataset)).prefetch(2))
 
 
 def training_batches(
@@ -54,7 +54,15 @@ def training_batches(
         return images, labels
 
     epochs = tf.data.Dataset.counter(first_epoch)
-    return epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4)
+    return _untuned(epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4))
+
+
+def _untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
+    # Nothing here is left to tf.data's tuner, whose thread sleeps in steps that double: a pass
+    # over the data would end only with the step it is in, at worst in twice its time.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)
 
 
 def _reader(dataset: Dataset) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
