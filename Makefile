@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test lint ui lock clean
+.PHONY: help repro test lint bench ui lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -18,6 +18,9 @@ lint: .venv/.dev  ## format check, lint and types
 	ruff format --check .
 	ruff check .
 	mypy
+
+bench: .venv/.repro  ## measure the speed, into docs/benchmarks.md; SOURCE=archive.zip measures on that
+	python -m benchmarks $(if $(SOURCE),--source $(SOURCE))
 
 ui: .venv/.repro  ## browse the runs, at http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --port 5000

@@ -1,0 +1,78 @@
+"""What is measured on: a source, packed by the project's own ingest, and the notebook's network."""
+
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from emotion_detection import archive, params
+from emotion_detection.dataset import Dataset, Split, split
+from emotion_detection.network import Architecture
+
+SEED = 1
+TRANSFORMS = {
+    "rotation_range": 15,
+    "width_shift_range": 0.1,
+    "height_shift_range": 0.1,
+    "shear_range": 10,
+    "zoom_range": 0.1,
+    "horizontal_flip": True,
+    "fill_mode": "nearest",
+}
+AUGMENT = params.Augment(
+    rotation=15,
+    width_shift=0.1,
+    height_shift=0.1,
+    shear=10,
+    zoom=0.1,
+    horizontal_flip=True,
+    fill_mode="nearest",
+)
+"""What TRANSFORMS says to Keras, said to this project."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """A source and a scratch folder to unpack and pack it in."""
+
+    source: Path
+    scratch: Path
+
+    @cached_property
+    def folder(self) -> Path:
+        """Give the source's train split as class folders."""
+        if self.source.is_dir():
+            return next(path for path in sorted(self.source.rglob("train")) if path.is_dir())
+        with zipfile.ZipFile(self.source) as file:
+            file.extractall(self.scratch / "unpacked")
+        return next((self.scratch / "unpacked").rglob("train"))
+
+    @cached_property
+    def packed(self) -> Path:
+        """Give the folder of the packed dataset."""
+        folder = self.scratch / "dataset"
+        settings = params.load().ingest.model_dump(exclude={"source"})
+        archive.ingest(self.source, folder, **settings, seed=SEED)
+        return folder
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Give the packed dataset."""
+        return Dataset.open(self.packed)
+
+    @cached_property
+    def rows(self) -> Split:
+        """Give the clean split."""
+        return split(self.dataset, validation="holdout", fraction=0.15, seed=SEED)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Give the notebook's last network."""
+        return Architecture(**dict(params.load().network))
+
+    def some(self, count: int) -> np.ndarray:
+        """Give `count` train rows, drawn with a seed."""
+        rows = np.random.default_rng(SEED).permutation(self.rows.train)
+        return np.resize(rows, count)

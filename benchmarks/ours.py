@@ -1,0 +1,137 @@
+"""This project's own code, taking turns."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.material import SEED
+from benchmarks.turns import Turn
+from emotion_detection.dataset import Dataset
+from emotion_detection.inputs import training_batches
+from emotion_detection.network import Architecture, build, load
+from emotion_detection.params import Augment
+from emotion_detection.training import Recipe, fit, predict, resolve_precision
+
+
+def recipe(batch_size: int, epochs: int, augment: Augment | None = None) -> Recipe:
+    """Give the notebook's recipe, which never stops early here."""
+    return Recipe(
+        lr=5e-4, batch_size=batch_size, epochs=epochs, early_stopping_patience=None, augment=augment
+    )
+
+
+def make(
+    architecture: Architecture,
+    dataset: Dataset,
+    precision: str = "auto",
+    fast: bool = True,
+    seed: int = SEED,
+) -> keras.Model:
+    """Build the network as train does, or of plain Keras layers where not `fast`."""
+    return build(
+        architecture,
+        image_shape=dataset.images.shape[1:],
+        classes=len(dataset.classes),
+        precision=resolve_precision(precision)[0],
+        fast=fast,
+        seed=seed,
+    )
+
+
+def train(
+    turn: Turn,
+    architecture: Architecture,
+    packed: Path,
+    rows: np.ndarray,
+    batch_size: int,
+    precision: str,
+    fast: bool,
+    augment: Augment | None = None,
+) -> None:
+    """Train for ever with `training.fit`, a turn an epoch over `rows`."""
+    dataset = Dataset.open(packed)
+
+    def next_turn(figures: Mapping[str, float], epoch: int) -> None:
+        turn.end(len(rows))
+        turn.begin()
+
+    turn.begin()
+    fit(
+        make(architecture, dataset, precision, fast),
+        dataset,
+        train=rows,
+        validation=rows[:batch_size],
+        recipe=recipe(batch_size, 1000, augment),
+        seed=SEED,
+        log_epoch=next_turn,
+        verbose=False,
+    )
+
+
+def feed(turn: Turn, packed: Path, rows: np.ndarray, batch_size: int, augment: Augment) -> None:
+    """Give batches of changed images for ever, and do nothing with them."""
+    stream = iter(
+        training_batches(Dataset.open(packed), rows, batch_size, seed=SEED, augmentation=augment)
+    )
+    steps = len(rows) // batch_size
+    while True:
+        turn.begin()
+        for _ in range(steps):
+            next(stream)
+        turn.end(steps * batch_size)
+
+
+def waiting(
+    turn: Turn,
+    architecture: Architecture,
+    packed: Path,
+    rows: np.ndarray,
+    batch_size: int,
+    augment: Augment | None,
+) -> None:
+    """Give, a turn, the share of its time that an epoch's steps spend waiting for their batch."""
+    dataset = Dataset.open(packed)
+    model = make(architecture, dataset)
+    model.compile(
+        keras.optimizers.Adam(5e-4),
+        keras.losses.SparseCategoricalCrossentropy(),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    stream = iter(training_batches(dataset, rows, batch_size, seed=SEED, augmentation=augment))
+    while True:
+        turn.begin()
+        began = time.perf_counter()
+        waited = 0.0
+        for _ in range(len(rows) // batch_size):
+            asked = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - asked
+            model.train_on_batch(*batch)
+        turn.give(waited / (time.perf_counter() - began))
+
+
+def score(turn: Turn, packed: Path, model: Path, batch_size: int) -> None:
+    """Predict the test images for ever with a saved model, as evaluate does."""
+    dataset = Dataset.open(packed)
+    network = load(model)
+    rows = dataset.is_test.nonzero()[0]
+    while True:
+        turn.begin()
+        predict(network, dataset, rows, batch_size)
+        turn.end(len(rows))
+
+
+def matrix_product(turn: Turn, dtype: str, side: int = 4096) -> None:
+    """Give the floating-point operations a second of a large matrix product."""
+    matrix = tf.cast(tf.random.normal((side, side)), dtype)
+    multiply = tf.function(lambda: tf.reduce_sum(tf.cast(tf.matmul(matrix, matrix)[0], tf.float32)))
+    while True:
+        turn.begin()
+        for _ in range(5):
+            multiply().numpy()
+        turn.end(5 * 2 * side**3)

@@ -1,0 +1,91 @@
+"""The tables of docs/benchmarks.md, kept a section a file so that one can be measured anew."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from emotion_detection.files import whole
+
+SECTIONS = Path("reports/benchmarks")
+DOCUMENT = Path("docs/benchmarks.md")
+PACKAGES = ("tensorflow", "keras", "keras-tuner", "numpy", "pillow", "torch")
+
+
+@dataclass
+class Section:
+    """A heading, tables and the sentences that explain them."""
+
+    title: str
+    parts: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Add a paragraph."""
+        self.parts.append(text)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Add a table; all columns but the first are aligned to the right."""
+        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+        self.parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+
+
+def keep(name: str, section: Section) -> None:
+    """Keep a section just measured, and put the document together from all there are."""
+    measured = f"*{time.strftime('%Y-%m-%d')}, commit {_commit()}, {machine()}; {versions()}.*"
+    text = "\n\n".join([f"## {section.title}", *section.parts, measured])
+    SECTIONS.mkdir(parents=True, exist_ok=True)
+    with whole(SECTIONS / f"{name}.md") as path:
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def assemble(names: Sequence[str]) -> None:
+    """Write the document from the sections kept, in the order of `names`."""
+    kept = [SECTIONS / f"{name}.md" for name in names]
+    texts = [path.read_text(encoding="utf-8") for path in kept if path.exists()]
+    head = (
+        "# Benchmarks\n\n"
+        "Written by `make bench`. Contenders run in processes of their own and take turns; the "
+        "first turn of each is left out. A figure is the median of the turns, with the lowest and "
+        "the highest.\n"
+    )
+    DOCUMENT.parent.mkdir(exist_ok=True)
+    with whole(DOCUMENT) as path:
+        path.write_text("\n".join([head, *texts]), encoding="utf-8")
+
+
+def machine() -> str:
+    """Say what this machine is."""
+    model = platform.processor() or platform.machine()
+    features = ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        text = info.read_text()
+        model = text.split("model name\t: ")[1].splitlines()[0]
+        flags = text.split("flags\t\t: ")[1].splitlines()[0].split()
+        wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+        features = f" with {', '.join(flag for flag in wanted if flag in flags)}"
+    return f"{os.cpu_count()} cores of {model}{features}, {platform.system()}"
+
+
+def versions() -> str:
+    """Give the versions of what is measured."""
+    there = [name for name in PACKAGES if importlib.util.find_spec(_module(name))]
+    return f"Python {platform.python_version()}, " + ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in there
+    )
+
+
+def _module(package: str) -> str:
+    return {"pillow": "PIL"}.get(package, package.replace("-", "_"))
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,126 @@
+"""The search: the same networks, by this project and by plain KerasTuner on the notebook's code."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import psutil
+
+from benchmarks import notebook, ours
+from benchmarks.material import SEED, Material
+from benchmarks.report import Section
+from benchmarks.turns import alone
+from emotion_detection import params
+from emotion_detection.dataset import Dataset, part
+from emotion_detection.network import Architecture
+from emotion_detection.search import Outcome, Trial, search
+from emotion_detection.training import best_epoch, fit
+
+TRIALS = 10
+IMAGES = 1024
+EPOCHS = 2
+BATCH_SIZE = 64
+
+
+def _search(
+    packed: Path, rows: np.ndarray, validation: np.ndarray, folder: Path
+) -> tuple[list[Architecture], list[float]]:
+    """Search as tune does; gives the networks and the memory, in GiB, after each trial."""
+    dataset = Dataset.open(packed)
+    values = params.load()
+    networks, memory = [], []
+
+    def run(trial: Trial) -> Outcome:
+        model = ours.make(trial.architecture, dataset)
+        history = fit(
+            model,
+            dataset,
+            train=rows,
+            validation=validation,
+            recipe=ours.recipe(BATCH_SIZE, EPOCHS),
+            seed=SEED,
+            log_epoch=lambda figures, epoch: None,
+            verbose=False,
+        )
+        best = best_epoch(history)
+        networks.append(trial.architecture)
+        memory.append(psutil.Process().memory_info().rss / 2**30)
+        return Outcome(
+            val_accuracy=float(best["val_accuracy"]),
+            val_loss=float(best["val_loss"]),
+            parameters=model.count_params(),
+            epochs=EPOCHS,
+        )
+
+    search(
+        space=values.tune.space,
+        baseline=Architecture(**dict(values.network)),
+        oracle="random",
+        trials=TRIALS,
+        epochs=EPOCHS,
+        max_gflops=values.tune.max_gflops,
+        image_shape=dataset.images.shape[1:],
+        classes=len(dataset.classes),
+        seed=SEED,
+        folder=folder,
+        run=run,
+    )
+    return networks, memory
+
+
+def run(material: Material, turns: int) -> Section:
+    """Measure and describe; `turns` is not used, since a search is one."""
+    dataset = material.dataset
+    rows = part(dataset, material.rows, IMAGES, seed=0)
+    mine = alone(
+        _search,
+        packed=material.packed,
+        rows=rows.train,
+        validation=rows.validation,
+        folder=material.scratch / "search",
+    )
+    networks, memory = mine.value
+
+    def arrays(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        labels = keras.utils.to_categorical(dataset.labels[numbers], len(dataset.classes))
+        return np.asarray(dataset.images[numbers]), labels
+
+    x, y = arrays(rows.train)
+    plain = alone(
+        notebook.search,
+        architectures=networks,
+        x=x,
+        y=y,
+        validation=arrays(rows.validation),
+        batch_size=BATCH_SIZE,
+        epochs=EPOCHS,
+        folder=str(material.scratch / "keras_tuner"),
+    )
+    section = Section("Search")
+    section.say(
+        f"The same {len(networks)} networks of the default space, {EPOCHS} epochs each on "
+        f"{len(rows.train):,} images in batches of {BATCH_SIZE}, start of the process and all:"
+    )
+    section.table(
+        (
+            "",
+            "seconds",
+            "times as fast",
+            "GiB after the first trial",
+            f"GiB after trial {len(networks)}",
+        ),
+        [
+            (
+                name,
+                f"{seconds:,.0f}",
+                f"{plain.seconds / seconds:.1f}",
+                f"{resident[0]:.2f}",
+                f"{resident[-1]:.2f}",
+            )
+            for name, seconds, resident in (
+                ("plain KerasTuner, the notebook's code", plain.seconds, plain.value),
+                ("this project", mine.seconds, memory),
+            )
+        ],
+    )
+    return section

@@ -1,0 +1,165 @@
+"""Training throughput of the notebook's network, and where the time of a step goes."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from functools import partial
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import notebook, ours, pytorch
+from benchmarks.material import SEED, Material
+from benchmarks.report import Section
+from benchmarks.turns import Contender, Rates, measure
+from emotion_detection import params
+from emotion_detection.network import Architecture, build
+from emotion_detection.training import resolve_precision
+
+STEPS = 12
+"""Steps a turn."""
+
+
+def run(material: Material, turns: int) -> Section:
+    """Measure and describe."""
+    section = Section("Training")
+    architecture, dataset = material.architecture, material.dataset
+    forward = architecture.forward_gflops(dataset.images.shape[1:], len(dataset.classes))
+    rate = measure(
+        {kind: partial(ours.matrix_product, dtype=kind) for kind in ("float32", "bfloat16")},
+        turns=turns,
+    )
+    teraflops = {kind: rates.median / 1e12 for kind, rates in rate.items()}
+    section.say(
+        f"The notebook's last network, {3 * forward:.2f} GFLOP an image and training step. A "
+        f"4096-square matrix product through TensorFlow runs at {teraflops['float32']:.2f} TFLOP/s "
+        f"in float32 and {teraflops['bfloat16']:.2f} in bfloat16 here, so that no code can train "
+        f"it at more than about {1e3 * teraflops['bfloat16'] / (3 * forward):,.0f} images/s."
+    )
+    for batch_size in (256, 64):
+        rows = material.some(STEPS * batch_size)
+        contenders: dict[str, Contender] = {
+            "the notebook's code, float32": partial(
+                notebook.train,
+                architecture=architecture,
+                folder=material.folder,
+                batch_size=batch_size,
+                steps=max(2, STEPS // 4),
+            ),
+            **{
+                name: partial(
+                    ours.train,
+                    architecture=architecture,
+                    packed=material.packed,
+                    rows=rows,
+                    batch_size=batch_size,
+                    precision=precision,
+                    fast=True,
+                )
+                for name, precision in (
+                    ("this project, float32", "float32"),
+                    ("this project, `precision: auto`", "auto"),
+                )
+            },
+        }
+        if importlib.util.find_spec("torch"):
+            contenders |= {
+                f"PyTorch, channels-last, {name}": partial(
+                    pytorch.train,
+                    architecture=architecture,
+                    images=np.asarray(dataset.images[np.sort(rows)]),
+                    labels=dataset.labels[np.sort(rows)],
+                    batch_size=batch_size,
+                    steps=STEPS // 2,
+                    bfloat16=bfloat16,
+                    compiled=compiled,
+                )
+                for name, bfloat16, compiled in (
+                    ("float32", False, False),
+                    ("bfloat16", True, False),
+                    ("bfloat16, compiled", True, True),
+                )
+            }
+        rates = measure(contenders, turns=turns)
+        first = next(iter(rates.values()))
+        section.say(f"Batches of {batch_size}:")
+        section.table(
+            ("", "images/s", "times the notebook's", "TFLOP/s", "of the bfloat16 product"),
+            [
+                _row(name, rate, first, 3 * forward, teraflops["bfloat16"])
+                for name, rate in rates.items()
+            ],
+        )
+    _explain(section)
+    return section
+
+
+def _row(name: str, rate: Rates, first: Rates, gflop: float, ceiling: float) -> tuple[str, ...]:
+    achieved = rate.median * gflop / 1e3
+    return (
+        name,
+        str(rate),
+        f"{rate.median / first.median:.1f}",
+        f"{achieved:.2f}",
+        f"{achieved / ceiling:.0%}",
+    )
+
+
+def _explain(section: Section) -> None:
+    """Add where the time of a step goes, from oneDNN's own log of single operations in turn."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training"],
+        env={**os.environ, "ONEDNN_VERBOSE": "1", "TF_NUM_INTEROP_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    log, _, seconds = done.stdout.partition("BEGIN\n")[2].partition("END ")
+    spent: dict[str, float] = defaultdict(float)
+    for line in log.splitlines():
+        fields = line.split(",")
+        if "exec" in fields and fields[-1].replace(".", "").isdigit():
+            at = fields.index("exec")
+            spent[f"{fields[at + 2].replace('_', ' ')}, {fields[at + 4].replace('_', ' ')}"] += (
+                float(fields[-1]) / 1e3
+            )
+    whole = float(seconds)
+    rows = [
+        (name, f"{part / whole:.0%}")
+        for name, part in sorted(spent.items(), key=lambda entry: -entry[1])[:8]
+    ]
+    rows.append(("all else", f"{1 - sum(spent.values()) / whole:.0%}"))
+    section.say("Where a step of this project goes, by oneDNN's log (one operation at a time):")
+    section.table(("operation", "share"), rows)
+
+
+def _steps() -> None:
+    architecture = Architecture(**dict(params.load().network))
+    model = build(
+        architecture,
+        image_shape=(48, 48, 3),
+        classes=7,
+        precision=resolve_precision("auto")[0],
+        seed=SEED,
+    )
+    model.compile(
+        keras.optimizers.Adam(5e-4), keras.losses.SparseCategoricalCrossentropy(), jit_compile=False
+    )
+    random = np.random.default_rng(SEED)
+    x = tf.constant(random.integers(0, 256, (256, 48, 48, 3), np.uint8))
+    y = tf.constant(random.integers(0, 7, 256))
+    for _ in range(3):
+        model.train_on_batch(x, y)
+    print("BEGIN", flush=True)
+    began = time.perf_counter()
+    for _ in range(5):
+        model.train_on_batch(x, y)
+    print(f"END {time.perf_counter() - began}", flush=True)
+
+
+if __name__ == "__main__":
+    _steps()
