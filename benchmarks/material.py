@@ -29,6 +29,9 @@ AUGMENT = params.Augment(
     zoom=0.1,
     horizontal_flip=True,
     fill_mode="nearest",
+    erasing=0,
+    mixup=0,
+    cutmix=0,
 )
 """What TRANSFORMS says to Keras, said to this project."""
 

@@ -13,7 +13,7 @@ from emotion_detection.dataset import Dataset, Split, group_by_digest, set_diges
 
 # TensorFlow takes seconds to import, and half of the tests need none.
 if TYPE_CHECKING:
-    from emotion_detection.network import Architecture
+    from emotion_detection.network import Architecture, Family
 
 TOY_CLASSES = ("angry", "happy", "sad")
 TOY_SIDE = 16
@@ -75,16 +75,22 @@ def architecture() -> Callable[..., Architecture]:
         filters: tuple[int, ...] = (8, 8),
         dense_units: tuple[int, ...] = (8,),
         *,
+        family: Family = "notebook",
         kernel: int = 3,
         dropout: float = 0.0,
+        squeeze_excitation: bool = False,
+        average_flips: bool = False,
     ) -> Architecture:
         return Architecture(
+            family=family,
             filters=filters,
             kernel_sizes=(kernel,) * len(filters),
             dense_units=dense_units,
+            squeeze_excitation=squeeze_excitation,
             conv_dropout=dropout,
             dense_dropout=dropout,
             norm_momentum=0.8,
+            average_flips=average_flips,
         )
 
     return make

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from emotion_detection.augment import augment, is_on
+from emotion_detection.augment import augment
 from emotion_detection.params import Augment
 
 OFF = Augment(
@@ -18,17 +18,29 @@ OFF = Augment(
     zoom=0,
     horizontal_flip=False,
     fill_mode="constant",
+    erasing=0,
+    mixup=0,
+    cutmix=0,
 )
 SIDE = 33
 MIDDLE = SIDE // 2
 
 
 def changed(images: np.ndarray, *, seed: int = 0, **settings: Any) -> np.ndarray:
-    found = augment(
-        tf.constant(images), OFF.model_copy(update=settings), tf.constant([seed, 0], tf.int64)
+    return mixed(images, seed=seed, **settings)[0]
+
+
+def mixed(images: np.ndarray, *, seed: int = 0, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Change images of which each is of a class of its own."""
+    found, targets = augment(
+        tf.constant(images),
+        tf.eye(len(images)),
+        OFF.model_copy(update=settings),
+        tf.constant([seed, 0], tf.int64),
     )
     assert found.dtype == tf.uint8
-    return found.numpy()
+    assert targets.dtype == tf.float32
+    return found.numpy(), targets.numpy()
 
 
 def noise(images: int = 12, side: int = SIDE) -> np.ndarray:
@@ -57,18 +69,19 @@ ALL: dict[str, Any] = {
     "shear": 20.0,
     "zoom": 0.3,
     "horizontal_flip": True,
+    "erasing": 0.5,
+    "mixup": 0.5,
+    "cutmix": 0.5,
 }
 
 
 def test_nothing_asked_for_is_nothing_changed() -> None:
-    assert not is_on(OFF)
     assert np.array_equal(changed(noise()), noise())
 
 
 @pytest.mark.parametrize("setting", ALL)
 def test_each_setting_alone_changes_images(setting: str) -> None:
     settings = {setting: ALL[setting]}
-    assert is_on(OFF.model_copy(update=settings))
     found = changed(noise(), **settings)
     assert found.shape == noise().shape
     assert not np.array_equal(found, noise())
@@ -139,3 +152,50 @@ def test_the_seed_fixes_every_image_and_images_differ() -> None:
     assert np.array_equal(found, changed(same, seed=3, **ALL))
     assert not np.array_equal(found, changed(same, seed=4, **ALL))
     assert len(np.unique(found, axis=0)) == 8
+
+
+def test_a_square_is_erased_in_the_images_grey() -> None:
+    images = noise(200)
+    found = changed(images, erasing=0.5)
+    grey = images.astype(float).mean(axis=(1, 2, 3)).astype(np.uint8)
+    painted = (found != images).any(axis=3)
+    for image, mask, mean in zip(found, painted, grey, strict=True):
+        assert (image[mask] == mean).all()
+        # Half a side each way, and what only happens to be of that grey.
+        assert mask.any(axis=1).sum() <= 0.5 * image.shape[0] + 1
+        assert mask.any(axis=0).sum() <= 0.5 * image.shape[1] + 1
+    assert 0.03 < painted.mean() < 0.12
+
+
+def test_mixup_blends_pixels_and_targets_alike() -> None:
+    images = noise(64)
+    found, targets = mixed(images, mixup=0.4)
+    np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-5)
+    shares = np.diagonal(targets)
+    assert shares.min() < 0.2
+    assert shares.max() > 0.8
+    for number, share in enumerate(shares):
+        other = len(images) - 1 - number
+        assert targets[number, other] == pytest.approx(1 - share, abs=1e-5)
+        blend = share * images[number].astype(float) + (1 - share) * images[other]
+        np.testing.assert_allclose(found[number], blend, atol=0.51)
+
+
+def test_cutmix_pastes_as_much_as_the_targets_say() -> None:
+    images = noise(64)
+    found, targets = mixed(images, cutmix=1.0)
+    for number, share in enumerate(np.diagonal(targets)):
+        other = len(images) - 1 - number
+        own = (found[number] == images[number]).all(axis=2)
+        assert ((found[number] == images[other]).all(axis=2) | own).all()
+        assert own.mean() == pytest.approx(share, abs=1e-3)
+
+
+def test_with_both_a_batch_is_mixed_one_way_or_the_other() -> None:
+    images = noise(8)
+    pasted = 0
+    for seed in range(24):
+        found, _ = mixed(images, seed=seed, mixup=1.0, cutmix=1.0)
+        known = (found == images).all(axis=3) | (found == images[::-1]).all(axis=3)
+        pasted += bool(known.all())
+    assert 4 < pasted < 20

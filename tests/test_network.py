@@ -17,12 +17,15 @@ from emotion_detection.network import Architecture, FusedBatchNormalization, bui
 
 Make = Callable[..., Architecture]
 NOTEBOOK = Architecture(
+    family="notebook",
     filters=(32, 128, 128, 32),
     kernel_sizes=(3, 3, 3, 3),
     dense_units=(64,),
+    squeeze_excitation=False,
     conv_dropout=0.2,
     dense_dropout=0.5,
     norm_momentum=0.9,
+    average_flips=False,
 )
 
 
@@ -125,8 +128,21 @@ def test_fused_normalisation_computes_what_keras_does(
     assert learnt == (trainable and training)
 
 
-def test_the_fast_network_is_the_plain_one(architecture: Make) -> None:
-    chosen = architecture((4, 8), (8, 4), dropout=0.3)
+FAMILIES = pytest.mark.parametrize(
+    "options",
+    [
+        {"family": "notebook"},
+        {"family": "plain", "dense_units": ()},
+        {"family": "residual", "dense_units": ()},
+        {"family": "residual", "squeeze_excitation": True, "kernel": 5},
+    ],
+    ids=["notebook", "plain", "residual", "squeeze"],
+)
+
+
+@FAMILIES
+def test_the_fast_network_is_the_plain_one(architecture: Make, options: dict[str, Any]) -> None:
+    chosen = architecture((4, 8), **{"dense_units": (8, 4), "dropout": 0.3, **options})
     fast, plain = small(chosen, fast=True), small(chosen, fast=False)
     assert same_weights(fast, plain)
     assert [layer.name for layer in fast.layers] == [layer.name for layer in plain.layers]
@@ -156,8 +172,11 @@ np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), verbose=0))
 """
 
 
-def test_a_trained_network_is_saved_as_plain_keras(architecture: Make, tmp_path: Path) -> None:
-    chosen = architecture(dropout=0.2)
+@FAMILIES
+def test_a_trained_network_is_saved_as_plain_keras(
+    architecture: Make, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    chosen = architecture(dropout=0.2, **options)
     model = small(chosen, precision="mixed_bfloat16")
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
     model.fit(noise(32), np.arange(32) % 3, batch_size=8, epochs=2, verbose=0)
@@ -177,6 +196,22 @@ def test_a_trained_network_is_saved_as_plain_keras(architecture: Make, tmp_path:
     np.testing.assert_allclose(np.load(files[2]), outputs, rtol=1e-5, atol=1e-6)
     reloaded = network.load(tmp_path / "model.keras")
     np.testing.assert_allclose(reloaded.predict(images, verbose=0), outputs, rtol=1e-5, atol=1e-6)
+
+
+@FAMILIES
+def test_with_average_flips_an_image_and_its_mirror_image_are_one(
+    architecture: Make, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    chosen = architecture(average_flips=True, **options)
+    model = small(chosen)
+    served = export(model, chosen)
+    images = noise(6)
+    mean = (model(images).numpy() + model(images[:, :, ::-1]).numpy()) / 2
+    served.save(tmp_path / "model.keras")
+    for found in (served, network.load(tmp_path / "model.keras")):
+        np.testing.assert_allclose(found(images), mean, rtol=1e-5, atol=1e-6)
+    assert served.count_params() == model.count_params()
+    assert served.input_shape == model.input_shape
 
 
 @pytest.mark.parametrize(
@@ -211,7 +246,12 @@ def operations_of(model: keras.Model) -> float:
 def test_the_cost_of_a_network_is_that_of_its_layers(
     architecture: Make, image_shape: tuple[int, int, int]
 ) -> None:
-    for chosen in (architecture((3,), (5,)), architecture((4, 9, 5), (8, 6), kernel=5)):
+    for chosen in (
+        architecture((3,), (5,)),
+        architecture((4, 9, 5), (8, 6), kernel=5),
+        architecture((4, 9, 9), (), family="plain"),
+        architecture((4, 9, 9), (6,), family="residual", squeeze_excitation=True),
+    ):
         model = build(chosen, image_shape=image_shape, classes=4)
         assert chosen.forward_gflops(image_shape, 4) == pytest.approx(operations_of(model))
 

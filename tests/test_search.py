@@ -36,12 +36,15 @@ SPACE = Space(
     dense_dropout=(0.0, 0.2),
 )
 BASELINE = Architecture(
+    family="notebook",
     filters=(8, 4),
     kernel_sizes=(3, 3),
     dense_units=(8,),
+    squeeze_excitation=False,
     conv_dropout=0.1,
     dense_dropout=0.2,
     norm_momentum=0.8,
+    average_flips=False,
 )
 OUTSIDE = replace(BASELINE, filters=(5, 5))
 SHAPE = (16, 16, 3)

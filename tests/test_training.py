@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -34,6 +35,9 @@ SHAKEN = Augment(
     zoom=0.1,
     horizontal_flip=True,
     fill_mode="nearest",
+    erasing=0,
+    mixup=0,
+    cutmix=0,
 )
 RECIPE = Recipe(lr=1e-2, batch_size=12, epochs=3, early_stopping_patience=None)
 
@@ -174,19 +178,32 @@ class CutOffError(Exception):
     """Stands for whatever ends a process."""
 
 
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize(
+    ("recipe", "after"),
+    [
+        # Dropout's random state, Adam's moments and both counters have to survive.
+        (replace(RECIPE, lr=5e-2, epochs=9, early_stopping_patience=4, reduce_lr_patience=1), 1),
+        (replace(RECIPE, lr=5e-2, epochs=9, early_stopping_patience=4, reduce_lr_patience=1), 4),
+        # So have the place in the cycle and the averaged weights.
+        (
+            replace(
+                RECIPE,
+                epochs=5,
+                schedule="one_cycle",
+                warmup=0.4,
+                weight_decay=0.01,
+                average_decay=0.8,
+                label_smoothing=0.1,
+            ),
+            2,
+        ),
+        (replace(RECIPE, epochs=4, optimizer="sgd", schedule="one_cycle", average_decay=0.8), 2),
+    ],
+)
 def test_a_training_that_was_cut_off_ends_as_an_unbroken_one(
-    toy: Dataset, rows: Split, architecture: Make, tmp_path: Path, after: int
+    toy: Dataset, rows: Split, architecture: Make, tmp_path: Path, recipe: Recipe, after: int
 ) -> None:
-    # Dropout's random state, Adam's moments and both counters have to survive.
-    recipe = Recipe(
-        lr=5e-2,
-        batch_size=12,
-        epochs=9,
-        early_stopping_patience=4,
-        reduce_lr_patience=1,
-        augment=SHAKEN,
-    )
+    recipe = replace(recipe, augment=SHAKEN)
     trainer = Trainer(toy, rows, architecture(dropout=0.3))
     unbroken = trainer(recipe, checkpoints=tmp_path / "unbroken")
     weights = trainer.model.get_weights()
@@ -265,6 +282,53 @@ def test_a_stalled_training_goes_on_with_a_lower_rate(trainer: Trainer) -> None:
     assert history["val_loss"].argmin() == 0
     # The rate of a row is the one that its epoch was trained with.
     assert history["lr"].tolist() == pytest.approx([1e-2, 1e-9, 1e-10, 1e-11], rel=1e-4, abs=0)
+
+
+def test_one_cycle_raises_the_rate_and_lowers_it_to_nothing(trainer: Trainer) -> None:
+    recipe = replace(RECIPE, epochs=10, schedule="one_cycle", warmup=0.3, reduce_lr_patience=1)
+    rates = trainer(recipe)["lr"].to_numpy()
+    # A row has the rate that its epoch began with.
+    assert rates[0] == pytest.approx(1e-2 / 25)
+    assert rates.argmax() == 3
+    assert rates[3] == pytest.approx(1e-2)
+    assert (np.diff(rates[3:]) < 0).all()
+    assert rates[-1] < 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weight_decay_shrinks_kernels_alone(trainer: Trainer, optimizer: str) -> None:
+    def kernels() -> dict[str, np.ndarray]:
+        return {weight.path: weight.numpy() for weight in trainer.model.trainable_weights}
+
+    recipe = replace(RECIPE, lr=1e-7, epochs=1, optimizer=optimizer)
+    trainer(recipe)
+    without = kernels()
+    trainer(replace(recipe, weight_decay=1e5))
+    for path, decayed in kernels().items():
+        kept = 0.99**6 if path.endswith("kernel") else 1.0
+        np.testing.assert_allclose(decayed, kept * without[path], rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_validated_and_kept_are_the_averaged_weights(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, epochs=1)
+    trainer(recipe, checkpoints=tmp_path / "plain")
+    plain = trainer.model.get_weights()
+    history = trainer(replace(recipe, average_decay=0.9), checkpoints=tmp_path / "averaged")
+    assert any(
+        not np.allclose(mine, its)
+        for mine, its in zip(trainer.model.get_weights(), plain, strict=True)
+    )
+    rows = trainer.rows.validation
+    own = predict(trainer.model, trainer.toy, rows, 18)[np.arange(18), trainer.toy.labels[rows]]
+    assert -np.log(own).mean() == pytest.approx(history["val_loss"][0], rel=1e-4)
+
+
+def test_smoothed_labels_are_never_quite_believed(trainer: Trainer) -> None:
+    history = trainer(replace(RECIPE, label_smoothing=0.3))
+    # The least loss that targets of 0.8, 0.1 and 0.1 leave.
+    assert history["loss"].min() > -(0.8 * math.log(0.8) + 0.2 * math.log(0.1))
 
 
 def test_a_training_that_breaks_down_ends(trainer: Trainer) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from emotion_detection.augment import augment, is_on
+from emotion_detection.augment import augment
 from emotion_detection.dataset import Dataset
 from emotion_detection.params import Augment
 
@@ -17,7 +17,10 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 def evaluation_batches(dataset: Dataset, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """Give the images of `rows` once, in their order: ((b, H, W, C) uint8, (b,) int64)."""
+    """Give the images of `rows` once, in their order, and what is to be said of them.
+
+    Batches are ((b, H, W, C) uint8, (b, classes) float32, one-hot).
+    """
     numbers = tf.data.Dataset.from_tensor_slices(rows.astype(np.int64)).batch(batch_size)
     return _untuned(numbers.map(_reader(dataset)).prefetch(2))
 
@@ -48,10 +51,11 @@ def training_batches(
     read = _reader(dataset)
 
     def load(epoch: tf.Tensor, batch: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        images, labels = read(numbers)
-        if augmentation is not None and is_on(augmentation):
-            images = augment(images, augmentation, tf.stack([seed + epoch * 2**32, batch]))
-        return images, labels
+        images, targets = read(numbers)
+        if augmentation is not None:
+            seeds = tf.stack([seed + epoch * 2**32, batch])
+            images, targets = augment(images, targets, augmentation, seeds)
+        return images, targets
 
     epochs = tf.data.Dataset.counter(first_epoch)
     return _untuned(epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4))
@@ -75,6 +79,6 @@ def _reader(dataset: Dataset) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tenso
         images, labels = tf.numpy_function(gather, [numbers], (tf.uint8, tf.int64), stateful=False)
         images.set_shape((None, *shape))
         labels.set_shape((None,))
-        return images, labels
+        return images, tf.one_hot(labels, len(dataset.classes))
 
     return read

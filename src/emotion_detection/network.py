@@ -1,4 +1,4 @@
-"""The CNN family of the notebook: blocks of two convolutions, then dense layers.
+"""The CNN families: blocks of two convolutions, each halving the image, then dense layers.
 
 What trains here is what Keras computes, faster: batch normalisation runs through TensorFlow's
 fused kernel instead of Keras's elementwise spelling, and in bfloat16 where the processor has it.
@@ -7,29 +7,40 @@ nothing of this package.
 """
 
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
 from emotion_detection.console import UserError
 
+Family = Literal["notebook", "plain", "residual"]
+
 
 @dataclass(frozen=True)
 class Architecture:
     """What a network is made of; one entry of `filters` and `kernel_sizes` a block.
 
-    `filters` (32, 128, 128, 32), `kernel_sizes` 3 and `dense_units` (64,) is the network the
-    notebook ended with.
+    `notebook` is convolution, ReLU, normalisation, and flattens what the last block leaves; with
+    `filters` (32, 128, 128, 32), `kernel_sizes` 3 and `dense_units` (64,) it is the network the
+    notebook ended with. `plain` is convolution, normalisation, ReLU, and averages over the image
+    (VGG, arXiv 1409.1556, as it is trained today); `residual` adds a block's input to its output
+    (arXiv 1512.03385). `squeeze_excitation` weighs a block's channels by the whole image (arXiv
+    1709.01507). With `average_flips` the saved network gives the mean of what it sees in an image
+    and in its mirror image.
     """
 
+    family: Family
     filters: tuple[int, ...]
     kernel_sizes: tuple[int, ...]
     dense_units: tuple[int, ...]
+    squeeze_excitation: bool
     conv_dropout: float
     dense_dropout: float
     norm_momentum: float
+    average_flips: bool
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raise `UserError` where the blocks halve an image (H, W, C) to nothing."""
@@ -50,14 +61,28 @@ class Architecture:
         """
         height, width, channels = image_shape
         operations = 0
-        for filters, kernel in zip(self.filters, self.kernel_sizes, strict=True):
+        for block, (filters, kernel) in enumerate(
+            zip(self.filters, self.kernel_sizes, strict=True), start=1
+        ):
             operations += 2 * height * width * kernel**2 * filters * (channels + filters)
-            height, width, channels = height // 2, width // 2, filters
+            if self.family == "residual" and channels != filters:
+                operations += 2 * height * width * channels * filters
+            if self.squeeze_excitation:
+                operations += 4 * filters * _squeezed(filters)
+            if self.family == "notebook" or block < len(self.filters):
+                height, width = height // 2, width // 2
+            channels = filters
+        if self.family != "notebook":
+            height, width = 1, 1
         units_before = height * width * channels
         for units in (*self.dense_units, classes):
             operations += 2 * units_before * units
             units_before = units
         return operations / 1e9
+
+
+def _squeezed(filters: int) -> int:
+    return max(4, filters // 8)
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):
@@ -113,64 +138,124 @@ def build(
 
     """
     architecture.check(image_shape)
-    seeds = iter(range(seed * 1000, (seed + 1) * 1000)) if seed is not None else None
-
-    def next_seed() -> int | None:
-        return next(seeds) if seeds is not None else None
-
-    def normalized(name: str) -> keras.layers.Layer:
-        kind = FusedBatchNormalization if fast else keras.layers.BatchNormalization
-        return kind(momentum=architecture.norm_momentum, dtype=precision, name=name)
-
-    def activated(kind: type[keras.layers.Layer], *args: Any, **kwargs: Any) -> keras.layers.Layer:
-        return kind(
-            *args,
-            activation="relu",
-            kernel_initializer=keras.initializers.HeNormal(next_seed()),
-            dtype=precision,
-            **kwargs,
-        )
-
+    layers = _Layers(precision, fast, seed)
     inputs = x = keras.Input(image_shape, dtype="uint8", name="images")
     x = keras.layers.Rescaling(1 / 255, dtype=precision, name="rescaling")(x)
     for block, (filters, kernel) in enumerate(
         zip(architecture.filters, architecture.kernel_sizes, strict=True), start=1
     ):
-        for half in "ab":
-            name = f"block{block}{half}"
-            x = activated(
-                keras.layers.Conv2D, filters, kernel, padding="same", name=f"{name}_conv"
-            )(x)
-            x = normalized(f"{name}_norm")(x)
-        x = keras.layers.MaxPooling2D(dtype=precision, name=f"block{block}_pool")(x)
-        x = keras.layers.Dropout(
-            architecture.conv_dropout, seed=next_seed(), dtype=precision, name=f"block{block}_drop"
-        )(x)
-    x = keras.layers.Flatten(dtype=precision, name="flatten")(x)
+        name = f"block{block}"
+        x = _block(x, filters, kernel, architecture, layers, name)
+        if architecture.family == "notebook" or block < len(architecture.filters):
+            x = keras.layers.MaxPooling2D(dtype=precision, name=f"{name}_pool")(x)
+        x = layers.dropout(architecture.conv_dropout, f"{name}_drop")(x)
+    if architecture.family == "notebook":
+        x = keras.layers.Flatten(dtype=precision, name="flatten")(x)
+    else:
+        x = keras.layers.GlobalAveragePooling2D(dtype=precision, name="average")(x)
     for layer, units in enumerate(architecture.dense_units, start=1):
-        x = activated(keras.layers.Dense, units, name=f"dense{layer}")(x)
-        x = normalized(f"dense{layer}_norm")(x)
-        x = keras.layers.Dropout(
-            architecture.dense_dropout, seed=next_seed(), dtype=precision, name=f"dense{layer}_drop"
-        )(x)
+        x = layers.dense(units, f"dense{layer}", activation="relu")(x)
+        x = layers.normalized(architecture.norm_momentum, f"dense{layer}_norm")(x)
+        x = layers.dropout(architecture.dense_dropout, f"dense{layer}_drop")(x)
+    if not architecture.dense_units:
+        x = layers.dropout(architecture.dense_dropout, "average_drop")(x)
     # Probabilities and the loss are kept in float32: bfloat16 has 8 bits of precision.
     outputs = keras.layers.Dense(
         classes,
         activation="softmax",
-        kernel_initializer=keras.initializers.GlorotUniform(next_seed()),
+        kernel_initializer=keras.initializers.GlorotUniform(layers.seed()),
         dtype="float32",
         name="probabilities",
     )(x)
     return keras.Model(inputs, outputs, name="emotion_network")
 
 
+class _Layers:
+    """Makes the layers of one network: of one precision, and seeded one after the other."""
+
+    def __init__(self, precision: str, fast: bool, seed: int | None) -> None:
+        self._precision, self._fast = precision, fast
+        self._seeds = None if seed is None else count(seed * 1000)
+
+    def seed(self) -> int | None:
+        return None if self._seeds is None else next(self._seeds)
+
+    def convolution(self, filters: int, kernel: int, name: str, **options: Any) -> Any:
+        return keras.layers.Conv2D(filters, kernel, padding="same", **self._common(name), **options)
+
+    def dense(self, units: int, name: str, **options: Any) -> Any:
+        return keras.layers.Dense(units, **self._common(name), **options)
+
+    def _common(self, name: str) -> dict[str, Any]:
+        initializer = keras.initializers.HeNormal(self.seed())
+        return {"kernel_initializer": initializer, "dtype": self._precision, "name": name}
+
+    def normalized(self, momentum: float, name: str) -> Any:
+        kind = FusedBatchNormalization if self._fast else keras.layers.BatchNormalization
+        return kind(momentum=momentum, dtype=self._precision, name=name)
+
+    def relu(self, name: str) -> Any:
+        return keras.layers.Activation("relu", dtype=self._precision, name=name)
+
+    def dropout(self, rate: float, name: str) -> Any:
+        return keras.layers.Dropout(rate, seed=self.seed(), dtype=self._precision, name=name)
+
+
+def _block(
+    x: Any, filters: int, kernel: int, architecture: Architecture, layers: _Layers, name: str
+) -> Any:
+    """Add two convolutions to `x`."""
+    momentum = architecture.norm_momentum
+    if architecture.family == "notebook":
+        for half in "ab":
+            x = layers.convolution(filters, kernel, f"{name}{half}_conv", activation="relu")(x)
+            x = layers.normalized(momentum, f"{name}{half}_norm")(x)
+        return _weighed(x, filters, architecture, layers, name)
+    residual = architecture.family == "residual"
+    skip = x
+    # Normalisation subtracts what a bias would add.
+    x = layers.convolution(filters, kernel, f"{name}a_conv", use_bias=False)(x)
+    x = layers.normalized(momentum, f"{name}a_norm")(x)
+    x = layers.relu(f"{name}a_relu")(x)
+    x = layers.convolution(filters, kernel, f"{name}b_conv", use_bias=False)(x)
+    x = layers.normalized(momentum, f"{name}b_norm")(x)
+    if not residual:
+        x = layers.relu(f"{name}b_relu")(x)
+        return _weighed(x, filters, architecture, layers, name)
+    x = _weighed(x, filters, architecture, layers, name)
+    if skip.shape[-1] != filters:
+        skip = layers.convolution(filters, 1, f"{name}_skip_conv", use_bias=False)(skip)
+        skip = layers.normalized(momentum, f"{name}_skip_norm")(skip)
+    x = keras.layers.Add(dtype=x.dtype, name=f"{name}_add")([x, skip])
+    return layers.relu(f"{name}b_relu")(x)
+
+
+def _weighed(x: Any, filters: int, architecture: Architecture, layers: _Layers, name: str) -> Any:
+    if not architecture.squeeze_excitation:
+        return x
+    weights = keras.layers.GlobalAveragePooling2D(
+        keepdims=True, dtype=x.dtype, name=f"{name}_squeeze"
+    )(x)
+    weights = layers.dense(_squeezed(filters), f"{name}_excite1", activation="relu")(weights)
+    weights = layers.dense(filters, f"{name}_excite2", activation="sigmoid")(weights)
+    return keras.layers.Multiply(dtype=x.dtype, name=f"{name}_weigh")([x, weights])
+
+
 def export(model: keras.Model, architecture: Architecture) -> keras.Model:
-    """Give the same network with the same weights in plain Keras layers and float32."""
+    """Give the same network with the same weights in plain Keras layers and float32.
+
+    With `average_flips` it holds it once and asks it twice.
+    """
     plain = build(
         architecture, image_shape=model.input_shape[1:], classes=model.output_shape[-1], fast=False
     )
     plain.set_weights(model.get_weights())
-    return plain
+    if not architecture.average_flips:
+        return plain
+    inputs = keras.Input(plain.input_shape[1:], dtype="uint8", name="images")
+    both = [plain(inputs), plain(keras.ops.flip(inputs, axis=2))]
+    outputs = keras.layers.Average(name="average_of_flips")(both)
+    return keras.Model(inputs, outputs, name="emotion_network_and_flip")
 
 
 def load(path: Path) -> keras.Model:

@@ -100,14 +100,17 @@ class Profile(_Section):
 
 
 class Network(_Section):
-    """One network of the notebook's family; an entry of a list is a block or a layer."""
+    """One network; an entry of a list is a block or a layer."""
 
+    family: Literal["notebook", "plain", "residual"]
     filters: Counts
     kernel_sizes: KernelSizes
-    dense_units: Counts
+    dense_units: Annotated[tuple[Count, ...], Field(strict=False)]
+    squeeze_excitation: bool
     conv_dropout: Fraction
     dense_dropout: Fraction
     norm_momentum: Fraction
+    average_flips: bool
 
     @model_validator(mode="after")
     def _one_kernel_a_block(self) -> Self:
@@ -125,7 +128,9 @@ class Space(_Section):
     blocks: Counts
     filters: Counts
     kernel_size: KernelSizes
-    dense_layers: Counts
+    dense_layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)
+    ]
     dense_units: Counts
     dense_dropout: Fractions
 
@@ -154,12 +159,21 @@ class Augment(_Section):
     zoom: Fraction
     horizontal_flip: bool
     fill_mode: Literal["nearest", "constant", "reflect", "wrap"]
+    erasing: Fraction
+    mixup: Annotated[Float, Field(ge=0)]
+    cutmix: Annotated[Float, Field(ge=0)]
 
 
 class Train(_Section):
     """The training of the final network."""
 
+    optimizer: Literal["adam", "sgd"]
     lr: Positive
+    schedule: Literal["plateau", "one_cycle"]
+    warmup: Fraction
+    weight_decay: Annotated[Float, Field(ge=0)]
+    average_decay: Fraction
+    label_smoothing: Fraction
     batch_size: Count
     epochs: Count
     early_stopping_patience: Count | None

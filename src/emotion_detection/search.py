@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,12 @@ def architecture_of(values: Mapping[str, Any], baseline: Architecture) -> Archit
     """Give the network for KerasTuner's `values`; what is not searched is the baseline's."""
     blocks = range(1, values["blocks"] + 1)
     layers = range(1, values["dense_layers"] + 1)
-    return Architecture(
+    return replace(
+        baseline,
         filters=tuple(values[f"filters_{i}"] for i in blocks),
         kernel_sizes=tuple(values[f"kernel_size_{i}"] for i in blocks),
         dense_units=tuple(values[f"dense_units_{i}"] for i in layers),
-        conv_dropout=baseline.conv_dropout,
         dense_dropout=values["dense_dropout"],
-        norm_momentum=baseline.norm_momentum,
     )
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -28,7 +29,13 @@ LogEpoch = Callable[[Mapping[str, float], int], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained, whatever the network; `None` switches a patience off."""
+    """How a network is trained, whatever the network; `None` switches a patience off.
+
+    `one_cycle` raises lr from a 25th over the `warmup` share of all steps and lowers it to nothing
+    along a cosine (arXiv 1708.07120); `plateau` lowers it as val_loss says. `weight_decay` is
+    decoupled (arXiv 1711.05101) and leaves biases and normalisations alone. With `average_decay`,
+    what is validated and kept is an exponential moving average of the weights.
+    """
 
     lr: float
     batch_size: int
@@ -36,6 +43,12 @@ class Recipe:
     early_stopping_patience: int | None
     reduce_lr_patience: int | None = None
     reduce_lr_factor: float = 0.5
+    optimizer: str = "adam"
+    schedule: str = "plateau"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    average_decay: float = 0.0
+    label_smoothing: float = 0.0
     class_weights: str = "none"
     augment: Augment | None = None
 
@@ -115,6 +128,7 @@ class Checkpoints:
     def load_best(self, model: keras.Model, rows: list[dict[str, float]]) -> None:
         """Give `model` the weights of the best epoch of `rows`."""
         model.load_weights(self._path(_best(rows)) / WEIGHTS)
+        model.optimizer.finalize_variable_values(model.trainable_variables)
 
     def _path(self, epoch: int) -> Path:
         return self._folder / f"epoch_{epoch:05d}"
@@ -157,9 +171,10 @@ def fit(
             f"batch_size = {recipe.batch_size} is larger than the {len(train):,} training images; "
             f"use at most {len(train):,}"
         )
+    steps = steps_per_epoch(len(train), recipe.batch_size)
     model.compile(
-        keras.optimizers.Adam(recipe.lr),
-        keras.losses.SparseCategoricalCrossentropy(),
+        _optimizer(recipe, steps * recipe.epochs),
+        keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
         metrics=["accuracy"],
         # XLA's convolutions on a CPU are slower than oneDNN's.
         jit_compile=False,
@@ -172,10 +187,11 @@ def fit(
         if rows:
             log.info("going on after epoch %d of a training that was cut off", first_epoch)
     if not ended and first_epoch < recipe.epochs:
-        steps = steps_per_epoch(len(train), recipe.batch_size)
         followers = _followers(recipe)
-        epochs = _Epochs(rows, recipe.epochs, steps, log_epoch, followers, verbose)
+        epochs = _Epochs(rows, recipe, steps, log_epoch, followers, verbose)
         callbacks = [*followers, keras.callbacks.TerminateOnNaN(), epochs]
+        if recipe.average_decay:
+            callbacks.append(keras.callbacks.SwapEMAWeights())
         if checkpoints is not None:
             callbacks.append(_Keep(checkpoints, rows))
         model.fit(
@@ -201,10 +217,30 @@ def fit(
     return pd.DataFrame(rows)
 
 
+def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
+    lr: Any = recipe.lr
+    if recipe.schedule == "one_cycle":
+        warmup = max(1, round(recipe.warmup * steps))
+        lr = keras.optimizers.schedules.CosineDecay(
+            recipe.lr / 25, max(1, steps - warmup), warmup_target=recipe.lr, warmup_steps=warmup
+        )
+    averaging = (
+        {"use_ema": True, "ema_momentum": recipe.average_decay} if recipe.average_decay else {}
+    )
+    if recipe.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(
+            lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay or None, **averaging
+        )
+    else:
+        optimizer = keras.optimizers.Adam(lr, weight_decay=recipe.weight_decay or None, **averaging)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
 def _followers(recipe: Recipe) -> list[keras.callbacks.Callback]:
     """Give the callbacks that act on how val_loss goes."""
     followers: list[keras.callbacks.Callback] = []
-    if recipe.reduce_lr_patience is not None:
+    if recipe.schedule == "plateau" and recipe.reduce_lr_patience is not None:
         followers.append(
             keras.callbacks.ReduceLROnPlateau(
                 monitor="val_loss",
@@ -243,26 +279,28 @@ class _Epochs(keras.callbacks.Callback):
     def __init__(
         self,
         rows: list[dict[str, float]],
-        epochs: int,
+        recipe: Recipe,
         steps: int,
         log_epoch: LogEpoch,
         followers: Sequence[keras.callbacks.Callback],
         verbose: bool,
     ) -> None:
         super().__init__()
-        self._rows, self._epochs, self._steps = rows, epochs, steps
+        self._rows, self._epochs, self._steps = rows, recipe.epochs, steps
+        self._scheduled = recipe.schedule == "one_cycle"
         self._log_epoch, self._followers, self._verbose = log_epoch, followers, verbose
 
     def on_train_begin(self, logs: object = None) -> None:
         # Keras's callbacks count from zero at every start: they are told what they missed.
         for row in self._rows:
-            self.model.optimizer.learning_rate = row["lr"]
+            if not self._scheduled:
+                self.model.optimizer.learning_rate = row["lr"]
             for callback in self._followers:
                 callback.on_epoch_end(int(row["epoch"]) - 1, dict(row))
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         self._began = time.monotonic()
-        self._lr = float(self.model.optimizer.learning_rate.numpy())
+        self._lr = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         self._bar = tqdm(
             total=self._steps,
             desc=f"epoch {epoch + 1}/{self._epochs}",
