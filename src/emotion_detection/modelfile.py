@@ -7,9 +7,12 @@ package's others.
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 CLASSES_MEMBER = "classes.json"
 
@@ -32,3 +35,17 @@ def load(path: Path) -> tuple[keras.Model, tuple[str, ...] | None]:
         if CLASSES_MEMBER not in file.namelist():
             return model, None
         return model, tuple(json.loads(file.read(CLASSES_MEMBER)))
+
+
+def compiled(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """Give a function from images (N, H, W, C) uint8 to the model's outputs (N, classes) float32.
+
+    It is compiled once for every N, here and not at its first call, and threads may share it.
+    """
+    shape = model.input_shape[1:]
+    graph = tf.function(
+        lambda images: model(images, training=False),
+        input_signature=[tf.TensorSpec((None, *shape), tf.uint8)],
+    )
+    graph(np.zeros((1, *shape), np.uint8))
+    return lambda images: graph(images).numpy()
