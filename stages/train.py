@@ -8,6 +8,7 @@ from emotion_detection import (
     figures,
     inputs,
     layout,
+    modelfile,
     network,
     params,
     tracking,
@@ -102,7 +103,7 @@ def main() -> None:
             figures.save(curves, report / "learning_curves.png")
         model = export(model, architecture)
         with whole(layout.MODEL) as path:
-            model.save(path)
+            modelfile.save(model, path, dataset.classes)
         tracking.log_metrics(metrics)
         tracking.log_files(layout.TRAIN, "training")
         tracking.log_model(model, dataset.images[rows.train[:2]], dataset.classes)

@@ -218,9 +218,10 @@ def test_the_logged_model_is_the_one_evaluated(project: Project) -> None:
     images = np.load(project.root / "data/dataset/images.npy", mmap_mode="r")[-60:]
     predictions = pd.read_csv(project.root / "reports/evaluate/predictions.csv")
     columns = [name for name in predictions if name.startswith("probability_")]
-    np.testing.assert_allclose(
-        model.predict(np.asarray(images)), predictions[columns].to_numpy(), atol=1e-4
-    )
+    answers = model.predict({"image": np.asarray(images)})
+    found = [list(row.values()) for row in answers["probabilities"]]
+    np.testing.assert_allclose(found, predictions[columns].to_numpy(), atol=1e-4)
+    assert answers["label"].tolist() == predictions["predicted"].tolist()
 
 
 def test_plain_mlflow_ui_shows_the_runs(project: Project) -> None:

@@ -1,5 +1,6 @@
 """What is in MLflow after a run, and where."""
 
+import base64
 import json
 import os
 import subprocess
@@ -14,7 +15,9 @@ import pytest
 from mlflow.entities import Run
 
 from emotion_detection import tracking
+from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset
+from emotion_detection.imagefile import decode
 from emotion_detection.network import build, export
 
 PARAMS = {
@@ -300,37 +303,63 @@ def test_a_password_is_not_written_down(tmp_path: Path, uri: str, kept: str) -> 
     }
 
 
-def test_a_logged_model_is_served_as_it_was(
-    toy: Dataset, architecture: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As KerasTuner does when it is imported.
-    registered = keras.saving.get_custom_objects()
-    monkeypatch.setitem(registered, "library>Layer", keras.layers.Layer)
+@pytest.fixture(scope="module")
+def network(architecture: Any) -> keras.Model:
     chosen = architecture()
-    model = export(build(chosen, image_shape=(16, 16, 3), classes=3, seed=0), chosen)
+    return export(build(chosen, image_shape=(16, 16, 3), classes=3, seed=0), chosen)
+
+
+def test_a_logged_model_is_complete(project: Project, toy: Dataset, network: keras.Model) -> None:
     images = toy.images[:5]
     with start(toy) as run_id:
-        tracking.log_model(model, images[:2], toy.classes)
-    assert "library>Layer" in registered
-
+        tracking.log_model(network, images[:2], toy.classes)
     uri = f"runs:/{run_id}/{tracking.MODEL_NAME}"
-    served = mlflow.pyfunc.load_model(uri)
-    found = served.predict(np.asarray(images))
-    np.testing.assert_allclose(found, model.predict(images, verbose=0), rtol=1e-5, atol=1e-6)
-    with pytest.raises(mlflow.MlflowException, match=r"(?i)schema"):
-        served.predict(images.astype(np.float64))
+    expected = network.predict(images, verbose=0)
+
+    answers = mlflow.pyfunc.load_model(uri).predict({"image": images})
+    found = [[row[name] for name in toy.classes] for row in answers["probabilities"]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert answers["label"].tolist() == [toy.classes[best] for best in expected.argmax(axis=1)]
 
     information = mlflow.models.get_model_info(uri)
-    (taken,) = information.signature.inputs.inputs
-    (given,) = information.signature.outputs.inputs
-    assert (taken.type, taken.shape) == (np.dtype("uint8"), (-1, 16, 16, 3))
-    assert (given.type, given.shape) == (np.dtype("float32"), (-1, 3))
+    assert information.signature.inputs.input_names() == ["image"]
+    assert information.signature.outputs.input_names() == ["label", "probabilities"]
     assert information.metadata == {"classes": list(toy.classes)}
 
     folder = Path(mlflow.artifacts.download_artifacts(uri))
-    example = json.loads((folder / "serving_input_example.json").read_text())
-    assert np.array_equal(example["inputs"], images[:2])
+    example = json.loads((folder / "serving_input_example.json").read_text())["dataframe_split"]
+    pixels = [decode(base64.b64decode(image), (16, 16), "rgb") for (image,) in example["data"]]
+    assert pixels == [image.tobytes() for image in images[:2]]
     names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert {"model.keras", "serving.py", "imagefile.py", "modelfile.py"} <= names
     assert not [name for name in names if "pickle" in name or name.endswith(".pkl")]
     requirements = (folder / "requirements.txt").read_text().splitlines()
-    assert {line.split("==")[0] for line in requirements} >= {"tensorflow", "keras", "numpy"}
+    pinned = {line.split("==")[0] for line in requirements}
+    assert pinned == {"mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow"}
+
+
+def test_a_logged_network_is_loaded_with_its_classes(
+    project: Project, toy: Dataset, network: keras.Model
+) -> None:
+    images = toy.images[:5]
+    with start(toy) as run_id:
+        tracking.log_model(network, images[:2], toy.classes)
+    loaded, classes = tracking.load_network(f"runs:/{run_id}/{tracking.MODEL_NAME}")
+    assert classes == toy.classes
+    np.testing.assert_array_equal(
+        loaded.predict(images, verbose=0), network.predict(images, verbose=0)
+    )
+
+
+def test_a_network_that_is_not_there_is_told(
+    project: Project, toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path)
+        with pytest.raises(UserError, match=f"there is no mlflow.db in {tmp_path}$"):
+            tracking.load_network()
+    assert not list(tmp_path.iterdir())
+    finished(project, toy)
+    told = r"^models:/emotion-detection@champion: cannot be loaded from sqlite:.*mlflow\.db \(.+\)$"
+    with pytest.raises(UserError, match=told):
+        tracking.load_network()

@@ -1,5 +1,6 @@
 """What a person sees in the terminal: log lines, progress bars and errors."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -26,6 +27,28 @@ def progress(
     yield from tqdm(
         items, desc=description, unit=f" {unit}", total=total, delay=1.0, file=sys.stderr
     )
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Drop what the process writes to stderr while the block lasts, that of C++ libraries too.
+
+    With EMOTION_DETECTION_TRACEBACK=1 nothing is dropped.
+    """
+    if os.environ.get(TRACEBACK_VARIABLE):
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,11 +1,14 @@
 """The only module that knows MLflow: where its store is and what a run says."""
 
+import base64
 import contextlib
+import io
 import json
 import logging
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,22 +17,30 @@ from typing import Any
 import keras
 import mlflow
 import numpy as np
+import pandas as pd
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, LifecycleStage
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.system_metrics import set_system_metrics_sampling_interval
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Map
+from PIL import Image
 
-from emotion_detection import layout
-from emotion_detection.console import log
+from emotion_detection import layout, modelfile, serving
+from emotion_detection.console import UserError, log
 from emotion_detection.dataset import Dataset
 from emotion_detection.files import write_json
 
 EXPERIMENT = "emotion-detection"
 MODEL_NAME = "model"
+CHAMPION = f"models:/{EXPERIMENT}@champion"
 PACKAGES = ("tensorflow", "keras", "keras-tuner", "numpy", "scikit-learn", "mlflow", "dvc")
+MODEL_PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow")
+
+# A bar for copying a dozen small files, several times over.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def _connect() -> None:
@@ -153,41 +164,70 @@ def set_tags(tags: Mapping[str, str]) -> None:
 
 
 def log_model(model: keras.Model, example: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Log `model` to the current run, with its signature and `example` (N, H, W, C) uint8."""
+    """Log `model` to the current run as `serving.py` answers for it, with all that it needs.
+
+    `example`, a few images (N, H, W, C) uint8, goes with it as PNG files in base64; `classes` are
+    in the order of the model's outputs.
+    """
+    code = Path(__file__).parent
     signature = ModelSignature(
-        Schema([TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))]),
-        Schema([TensorSpec(np.dtype("float32"), (-1, len(classes)))]),
+        # Images come as text, bytes or arrays, which only Any allows; and since MLflow would
+        # answer a missing column with the whole request, it is for serving.py to miss it.
+        Schema([ColSpec(AnyType(), serving.COLUMN, required=False)]),
+        Schema([ColSpec("string", "label"), ColSpec(Map(DataType.double), "probabilities")]),
     )
-    # MLflow tries the example out, and Keras would draw a progress bar for it.
-    keras.config.disable_interactive_logging()
-    with _no_registered_objects():
-        mlflow.tensorflow.log_model(
-            model,
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / layout.MODEL.name
+        modelfile.save(model, path, classes)
+        mlflow.pyfunc.log_model(
             name=MODEL_NAME,
+            python_model=code / "serving.py",
+            code_paths=[str(code / "imagefile.py"), str(code / "modelfile.py")],
+            artifacts={"network": str(path)},
             signature=signature,
-            input_example=example,
+            input_example=pd.DataFrame({serving.COLUMN: [_base64_png(image) for image in example]}),
             # Left to itself MLflow loads the model in a second process to guess these.
-            pip_requirements=[
-                f"{name}=={version(name)}" for name in ("tensorflow", "keras", "numpy")
-            ],
+            pip_requirements=[f"{name}=={version(name)}" for name in MODEL_PACKAGES],
             metadata={"classes": list(classes)},
         )
 
 
-@contextlib.contextmanager
-def _no_registered_objects() -> Iterator[None]:
-    """Hide what other libraries registered with Keras while the block lasts.
+def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...]]:
+    """Load the network of a logged model, and the names of its classes.
 
-    MLflow would pickle it beside the model, and who loads the model would need those libraries:
-    the import of KerasTuner registers a layer.
+    `model_uri` is MLflow's, such as models:/name@alias or runs:/id/model. The network takes images
+    (N, H, W, C) uint8 and gives probabilities (N, classes) float32.
+
+    Raises:
+        UserError: if there is no such model in the store, or no network in it.
+
     """
-    registered = keras.saving.get_custom_objects()
-    kept = dict(registered)
-    registered.clear()
+    if (
+        not os.environ.get("MLFLOW_TRACKING_URI")
+        and not (layout.main_root() / "mlflow.db").exists()
+    ):
+        # MLflow would make an empty store wherever it is asked.
+        raise UserError(f"{model_uri}: there is no mlflow.db in {layout.main_root()}")
+    _connect()
     try:
-        yield
-    finally:
-        registered.update(kept)
+        with tempfile.TemporaryDirectory() as folder:
+            mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=folder)
+            (path,) = Path(folder).rglob(layout.MODEL.name)
+            model, classes = modelfile.load(path)
+            # Models that older code logged have the names in MLflow's metadata alone.
+            return model, classes or tuple(Model.load(folder).metadata["classes"])
+    except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{model_uri}: cannot be loaded from {_without_password()} ({reason})"
+        ) from error
+
+
+def _base64_png(image: np.ndarray) -> str:
+    """Encode an image (H, W, C) uint8."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _exists(run_id: str) -> bool:

@@ -1,0 +1,204 @@
+"""The command `emotion-detection`."""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from emotion_detection.console import UserError, log, progress, run
+
+# What the help does not need is imported where it is: TensorFlow alone takes seconds.
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from emotion_detection.predict import Prediction
+
+DIGITS = 6
+
+Write = Callable[["Prediction"], None]
+
+
+def main() -> None:
+    """Run the command as the terminal gave it."""
+    parser = argparse.ArgumentParser(
+        prog="emotion-detection", description="Facial emotions, with a network that was trained."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "predict",
+        help="label the faces in pictures",
+        description="Find the faces in pictures and label each with its emotion.",
+        epilog="Exits with 0 if any face was labelled, else with 1.",
+    )
+    command.add_argument(
+        "paths", nargs="*", type=Path, metavar="PATH", help="a picture, or a folder of pictures"
+    )
+    command.add_argument(
+        "--camera", type=int, metavar="N", help="take a picture with camera N (0 is the first)"
+    )
+    command.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="a .keras file or an MLflow URI (default: MLflow's emotion-detection@champion)",
+    )
+    command.add_argument(
+        "--classes",
+        type=lambda text: text.split(","),
+        metavar="A,B,...",
+        help="the classes of a .keras file that does not name them, in the order of its outputs",
+    )
+    command.add_argument(
+        "--no-detect",
+        dest="detect",
+        action="store_false",
+        help="look for no faces: every picture is one",
+    )
+    command.add_argument(
+        "--format",
+        choices=WRITERS,
+        default="table",
+        help="table, json (an object a line) or csv; the last two give every class's probability",
+    )
+    command.add_argument(
+        "--annotate",
+        type=Path,
+        metavar="FOLDER",
+        help="write the pictures there with boxes and labels drawn on them",
+    )
+    arguments = parser.parse_args()
+    if not arguments.paths and arguments.camera is None:
+        command.error("give a PATH or --camera")
+    try:
+        run(lambda: _predict(arguments))
+    except BrokenPipeError:
+        # Who read the output has seen enough, and Python would complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from emotion_detection import predict
+    from emotion_detection.dataset import BadFile
+
+    found = predict.pictures(arguments.paths)
+    if arguments.camera is not None:
+        found.append(predict.camera(arguments.camera))
+    if not found:
+        raise UserError(f"{', '.join(map(str, arguments.paths))}: there is no picture in it")
+    network = predict.load(arguments.model, arguments.classes)
+    # A name may hold any bytes, and the terminal may know few characters.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    write = WRITERS[arguments.format](network.classes)
+    results = predict.predict(
+        found, network, detect=arguments.detect, keep=arguments.annotate is not None
+    )
+    if not sys.stdout.isatty():
+        results = progress(results, description="predict", unit="pictures", total=len(found))
+    any_face = False
+    with logging_redirect_tqdm([log]):
+        for result in results:
+            if isinstance(result, BadFile):
+                log.warning("%s: %s", result.path, result.reason)
+                continue
+            any_face = True
+            write(result)
+            if result.image is not None:
+                _annotate(result, result.image, network.classes, arguments.annotate)
+    if not any_face:
+        raise UserError(f"nothing was predicted: no face in {len(found):,} pictures")
+
+
+def _annotate(
+    prediction: "Prediction", image: "Image.Image", classes: tuple[str, ...], folder: Path
+) -> None:
+    # It comes with matplotlib.
+    from emotion_detection import annotate
+
+    drawn = annotate.annotated(image, prediction.faces, classes)
+    annotate.save(drawn, folder, prediction.picture.file)
+
+
+# --- Formats: each gives what writes a prediction to stdout, and may write a header first.
+
+
+def _table(classes: Sequence[str]) -> Write:
+    width = max(map(len, ("label", *classes)))
+
+    def line(label: str, confidence: str, face: str, box: str, file: str) -> None:
+        print(f"{label:<{width}}  {confidence:>10}  {face:>4}  {box:<19}  {file}", flush=True)
+
+    line("label", "confidence", "face", "left,top size", "file")
+
+    def write(prediction: "Prediction") -> None:
+        for number, face in enumerate(prediction.faces, start=1):
+            left, top, box_width, box_height = face.box
+            line(
+                classes[face.label],
+                f"{face.confidence:.1%}",
+                str(number),
+                f"{left},{top} {box_width}x{box_height}",
+                prediction.picture.name,
+            )
+
+    return write
+
+
+def _json(classes: Sequence[str]) -> Write:
+    def write(prediction: "Prediction") -> None:
+        for number, face in enumerate(prediction.faces, start=1):
+            value = {
+                "file": prediction.picture.name,
+                "face": number,
+                "box": face.box._asdict(),
+                "label": classes[face.label],
+                "confidence": round(face.confidence, DIGITS),
+                "probabilities": {
+                    name: round(float(probability), DIGITS)
+                    for name, probability in zip(classes, face.probabilities, strict=True)
+                },
+            }
+            print(json.dumps(value), flush=True)
+
+    return write
+
+
+def _csv(classes: Sequence[str]) -> Write:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(
+        (
+            *("file", "face", "left", "top", "width", "height", "label", "confidence"),
+            *(f"probability_{name}" for name in classes),
+        )
+    )
+
+    def write(prediction: "Prediction") -> None:
+        for number, face in enumerate(prediction.faces, start=1):
+            writer.writerow(
+                (
+                    *(prediction.picture.name, number, *face.box, classes[face.label]),
+                    *(
+                        f"{value:.{DIGITS}f}"
+                        for value in (face.confidence, *face.probabilities.tolist())
+                    ),
+                )
+            )
+        sys.stdout.flush()
+
+    return write
+
+
+WRITERS: dict[str, Callable[[Sequence[str]], Write]] = {
+    "table": _table,
+    "json": _json,
+    "csv": _csv,
+}
+
+
+if __name__ == "__main__":
+    main()
