@@ -84,6 +84,7 @@ class Ingest(_Section):
     max_bad_fraction: Annotated[Float, Field(ge=0, le=1)]
     max_unpacked_gib: Positive
     test_fraction: OpenFraction
+    drop_leaks: bool
 
 
 class Split(_Section):
