@@ -2,9 +2,13 @@
 
 from typing import Any
 
-from emotion_detection import evaluation, figures, layout, params, tracking, training
+import keras
+import numpy as np
+import pandas as pd
+
+from emotion_detection import evaluation, figures, layout, params, robustness, tracking, training
 from emotion_detection.console import log, run
-from emotion_detection.dataset import Dataset
+from emotion_detection.dataset import Dataset, sampled
 from emotion_detection.files import whole, write_json
 from emotion_detection.network import load
 
@@ -14,15 +18,17 @@ def main() -> None:
     values = params.load()
     settings = values.evaluate
     dataset = Dataset.open(layout.DATASET)
+    model = load(layout.MODEL)
     rows = dataset.is_test.nonzero()[0]
-    probabilities = training.predict(load(layout.MODEL), dataset, rows, settings.batch_size)
     result = evaluation.evaluate(
         dataset.labels[rows],
-        probabilities,
+        training.predict(model, dataset, rows, settings.batch_size),
         dataset.classes,
+        leaked=dataset.leaked[rows],
         bootstrap=settings.bootstrap,
         seed=values.seed,
     )
+    worsened = _robustness(model, dataset, rows, values)
     wrong = result.most_confident_mistakes(settings.mistakes)
     drawn = {
         "confusion_counts": figures.confusion_matrix(
@@ -32,6 +38,7 @@ def main() -> None:
             result.confusion, result.classes, normalize=True
         ),
         "per_class": figures.per_class_bars(result),
+        "reliability": figures.reliability(result),
         "roc": figures.roc_curves(result),
         "mistakes": figures.mistakes(
             dataset.images[rows[wrong]],
@@ -41,6 +48,9 @@ def main() -> None:
         ),
     }
     metrics = result.metrics()
+    if worsened is not None:
+        drawn["robustness"] = figures.robustness(worsened)
+        metrics["corrupted_accuracy"] = robustness.mean_accuracy(worsened)
     with whole(layout.EVALUATE) as report:
         report.mkdir()
         write_json(report / layout.METRICS, metrics)
@@ -48,6 +58,11 @@ def main() -> None:
         result.predictions(files).to_csv(report / "predictions.csv", index=False)
         result.roc_points().to_csv(report / "roc.csv", index=False)
         result.per_class_table().to_csv(report / "per_class.csv", index=False)
+        result.reliability().round(evaluation.DIGITS).to_csv(
+            report / "reliability.csv", index=False
+        )
+        if worsened is not None:
+            worsened.to_csv(report / "robustness.csv", index=False)
         for name, figure in drawn.items():
             figures.save(figure, report / f"{name}.png")
     with tracking.resumed(tracking.load_run_id(layout.TRAIN_RUN)) as tracked:
@@ -62,6 +77,28 @@ def main() -> None:
         result.macro_f1.value,
         f"{len(rows):,}",
         layout.EVALUATE,
+    )
+
+
+def _robustness(
+    model: keras.Model, dataset: Dataset, rows: np.ndarray, values: params.Params
+) -> pd.DataFrame | None:
+    settings = values.evaluate
+    if settings.robustness_images == 0:
+        return None
+    chosen = sampled(dataset, rows, settings.robustness_images, values.seed)
+    log.info(
+        "robustness is measured on %s of %s test images",
+        f"{len(chosen):,}",
+        f"{len(rows):,}",
+    )
+    return robustness.measure(
+        model.predict_on_batch,
+        dataset,
+        chosen,
+        batch_size=settings.batch_size,
+        bootstrap=settings.bootstrap,
+        seed=values.seed,
     )
 
 

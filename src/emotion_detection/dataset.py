@@ -343,12 +343,23 @@ def part(dataset: Dataset, rows: Split, images: int | None, seed: int) -> Split:
         return rows
     rng = np.random.default_rng(seed)
     share = images / len(rows.train)
+    train = _share(dataset, rows.train, share, rng)
+    validation = _share(dataset, rows.validation, share, rng)
+    return Split(train, validation, rows.test, leaking=rows.leaking)
 
-    def of(side: np.ndarray) -> np.ndarray:
-        taken = []
-        for label in range(len(dataset.classes)):
-            members = rng.permutation(side[dataset.labels[side] == label])
-            taken.append(members[: max(1, round(share * len(members)))])
-        return np.sort(np.concatenate(taken))
 
-    return Split(of(rows.train), of(rows.validation), rows.test, leaking=rows.leaking)
+def sampled(dataset: Dataset, rows: np.ndarray, images: int | None, seed: int) -> np.ndarray:
+    """Give a stratified part of `rows` (n,) int64, sorted, of about `images`; `None` gives all."""
+    if images is None or images >= len(rows):
+        return rows
+    return _share(dataset, rows, images / len(rows), np.random.default_rng(seed))
+
+
+def _share(
+    dataset: Dataset, rows: np.ndarray, share: float, rng: np.random.Generator
+) -> np.ndarray:
+    taken = []
+    for label in range(len(dataset.classes)):
+        members = rng.permutation(rows[dataset.labels[rows] == label])
+        taken.append(members[: max(1, round(share * len(members)))])
+    return np.sort(np.concatenate(taken))

@@ -176,6 +176,8 @@ class Evaluate(_Section):
     batch_size: Count
     bootstrap: Annotated[int, Field(ge=100)]
     mistakes: Annotated[int, Field(ge=1, le=100)]
+    robustness_images: Annotated[int, Field(ge=0)] | None
+    register_model: bool
 
 
 class Params(_Section):
