@@ -2,9 +2,22 @@
 
 from typing import Any
 
-from emotion_detection import evaluation, figures, layout, params, tracking, training
+import keras
+import numpy as np
+import pandas as pd
+
+from emotion_detection import (
+    champion,
+    evaluation,
+    figures,
+    layout,
+    params,
+    robustness,
+    tracking,
+    training,
+)
 from emotion_detection.console import log, run
-from emotion_detection.dataset import Dataset
+from emotion_detection.dataset import Dataset, sampled
 from emotion_detection.files import whole, write_json
 from emotion_detection.network import load
 
@@ -14,15 +27,17 @@ def main() -> None:
     values = params.load()
     settings = values.evaluate
     dataset = Dataset.open(layout.DATASET)
+    model = load(layout.MODEL)
     rows = dataset.is_test.nonzero()[0]
-    probabilities = training.predict(load(layout.MODEL), dataset, rows, settings.batch_size)
     result = evaluation.evaluate(
         dataset.labels[rows],
-        probabilities,
+        training.predict(model, dataset, rows, settings.batch_size),
         dataset.classes,
+        leaked=dataset.leaked[rows],
         bootstrap=settings.bootstrap,
         seed=values.seed,
     )
+    worsened = _robustness(model, dataset, rows, values)
     wrong = result.most_confident_mistakes(settings.mistakes)
     drawn = {
         "confusion_counts": figures.confusion_matrix(
@@ -32,6 +47,7 @@ def main() -> None:
             result.confusion, result.classes, normalize=True
         ),
         "per_class": figures.per_class_bars(result),
+        "reliability": figures.reliability(result),
         "roc": figures.roc_curves(result),
         "mistakes": figures.mistakes(
             dataset.images[rows[wrong]],
@@ -41,18 +57,30 @@ def main() -> None:
         ),
     }
     metrics = result.metrics()
-    with whole(layout.EVALUATE) as report:
-        report.mkdir()
-        write_json(report / layout.METRICS, metrics)
-        files = [dataset.files[row] for row in rows]
-        result.predictions(files).to_csv(report / "predictions.csv", index=False)
-        result.roc_points().to_csv(report / "roc.csv", index=False)
-        result.per_class_table().to_csv(report / "per_class.csv", index=False)
-        for name, figure in drawn.items():
-            figures.save(figure, report / f"{name}.png")
-    with tracking.resumed(tracking.load_run_id(layout.TRAIN_RUN)) as tracked:
+    if worsened is not None:
+        drawn["robustness"] = figures.robustness(worsened)
+        metrics["corrupted_accuracy"] = robustness.mean_accuracy(worsened)
+    run_id = tracking.load_run_id(layout.TRAIN_RUN)
+    with tracking.resumed(run_id) as tracked:
+        verdict = _verdict(run_id if tracked else None, result, dataset, rows, values)
+        with whole(layout.EVALUATE) as report:
+            report.mkdir()
+            write_json(report / layout.METRICS, metrics)
+            write_json(report / "champion.json", verdict.as_json())
+            files = [dataset.files[row] for row in rows]
+            result.predictions(files).to_csv(report / "predictions.csv", index=False)
+            result.roc_points().to_csv(report / "roc.csv", index=False)
+            result.per_class_table().to_csv(report / "per_class.csv", index=False)
+            result.reliability().round(evaluation.DIGITS).to_csv(
+                report / "reliability.csv", index=False
+            )
+            if worsened is not None:
+                worsened.to_csv(report / "robustness.csv", index=False)
+            for name, figure in drawn.items():
+                figures.save(figure, report / f"{name}.png")
         if tracked:
-            tracking.log_metrics(_tracked(metrics))
+            tracking.log_metrics(_tracked(metrics, verdict))
+            tracking.set_tags(_tags(verdict))
             tracking.log_files(layout.EVALUATE, "evaluation")
     log.info(
         "test accuracy %.4f (95 %% interval %.4f to %.4f), macro F1 %.4f on %s images; see %s",
@@ -63,9 +91,69 @@ def main() -> None:
         f"{len(rows):,}",
         layout.EVALUATE,
     )
+    if verdict.version is None:
+        log.info("not in the model registry: %s", verdict.why)
+    else:
+        log.info(
+            "version %s in the model registry %s champion: %s",
+            verdict.version,
+            "is" if verdict.champion else "is not",
+            verdict.why,
+        )
 
 
-def _tracked(metrics: dict[str, Any]) -> dict[str, float]:
+def _robustness(
+    model: keras.Model, dataset: Dataset, rows: np.ndarray, values: params.Params
+) -> pd.DataFrame | None:
+    settings = values.evaluate
+    if settings.robustness_images == 0:
+        return None
+    chosen = sampled(dataset, rows, settings.robustness_images, values.seed)
+    log.info(
+        "robustness is measured on %s of %s test images",
+        f"{len(chosen):,}",
+        f"{len(rows):,}",
+    )
+    return robustness.measure(
+        model.predict_on_batch,
+        dataset,
+        chosen,
+        batch_size=settings.batch_size,
+        bootstrap=settings.bootstrap,
+        seed=values.seed,
+    )
+
+
+def _verdict(
+    run_id: str | None,
+    result: evaluation.Evaluation,
+    dataset: Dataset,
+    rows: np.ndarray,
+    values: params.Params,
+) -> champion.Verdict:
+    settings = values.evaluate
+    if not settings.register_model:
+        return champion.unregistered("evaluate.register_model is false")
+    if run_id is None:
+        return champion.unregistered("the MLflow run that trained it is gone")
+    return champion.contend(
+        run_id,
+        result,
+        dataset,
+        rows,
+        batch_size=settings.batch_size,
+        bootstrap=settings.bootstrap,
+        seed=values.seed,
+    )
+
+
+def _tags(verdict: champion.Verdict) -> dict[str, str]:
+    if verdict.version is None:
+        return {}
+    return {"registered.version": verdict.version, "champion.verdict": verdict.why}
+
+
+def _tracked(metrics: dict[str, Any], verdict: champion.Verdict) -> dict[str, float]:
     """Give test/accuracy and test/f1/happy; MLflow makes a section of charts of each prefix."""
     per_class = metrics["per_class"]
     return {
@@ -75,6 +163,7 @@ def _tracked(metrics: dict[str, Any]) -> dict[str, float]:
             for score in ("precision", "recall", "f1")
             for name in per_class
         },
+        **{f"champion/{name}": value for name, value in verdict.metrics().items()},
     }
 
 

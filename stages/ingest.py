@@ -19,6 +19,7 @@ def main() -> None:
         max_bad_fraction=settings.max_bad_fraction,
         max_unpacked_gib=settings.max_unpacked_gib,
         test_fraction=settings.test_fraction,
+        drop_leaks=settings.drop_leaks,
         seed=values.seed,
     )
 

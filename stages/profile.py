@@ -42,11 +42,14 @@ def main() -> None:
         )
         figures.save(figures.duplicates_grid(quality.conflicts(dataset)), folder / "conflicts.png")
     log.info(
-        "%s exact duplicates in train, %s in test; %s test images are also in train; %s pictures "
+        "%s exact duplicates in train, %s in test; %s test images are also in train%s; %s pictures "
         "bear two labels; see %s",
         f"{profile.train_duplicates:,}",
         f"{profile.test_duplicates:,}",
         f"{profile.leaked_test_images:,}",
+        f" ({profile.dropped_leaks:,} were, and ingest left them out of train)"
+        if profile.dropped_leaks
+        else "",
         f"{profile.conflicting_groups:,}",
         layout.PROFILE,
     )

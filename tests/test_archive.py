@@ -78,6 +78,7 @@ def run(source: Path, target: Path, **changes: Any) -> IngestReport:
         "max_bad_fraction": 0.5,
         "max_unpacked_gib": 1.0,
         "test_fraction": 0.34,
+        "drop_leaks": False,
         "seed": 0,
     }
     return ingest(source, target, **(settings | changes))
@@ -222,13 +223,53 @@ def test_a_source_of_train_alone_has_its_test_split_cut(
         )
     assert run(source, tmp_path / "again", test_fraction=0.25).digest == report.digest
     assert run(source, tmp_path / "again", test_fraction=0.25, seed=1).digest != report.digest
-    assert not list((tmp_path / "out").glob("*unordered*"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "dataset.json",
+        "images.npy",
+        "index.csv",
+    ]
 
 
 def test_a_class_too_small_to_cut_is_named(tmp_path: Path) -> None:
     files = faces(("train",)) | {"train/sad/1.png": png(80)}
     with pytest.raises(UserError, match=r"'sad'.*ingest\.test_fraction"):
         run(in_folder(tmp_path / "s", files), tmp_path / "out")
+
+
+# --- Leaks.
+
+
+def test_train_images_that_are_also_in_test_are_left_out_if_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = faces()
+    files["train/angry/im1.png"] = files["test/angry/im0.png"]
+    files["train/angry/im1 copy.png"] = files["test/angry/im0.png"]
+    files["train/happy/im0.png"] = files["test/angry/im2.png"]  # under another label
+    files["train/happy/im3.png"] = files["train/happy/im1.png"]  # a duplicate, and no leak
+    source = in_zip(tmp_path / "s.zip", files)
+    assert run(source, tmp_path / "whole").dropped_leaks == 0
+    assert Dataset.open(tmp_path / "whole").leaked.sum() == 2
+
+    with caplog.at_level(logging.INFO):
+        report = run(source, tmp_path / "out", drop_leaks=True)
+    dataset = Dataset.open(tmp_path / "out")
+    assert report.dropped_leaks == dataset.dropped_leaks == 3
+    assert "3 train images left out that are also in test" in caplog.text
+    assert report.counts == {"train": {"angry": 2, "happy": 3}, "test": {"angry": 3, "happy": 3}}
+    assert not dataset.leaked.any()
+    for row, name in enumerate(dataset.files):
+        assert np.array_equal(
+            dataset.images[row, :, :, 0], np.asarray(Image.open(io.BytesIO(files[name])))
+        )
+    assert dataset.digest != Dataset.open(tmp_path / "whole").digest
+
+
+def test_a_class_of_leaks_alone_is_named(tmp_path: Path) -> None:
+    files = faces()
+    files |= {name.replace("test", "train"): png for name, png in files.items() if "t/h" in name}
+    with pytest.raises(UserError, match=r"ingest\.drop_leaks: every train image of class 'happy'"):
+        run(in_zip(tmp_path / "s.zip", files), tmp_path / "out", drop_leaks=True)
 
 
 # --- Layouts that are refused.

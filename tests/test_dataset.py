@@ -12,6 +12,7 @@ from emotion_detection.dataset import (
     BadFile,
     Dataset,
     group_by_digest,
+    sampled,
     set_digest,
     split,
     stratified_group_mask,
@@ -234,6 +235,19 @@ def test_the_notebooks_protocol_validates_on_test_and_says_so() -> None:
     assert parts.leaking
     assert parts.train.tolist() == [0, 1]
     assert parts.validation.tolist() == parts.test.tolist() == [2, 3]
+
+
+def test_a_sample_of_rows_is_stratified() -> None:
+    labels = np.repeat([0, 1, 2], [600, 300, 3])
+    dataset = make(labels.tolist(), [False] * 903, [0] * 903)
+    rows = np.arange(3, 903)
+    chosen = sampled(dataset, rows, 90, seed=0)
+    assert np.isin(chosen, rows).all()
+    assert (np.diff(chosen) > 0).all()
+    assert np.bincount(labels[chosen]).tolist() == [60, 30, 1]
+    assert chosen.tolist() != sampled(dataset, rows, 90, seed=1).tolist()
+    for images in (900, 5000, None):
+        assert sampled(dataset, rows, images, seed=0).tolist() == rows.tolist()
 
 
 def test_a_class_of_one_picture_cannot_be_split() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from emotion_detection.evaluation import Evaluation, evaluate
+from emotion_detection.evaluation import Evaluation, compare, evaluate
 
 CLASSES = ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised")
 
@@ -176,6 +176,14 @@ def test_metrics_are_strict_json_in_a_fixed_order(seven: Evaluation) -> None:
         "macro_f1_low",
         "macro_f1_high",
         "macro_auc",
+        "calibration_error",
+        "leaked_images",
+        "accuracy_without_leaks",
+        "accuracy_without_leaks_low",
+        "accuracy_without_leaks_high",
+        "macro_f1_without_leaks",
+        "macro_f1_without_leaks_low",
+        "macro_f1_without_leaks_high",
         "per_class",
     ]
     assert list(metrics["per_class"]) == list(CLASSES)
@@ -229,6 +237,116 @@ def test_most_confident_mistakes_are_mistakes_in_order() -> None:
     assert found.most_confident_mistakes(10).tolist() == [1, 4, 3, 2]
     assert found.most_confident_mistakes(2).tolist() == [1, 4]
     assert found.most_confident_mistakes(0).tolist() == []
+
+
+def test_without_leaks_the_scores_are_those_of_the_other_images(seven: Evaluation) -> None:
+    leaked = np.random.default_rng(0).random(len(seven.labels)) < 0.1
+    found = evaluate(seven.labels, seven.probabilities, CLASSES, leaked=leaked, seed=1)
+    alone = evaluate(seven.labels[~leaked], seven.probabilities[~leaked], CLASSES, seed=1)
+    assert found.without_leaks is not None
+    assert found.without_leaks.accuracy == alone.accuracy
+    assert found.without_leaks.macro_f1 == alone.macro_f1
+    assert found.accuracy == seven.accuracy
+    metrics = found.metrics()
+    assert metrics["leaked_images"] == leaked.sum()
+    assert metrics["accuracy_without_leaks_low"] == round(alone.accuracy.low, 6)
+    assert metrics["macro_f1_without_leaks"] == round(alone.macro_f1.value, 6)
+
+
+def test_without_a_leak_nothing_is_left_out(seven: Evaluation) -> None:
+    metrics = seven.metrics()
+    assert metrics["leaked_images"] == 0
+    for name in ("accuracy", "accuracy_low", "accuracy_high"):
+        assert metrics[name.replace("accuracy", "accuracy_without_leaks")] == metrics[name]
+
+
+def test_where_everything_leaks_there_is_no_score_without() -> None:
+    found = evaluate([0, 1], RIGHT, ("a", "b"), leaked=[True, True], seed=0)
+    assert found.without_leaks is None
+    assert found.metrics()["leaked_images"] == 2
+    assert not [name for name in found.metrics() if "without" in name]
+    with pytest.raises(ValueError, match="leaked"):
+        evaluate([0, 1], RIGHT, ("a", "b"), leaked=[True], seed=0)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    # Of 10 images at 0.95, 6 are right; of 4 at 0.6, a bin's upper end, which it includes, 3.
+    probabilities = np.array([[0.95, 0.05]] * 10 + [[0.6, 0.4]] * 4)
+    labels = [0] * 6 + [1] * 4 + [0] * 3 + [1]
+    found = evaluate(labels, probabilities, ("a", "b"), seed=0)
+    assert found.calibration_error == pytest.approx((10 * 0.35 + 4 * 0.15) / 14)
+    table = found.reliability()
+    assert table["images"].tolist() == [4, 10]
+    assert table["confidence_from"].tolist() == pytest.approx([8 / 15, 14 / 15])
+    assert table["confidence_to"].tolist() == pytest.approx([9 / 15, 1])
+    assert table["confidence"].tolist() == pytest.approx([0.6, 0.95])
+    assert table["accuracy"].tolist() == pytest.approx([0.75, 0.6])
+    assert found.reliability(bins=1)["accuracy"].tolist() == pytest.approx([9 / 14])
+
+
+def test_a_classifier_that_knows_its_chances_is_calibrated() -> None:
+    rng = np.random.default_rng(5)
+    first = rng.random(40_000)
+    labels = (rng.random(40_000) > first).astype(int)
+    found = evaluate(labels, np.stack([first, 1 - first], axis=1), ("a", "b"), seed=0)
+    assert found.calibration_error < 0.01
+    assert found.reliability()["images"].sum() == 40_000
+
+
+def rights(both: int, only_new: int, only_old: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    counts = (both, only_new, only_old, neither)
+    return np.repeat([1, 1, 0, 0], counts) == 1, np.repeat([1, 0, 1, 0], counts) == 1
+
+
+@pytest.mark.parametrize(
+    ("only_new", "only_old", "p_value"),
+    [
+        (10, 2, 158 / 4096),  # twice the sum of C(12, 0), C(12, 1) and C(12, 2), of 2^12
+        (2, 10, 158 / 4096),
+        (5, 0, 2 / 32),
+        (3, 3, 1.0),
+        (0, 0, 1.0),
+    ],
+)
+def test_mcnemars_test_is_exact(only_new: int, only_old: int, p_value: float) -> None:
+    found = compare(*rights(50, only_new, only_old, 20), seed=0)
+    assert found.p_value == pytest.approx(p_value)
+    assert (found.only_new, found.only_old) == (only_new, only_old)
+    images = 50 + only_new + only_old + 20
+    assert found.difference.value == pytest.approx((only_new - only_old) / images)
+
+
+def test_mcnemars_test_of_many_images_agrees_with_the_chi_squared_one() -> None:
+    # Edwards's corrected statistic (|b - c| - 1)^2 / (b + c) = 11.97, of one degree of freedom.
+    found = compare(*rights(3000, 400, 307, 2000), seed=0)
+    assert found.p_value == pytest.approx(0.000540, rel=0.03)
+
+
+def test_the_interval_of_a_difference_is_that_of_pairs() -> None:
+    new, old = rights(3000, 400, 307, 2000)
+    found = compare(new, old, bootstrap=4000, seed=0)
+    # The variance of a paired difference: (b + c) / n^2 - (b - c)^2 / n^3.
+    images = len(new)
+    half = 1.96 * np.sqrt(707 / images**2 - 93**2 / images**3)
+    assert found.difference.low == pytest.approx(93 / images - half, abs=0.05 * half)
+    assert found.difference.high == pytest.approx(93 / images + half, abs=0.05 * half)
+
+
+@pytest.mark.parametrize(
+    ("only_new", "only_old", "better"),
+    [(60, 20, True), (21, 20, False), (20, 60, False), (0, 0, False)],
+)
+def test_only_a_difference_beyond_chance_is_better(
+    only_new: int, only_old: int, better: bool
+) -> None:
+    assert compare(*rights(200, only_new, only_old, 100), seed=0).better is better
+
+
+def test_different_images_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="same images"):
+        compare([True], [True, False], seed=0)
+    with pytest.raises(ValueError, match="same images"):
+        compare([], [], seed=0)
 
 
 RIGHT = certain([0, 1], 2)

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 
-from emotion_detection import figures
+from emotion_detection import figures, robustness
 from emotion_detection.evaluation import Evaluation, evaluate
 
 EMOTIONS = ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised")
@@ -70,6 +70,27 @@ def trial_table() -> pd.DataFrame:
     )
 
 
+def robustness_table() -> pd.DataFrame:
+    rows = []
+    for kind in (robustness.AS_THEY_ARE, *robustness.CORRUPTIONS):
+        for by in kind.severities:
+            lost = 0.006 * abs(by)
+            rows.append(
+                {
+                    "condition": kind.condition(by),
+                    "corruption": kind.name,
+                    "severity": by,
+                    "unit": kind.unit,
+                    "images": 1000,
+                    "accuracy": 0.64 - lost,
+                    "change": -lost,
+                    "change_low": -1.1 * lost,
+                    "change_high": -0.9 * lost,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def title_of(figure: Figure) -> str:
     """The title as a person reads it, on one line and with plain spaces."""
     return figure.get_suptitle().replace("\n", " ").replace("\u00a0", " ")
@@ -102,6 +123,7 @@ def every_figure(classes: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
     yield "confusion", figures.confusion_matrix(evaluation.confusion * 9, classes, normalize=False)
     yield "per_class_bars", figures.per_class_bars(evaluation)
     yield "roc_curves", figures.roc_curves(evaluation)
+    yield "reliability", figures.reliability(evaluation)
     yield (
         "mistakes",
         figures.mistakes(
@@ -119,6 +141,7 @@ def figures_without_classes() -> Iterator[tuple[str, Figure]]:
     close[["loss", "accuracy"]] = close[["val_loss", "val_accuracy"]] * 0.999
     yield "lines that end together", figures.learning_curves(close)
     yield "one epoch", figures.learning_curves(history(1, best=1))
+    yield "robustness", figures.robustness(robustness_table())
     yield "trials", figures.trials(trial_table())
     yield "one trial", figures.trials(trial_table().head(1))
     yield "conflicts", figures.duplicates_grid([(image, CLASSES[10][:2]) for image in noise(9)])
@@ -387,6 +410,45 @@ def test_roc_curves_of_26_classes_differ_in_colour_or_dashes() -> None:
     (axes,) = figures.roc_curves(evaluation_of(CLASSES[26])).axes
     looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines[1:]}  # type: ignore[attr-defined]
     assert len(looks) == 26
+
+
+def test_reliability_draws_the_bins() -> None:
+    evaluation = evaluation_of(EMOTIONS)
+    figure = figures.reliability(evaluation)
+    table = evaluation.reliability()
+    above, below = figure.axes
+    assert [bar.get_height() for bar in bars(above)] == table["accuracy"].tolist()
+    assert [bar.get_height() for bar in bars(below)] == table["images"].tolist()
+    assert texts(below) == [str(images) for images in table["images"]]
+    assert title_of(figure) == (
+        f"Calibration error {100 * evaluation.calibration_error:.1f} %: on average "
+        f"{100 * evaluation.confidence.mean():.1f} % sure and "
+        f"{100 * evaluation.accuracy.value:.1f} % right, not sure enough"
+    )
+
+
+def test_reliability_of_certainty() -> None:
+    figure = figures.reliability(evaluate([0, 1], np.eye(2), ("a", "b"), seed=0))
+    assert title_of(figure) == (
+        "Calibration error 0.0 %: on average 100.0 % sure and 100.0 % right"
+    )
+    wrong = figures.reliability(evaluate([1, 0], np.eye(2), ("a", "b"), seed=0))
+    assert title_of(wrong).endswith("and 0.0 % right, too sure")
+
+
+def test_robustness_has_a_panel_a_corruption_from_the_images_as_they_are() -> None:
+    table = robustness_table()
+    figure = figures.robustness(table)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        kind.name for kind in robustness.CORRUPTIONS
+    ]
+    brightness = figure.axes[0].lines[1]
+    np.testing.assert_array_equal(brightness.get_xdata(), [-30, -15, 0, 15, 30])
+    accuracy = np.asarray(brightness.get_ydata(), dtype=float)
+    assert accuracy.tolist() == pytest.approx([0.46, 0.55, 0.64, 0.55, 0.46])
+    assert title_of(figure).startswith(
+        "64.0 % of 1,000 test images right as they are, 19.0 % at worst (contrast -75 %)"
+    )
 
 
 def test_mistakes_say_what_was_taken_for_what() -> None:

@@ -64,6 +64,7 @@ def test_duplicates_leaks_and_conflicts_are_counted_as_defined() -> None:
     assert found.train_duplicates == 3  # two copies of 1, one of 2
     assert found.test_duplicates == 1  # one copy of 4
     assert found.leaked_test_images == 2  # 1 and 3
+    assert np.flatnonzero(make(ROWS).leaked).tolist() == [8, 9]
     assert found.conflicting_groups == 2  # 2 and 4
     assert [(row.group, row.file) for row in found.duplicates] == [
         (0, "train/angry/0.png"),
@@ -88,6 +89,7 @@ def test_a_clean_set_has_none() -> None:
         "train": 0,
         "test": 0,
         "leaked_test_images": 0,
+        "dropped_leaks": 0,
         "conflicting_labels": 0,
     }
     assert metrics["imbalance_ratio"] == 1

@@ -72,6 +72,7 @@ class IngestReport:
     bad_files: tuple[BadFile, ...]
     duplicate_groups: int  # sets of two or more images with identical pixels
     test_is_cut: bool  # the source had no test split: it is a part of train
+    dropped_leaks: int  # train images left out since their pixels are also in test
     digest: str
 
 
@@ -84,19 +85,21 @@ def ingest(
     max_bad_fraction: float,
     max_unpacked_gib: float,
     test_fraction: float,
+    drop_leaks: bool,
     seed: int,
 ) -> IngestReport:
     """Read the images of `source`, a folder or zip, and write them as a dataset to `target`.
 
     Images become `image_size` (height, width), stretched where their proportions differ, and
     `color_mode`. A source without a test split has `test_fraction` of train, drawn with `seed`,
-    made its test split; images with the same pixels stay on one side. `target` is replaced, and
-    only by a whole dataset. Large sets are decoded in processes of their own, so the script that
-    calls this needs its `if __name__ == "__main__"`.
+    made its test split; images with the same pixels stay on one side. With `drop_leaks`, train
+    images whose pixels are also in test are left out. `target` is replaced, and only by a whole
+    dataset. Large sets are decoded in processes of their own, so the script that calls this needs
+    its `if __name__ == "__main__"`.
 
     Raises UserError if the source has another layout, is an unsafe or damaged zip, would unpack to
-    more than `max_unpacked_gib`, has a class without images, or has more than `max_bad_fraction`
-    of its files bad.
+    more than `max_unpacked_gib`, has a class without images, has more than `max_bad_fraction` of
+    its files bad, or has a class that `drop_leaks` leaves without a train image.
     """
     if source.resolve().is_relative_to(target.resolve()):
         raise UserError(f"ingest.source: {source} lies in {target}, which ingest replaces; move it")
@@ -115,6 +118,7 @@ def ingest(
             source=source.resolve().name,
             cut_test=not any(item.is_test for item in items),
             test_fraction=test_fraction,
+            drop_leaks=drop_leaks,
             seed=seed,
         )
     _log_report(report)
@@ -580,9 +584,10 @@ def _write(
     source: str,
     cut_test: bool,
     test_fraction: float,
+    drop_leaks: bool,
     seed: int,
 ) -> IngestReport:
-    """Write the index beside the packed images, cutting a test split from train if asked to."""
+    """Write the index beside the packed images, after the changes of the splits asked for."""
     items, digests = packed.items, packed.digests
     classes = tuple(sorted({item.class_name for item in items}))
     number = {name: label for label, name in enumerate(classes)}
@@ -598,10 +603,17 @@ def _write(
             key="ingest.test_fraction",
             sides="train and test",
         )
-        order = np.argsort(is_test, kind="stable")
-        _reorder(packed.images_path, order)
-        items, digests = [items[row] for row in order], [digests[row] for row in order]
-        labels, is_test = labels[order], is_test[order]
+    kept = np.argsort(is_test, kind="stable")
+    if drop_leaks:
+        in_test = {digest for digest, test in zip(digests, is_test, strict=True) if test}
+        leaks = np.array([digest in in_test for digest in digests]) & ~is_test
+        kept = kept[~leaks[kept]]
+        _check_left(classes, labels[~is_test & ~leaks])
+    if len(kept) < len(items) or cut_test:
+        _rearrange(packed.images_path, kept)
+    dropped = len(items) - len(kept)
+    items, digests = [items[row] for row in kept], [digests[row] for row in kept]
+    labels, is_test = labels[kept], is_test[kept]
     groups = group_by_digest(digests)
     dataset = Dataset(
         images=np.lib.format.open_memmap(packed.images_path, mode="r"),
@@ -615,6 +627,7 @@ def _write(
         source=source,
         test_is_cut=cut_test,
         bad_files=packed.bad_files,
+        dropped_leaks=dropped,
     )
     dataset.write_index(folder)
     return IngestReport(
@@ -622,21 +635,32 @@ def _write(
         bad_files=packed.bad_files,
         duplicate_groups=int(np.count_nonzero(np.bincount(groups) > 1)),
         test_is_cut=cut_test,
+        dropped_leaks=dropped,
         digest=dataset.digest,
     )
 
 
-def _reorder(images_path: Path, order: np.ndarray) -> None:
-    """Rewrite an .npy file of images with its rows in another order."""
-    unordered_path = images_path.with_suffix(".unordered")
-    images_path.rename(unordered_path)
-    unordered = np.lib.format.open_memmap(unordered_path, mode="r")
+def _check_left(classes: Sequence[str], train_labels: np.ndarray) -> None:
+    """Raise UserError unless every class still has a train image."""
+    left = np.bincount(train_labels, minlength=len(classes))
+    if not left.all():
+        raise UserError(
+            f"ingest.drop_leaks: every train image of class {classes[int(left.argmin())]!r} is "
+            "also in test, pixel by pixel; add others, or set it to false"
+        )
+
+
+def _rearrange(images_path: Path, rows: np.ndarray) -> None:
+    """Rewrite an .npy file of images with these of its rows, in this order."""
+    before_path = images_path.with_suffix(".before")
+    images_path.rename(before_path)
+    before = np.lib.format.open_memmap(before_path, mode="r")
     with images_path.open("wb") as file:
-        _write_npy_header(file, unordered.shape)
-        for row in order:
-            file.write(unordered[row].tobytes())
-    del unordered  # Windows cannot remove a file that is mapped.
-    unordered_path.unlink()
+        _write_npy_header(file, (len(rows), *before.shape[1:]))
+        for row in rows:
+            file.write(before[row].tobytes())
+    del before  # Windows cannot remove a file that is mapped.
+    before_path.unlink()
 
 
 def _log_report(report: IngestReport) -> None:
@@ -650,6 +674,11 @@ def _log_report(report: IngestReport) -> None:
     )
     if report.test_is_cut:
         log.info("the source has no test/: the test images were cut from train/")
+    if report.dropped_leaks:
+        log.info(
+            "ingest.drop_leaks: %s train images left out that are also in test",
+            f"{report.dropped_leaks:,}",
+        )
     if report.bad_files:
         named = _some([f"{file.path} ({file.reason})" for file in report.bad_files])
         log.info("%s bad files left out: %s", f"{len(report.bad_files):,}", named)

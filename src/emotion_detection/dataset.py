@@ -57,6 +57,7 @@ class Dataset:
     source: str  # name of the folder or zip it was read from
     test_is_cut: bool
     bad_files: tuple[BadFile, ...]
+    dropped_leaks: int = 0  # train images left out since their pixels are also in test
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -88,6 +89,11 @@ class Dataset:
             for split, is_test in zip(SPLITS, (False, True), strict=True)
         }
 
+    @property
+    def leaked(self) -> np.ndarray:
+        """Which test images have the pixels of a train image, whatever the labels: (N,) bool."""
+        return self.is_test & np.isin(self.groups, self.groups[~self.is_test])
+
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
         """Open the dataset that ingest wrote to `folder`; the pixels stay on disk until used.
@@ -101,6 +107,7 @@ class Dataset:
             digest, source = str(summary["digest"]), str(summary["source"])
             test_is_cut = bool(summary["test_is_cut"])
             bad_files = tuple(BadFile(*entry) for entry in summary["bad_files"])
+            dropped_leaks = int(summary["dropped_leaks"])
         with _reading(folder / INDEX_FILE) as path:
             with path.open(encoding="utf-8", errors=_TEXT_ERRORS, newline="") as file:
                 rows = csv.reader(file)
@@ -140,6 +147,7 @@ class Dataset:
             source=source,
             test_is_cut=test_is_cut,
             bad_files=bad_files,
+            dropped_leaks=dropped_leaks,
         )
 
     def write_index(self, folder: Path) -> None:
@@ -161,6 +169,7 @@ class Dataset:
             "counts": self.counts,
             "test_is_cut": self.test_is_cut,
             "bad_files": [[bad.path, bad.reason] for bad in self.bad_files],
+            "dropped_leaks": self.dropped_leaks,
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         (folder / SUMMARY_FILE).write_text(text, "utf-8", errors=_TEXT_ERRORS, newline="\n")
@@ -334,12 +343,23 @@ def part(dataset: Dataset, rows: Split, images: int | None, seed: int) -> Split:
         return rows
     rng = np.random.default_rng(seed)
     share = images / len(rows.train)
+    train = _share(dataset, rows.train, share, rng)
+    validation = _share(dataset, rows.validation, share, rng)
+    return Split(train, validation, rows.test, leaking=rows.leaking)
 
-    def of(side: np.ndarray) -> np.ndarray:
-        taken = []
-        for label in range(len(dataset.classes)):
-            members = rng.permutation(side[dataset.labels[side] == label])
-            taken.append(members[: max(1, round(share * len(members)))])
-        return np.sort(np.concatenate(taken))
 
-    return Split(of(rows.train), of(rows.validation), rows.test, leaking=rows.leaking)
+def sampled(dataset: Dataset, rows: np.ndarray, images: int | None, seed: int) -> np.ndarray:
+    """Give a stratified part of `rows` (n,) int64, sorted, of about `images`; `None` gives all."""
+    if images is None or images >= len(rows):
+        return rows
+    return _share(dataset, rows, images / len(rows), np.random.default_rng(seed))
+
+
+def _share(
+    dataset: Dataset, rows: np.ndarray, share: float, rng: np.random.Generator
+) -> np.ndarray:
+    taken = []
+    for label in range(len(dataset.classes)):
+        members = rng.permutation(rows[dataset.labels[rows] == label])
+        taken.append(members[: max(1, round(share * len(members)))])
+    return np.sort(np.concatenate(taken))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 Ints = npt.NDArray[np.int64]
@@ -61,13 +62,22 @@ class ClassScores:
     roc: RocCurve | None
 
 
+@dataclass(frozen=True)
+class Totals:
+    """Scores over a part of the images."""
+
+    images: int
+    accuracy: Estimate
+    macro_f1: Estimate
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Everything `evaluate` found out.
 
     `labels` is (N,) int64, `probabilities` (N, K) float64 and `confusion` (K, K) int64, with
     actual classes in rows and predicted ones in columns; `macro_auc` is NaN where no class has a
-    curve.
+    curve, and `without_leaks` None where every image leaks.
     """
 
     classes: tuple[str, ...]
@@ -77,6 +87,7 @@ class Evaluation:
     accuracy: Estimate
     macro_f1: Estimate
     macro_auc: float
+    without_leaks: Totals | None
     confusion: Ints
     per_class: tuple[ClassScores, ...]
 
@@ -90,17 +101,61 @@ class Evaluation:
         """The probability of the predicted class of each image, (N,) float64."""
         return self.probabilities.max(axis=1)
 
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Which images are predicted as labelled, (N,)."""
+        return self.predicted == self.labels
+
+    @property
+    def leaked_images(self) -> int:
+        """Images that `without_leaks` leaves out."""
+        return len(self.labels) - (self.without_leaks.images if self.without_leaks else 0)
+
+    @property
+    def calibration_error(self) -> float:
+        """By how much confidence and accuracy differ, averaged over the images: from 0 to 1.
+
+        The expected calibration error over 15 bins of equal width (Guo, Pleiss, Sun and
+        Weinberger, "On calibration of modern neural networks", ICML 2017).
+        """
+        bins = self.reliability()
+        gap = (bins["accuracy"] - bins["confidence"]).abs()
+        return float((gap * bins["images"]).sum() / len(self.labels))
+
+    def reliability(self, bins: int = 15) -> pd.DataFrame:
+        """Accuracy by confidence: one row for each of `bins` equal parts of 0 to 1 with images.
+
+        Columns: confidence_from (not included), confidence_to (included), images, confidence
+        (their mean) and accuracy.
+        """
+        number = (np.ceil(self.confidence * bins).astype(np.int64) - 1).clip(0, bins - 1)
+        table = pd.DataFrame({"bin": number, "confidence": self.confidence, "accuracy": self.right})
+        found = table.groupby("bin").agg(
+            images=("accuracy", "size"),
+            confidence=("confidence", "mean"),
+            accuracy=("accuracy", "mean"),
+        )
+        edges = found.index.to_numpy()
+        found.insert(0, "confidence_from", edges / bins)
+        found.insert(1, "confidence_to", (edges + 1) / bins)
+        return found.reset_index(drop=True)
+
     def metrics(self) -> dict[str, Any]:
         """The scores as JSON, for `dvc metrics`: totals first, then `per_class` by name.
 
-        JSON has no NaN: an AUC that does not exist is left out.
+        JSON has no NaN: what does not exist is left out.
         """
         totals = {
             "loss": self.loss,
             **_flat("accuracy", self.accuracy),
             **_flat("macro_f1", self.macro_f1),
             "macro_auc": self.macro_auc,
+            "calibration_error": self.calibration_error,
+            "leaked_images": self.leaked_images,
         }
+        if self.without_leaks:
+            totals |= _flat("accuracy_without_leaks", self.without_leaks.accuracy)
+            totals |= _flat("macro_f1_without_leaks", self.without_leaks.macro_f1)
         return {
             **_rounded(totals),
             "per_class": {
@@ -172,8 +227,30 @@ class Evaluation:
 
     def most_confident_mistakes(self, n: int) -> Ints:
         """Rows of the at most `n` wrong predictions with the highest confidence, highest first."""
-        wrong = np.flatnonzero(self.predicted != self.labels)
+        wrong = np.flatnonzero(~self.right)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:n]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two classifiers on the same images: the new one against the old one."""
+
+    difference: Estimate
+    """Accuracy of the new one less that of the old one."""
+
+    only_new: int
+    """Images that the new one alone has right."""
+
+    only_old: int
+    """Images that the old one alone has right."""
+
+    p_value: float
+    """How often chance alone parts two equal classifiers by so much: McNemar's exact test."""
+
+    @property
+    def better(self) -> bool:
+        """Whether the new one is better: the whole interval of the difference lies above 0."""
+        return self.difference.low > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,10 +269,14 @@ def evaluate(
     probabilities: npt.ArrayLike,
     classes: Sequence[str],
     *,
+    leaked: npt.ArrayLike | None = None,
     bootstrap: int = 1000,
     seed: int,
 ) -> Evaluation:
     """Score `probabilities` (N, K) float against `labels` (N,) int, indices into K `classes`.
+
+    `leaked` (N,) bool says which images the classifier may have learnt from: they are left out of
+    `without_leaks`; by default there are none.
 
     A ratio with nothing in its denominator is 0: the precision of a class never predicted, the
     recall of a class without images, and F1 where both are. Macro F1 averages over all of
@@ -215,9 +296,14 @@ def evaluate(
     if bootstrap < 1:
         raise ValueError(f"bootstrap must be at least 1, got {bootstrap}")
 
+    clean = np.ones(len(label_array), bool) if leaked is None else ~np.asarray(leaked, bool)
+    if clean.shape != label_array.shape:
+        raise ValueError(f"leaked must be of shape {label_array.shape}, not {clean.shape}")
+
     of_label = probability_array[np.arange(len(label_array)), label_array]
     predicted = probability_array.argmax(axis=1)
-    confusion = sk.confusion_matrix(label_array, predicted, labels=np.arange(len(classes)))
+    confusion = _confusion(label_array, predicted, len(classes))
+    clean_confusion = _confusion(label_array[clean], predicted[clean], len(classes))
     observed = _scores(confusion)
     resampled = _scores(_resampled(confusion, bootstrap, seed))
     curves = [_roc(label_array == k, probability_array[:, k]) for k in range(len(classes))]
@@ -231,6 +317,7 @@ def evaluate(
         accuracy=_estimate(observed.accuracy, resampled.accuracy),
         macro_f1=_estimate(observed.macro_f1, resampled.macro_f1),
         macro_auc=float(np.mean(areas)) if areas else np.nan,
+        without_leaks=_totals(clean_confusion, bootstrap, seed) if clean.any() else None,
         confusion=confusion,
         per_class=tuple(
             ClassScores(
@@ -243,6 +330,39 @@ def evaluate(
             )
             for k, name in enumerate(classes)
         ),
+    )
+
+
+def compare(
+    new: npt.ArrayLike, old: npt.ArrayLike, *, bootstrap: int = 1000, seed: int
+) -> Comparison:
+    """Compare two classifiers by which of the same N images they have right, (N,) bool each.
+
+    The interval is a 95 % percentile interval over `bootstrap` resamples of the images, both
+    classifiers seeing the same ones. The test is McNemar's ("Note on the sampling error of the
+    difference between correlated proportions or percentages", Psychometrika 12, 1947), two-sided
+    and exact: of the images that one alone has right, each is as likely to be either's.
+
+    Raises ValueError for no images, and for shapes that disagree.
+    """
+    new_right, old_right = np.asarray(new, bool), np.asarray(old, bool)
+    if new_right.shape != old_right.shape or new_right.ndim != 1 or new_right.size == 0:
+        raise ValueError(
+            f"expected two times the same images, got {new_right.shape} and {old_right.shape}"
+        )
+    only_new = int((new_right & ~old_right).sum())
+    only_old = int((old_right & ~new_right).sum())
+    images = len(new_right)
+    counts = np.array([only_new, only_old, images - only_new - only_old])
+    resampled = _resampled(counts, bootstrap, seed)
+    discordant = only_new + only_old
+    return Comparison(
+        difference=_estimate(
+            np.float64((only_new - only_old) / images), (resampled[:, 0] - resampled[:, 1]) / images
+        ),
+        only_new=only_new,
+        only_old=only_old,
+        p_value=float(binomtest(only_new, discordant).pvalue) if discordant else 1.0,
     )
 
 
@@ -276,18 +396,30 @@ def _checked(
     return label_array.astype(np.int64), probability_array
 
 
-def _resampled(confusion: Ints, resamples: int, seed: int) -> Ints:
-    """Confusion matrices (resamples, K, K) of images drawn with replacement.
+def _confusion(labels: Ints, predicted: Ints, classes: int) -> Ints:
+    cells = np.bincount(labels * classes + predicted, minlength=classes**2)
+    return cells.reshape(classes, classes)
 
-    The scores see an image only as a cell of the matrix, and N draws from N images fall into the
-    cells multinomially: this is the bootstrap itself, not an approximation, without touching an
-    image.
+
+def _resampled(counts: Ints, resamples: int, seed: int) -> Ints:
+    """Tables of `counts`, confusion matrices say, of images drawn with replacement.
+
+    Returns (resamples, *counts.shape). The scores see an image only as a cell of the table, and N
+    draws from N images fall into the cells multinomially: this is the bootstrap itself, not an
+    approximation, without touching an image.
     """
-    images = confusion.sum()
-    drawn = np.random.default_rng(seed).multinomial(
-        images, confusion.ravel() / images, size=resamples
+    images = counts.sum()
+    drawn = np.random.default_rng(seed).multinomial(images, counts.ravel() / images, size=resamples)
+    return drawn.reshape(resamples, *counts.shape)
+
+
+def _totals(confusion: Ints, resamples: int, seed: int) -> Totals:
+    observed, resampled = _scores(confusion), _scores(_resampled(confusion, resamples, seed))
+    return Totals(
+        images=int(confusion.sum()),
+        accuracy=_estimate(observed.accuracy, resampled.accuracy),
+        macro_f1=_estimate(observed.macro_f1, resampled.macro_f1),
     )
-    return drawn.reshape(resamples, *confusion.shape)
 
 
 def _scores(confusion: Ints) -> _Scores:
@@ -309,7 +441,7 @@ def _ratio(numerator: Ints, denominator: Ints) -> Floats:
     return numerator / np.maximum(denominator, 1)
 
 
-def _estimate(value: Floats, resampled: Floats) -> Estimate:
+def _estimate(value: Floats | np.float64, resampled: Floats) -> Estimate:
     low, high = np.percentile(resampled, INTERVAL_PERCENTILES)
     return Estimate(float(value), float(low), float(high))
 

@@ -411,6 +411,95 @@ def roc_curves(evaluation: "Evaluation") -> Figure:
     return figure
 
 
+def reliability(evaluation: "Evaluation") -> Figure:
+    """Accuracy against confidence in bins, and beneath it how many images each bin has.
+
+    After Guo et al. (2017), whom `Evaluation.calibration_error` names: of a classifier that knows
+    how sure it may be, every bar ends at the dashed line.
+    """
+    bins = evaluation.reliability()
+    left, width = bins["confidence_from"], bins["confidence_to"] - bins["confidence_from"]
+    confidence, accuracy = float(evaluation.confidence.mean()), evaluation.accuracy.value
+    gap = confidence - accuracy
+    verdict = "too sure" if gap > 0 else "not sure enough"
+    figure = _figure(
+        7.2,
+        5.4,
+        f"Calibration error {_percent(evaluation.calibration_error)}: on average "
+        f"{_percent(confidence)} sure and {_percent(accuracy)} right"
+        + (f", {verdict}" if abs(gap) >= 0.0005 else ""),
+    )
+    above, below = _panels(figure, 1, heights=(3.2, 1.0))
+    bars: dict[str, Any] = {"align": "edge", "linewidth": 0.8, "edgecolor": "white"}
+    above.bar(left, bins["accuracy"], width, color=BLUE, **bars)
+    above.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (2, 2)))
+    above.vlines(bins["confidence"], bins["accuracy"], bins["confidence"], color="white", lw=4.5)
+    above.vlines(bins["confidence"], bins["accuracy"], bins["confidence"], color=ACCENT, lw=2)
+    above.set_ylim(0, 1.02)
+    above.yaxis.set_major_formatter(FuncFormatter(_percent_tick))
+    above.set_ylabel("accuracy", fontsize=BODY, color=INK)
+    above.grid(axis="y", color=FAINT, linewidth=0.6)
+    images = below.bar(left, bins["images"], width, color=GREY, **bars)
+    below.bar_label(
+        images,
+        [f"{n:,}" if n < 10_000 else f"{n / 1000:,.0f}k" for n in bins["images"]],
+        padding=2,
+        fontsize=SMALL - 1,
+        color=INK,
+    )
+    below.set_ylim(0, 1.3 * bins["images"].max())
+    below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    below.yaxis.set_major_formatter(FuncFormatter(_thousands))
+    below.set_ylabel("images", fontsize=BODY, color=INK)
+    below.set_xlim(0, 1)
+    below.xaxis.set_major_formatter(FuncFormatter(_percent_tick))
+    below.set_xlabel(
+        "confidence (orange: from its mean in a bin to the accuracy there)",
+        fontsize=BODY,
+        color=INK,
+    )
+    return figure
+
+
+def robustness(table: pd.DataFrame) -> Figure:
+    """Accuracy by severity, a panel for each corruption, with 95 % intervals of the change.
+
+    `table` has a row a corruption and severity, the first one of the images as they are, and the
+    columns condition, corruption, severity, unit, images, accuracy, change, change_low and
+    change_high.
+    """
+    clean = table["accuracy"].iloc[0]
+    worst = table.loc[table["accuracy"].idxmin()]
+    kinds = list(dict.fromkeys(table["corruption"].iloc[1:]))
+    figure = _figure(
+        2.3 * len(kinds) + 0.5,
+        3.0,
+        f"{_percent(clean)} of {table['images'].iloc[0]:,} test images right as they are, "
+        f"{_percent(worst['accuracy'])} at worst ({worst['condition']}); lines are "
+        "95\u00a0% intervals of the change",
+    )
+    panels = _panels(figure, len(kinds), sharey=True)
+    for axes, kind in zip(panels, kinds, strict=True):
+        of_kind = table[(table["corruption"] == kind) | (table.index == table.index[0])]
+        of_kind = of_kind.sort_values("severity")
+        severity = of_kind["severity"]
+        axes.axhline(clean, color=GREY, linewidth=1, linestyle=(0, (2, 2)))
+        axes.vlines(
+            severity, clean + of_kind["change_low"], clean + of_kind["change_high"], color=BLUE
+        )
+        axes.plot(severity, of_kind["accuracy"], "-o", color=BLUE, linewidth=1.5, markersize=5)
+        axes.plot(0, clean, "o", color=GREY, markersize=6, zorder=3)
+        axes.set_xticks(severity, [f"{by:g}" for by in severity])
+        axes.margins(x=0.12)
+        axes.set_title(kind, fontsize=BODY, loc="left", color=INK)
+        axes.set_xlabel(of_kind["unit"].iloc[-1], fontsize=SMALL, color=INK)
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    panels[0].set_ylim(0, min(1.0, 1.15 * table["accuracy"].max()) + 0.02)
+    panels[0].yaxis.set_major_formatter(FuncFormatter(_percent_tick))
+    panels[0].set_ylabel("accuracy", fontsize=BODY, color=INK)
+    return figure
+
+
 def mistakes(
     images: Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8],
     actual: Sequence[str],
@@ -539,8 +628,20 @@ def _wrapped(title: str, inches: float) -> list[str]:
     return next(lines for width in widths if len(lines := textwrap.wrap(title, width)) <= fewest)
 
 
-def _panels(figure: Figure, columns: int, *, sharey: bool = False) -> list[Axes]:
-    panels = list(figure.subplots(1, columns, sharey=sharey, squeeze=False).flat)
+def _panels(
+    figure: Figure, columns: int, *, sharey: bool = False, heights: Sequence[float] = (1.0,)
+) -> list[Axes]:
+    """Panels in reading order; rows, of these heights, share their x axes if there are several."""
+    panels = list(
+        figure.subplots(
+            len(heights),
+            columns,
+            sharex="col" if len(heights) > 1 else False,
+            sharey=sharey,
+            squeeze=False,
+            height_ratios=heights,
+        ).flat
+    )
     for axes in panels:
         axes.set_facecolor("white")
         axes.set_axisbelow(True)

@@ -84,6 +84,7 @@ class Ingest(_Section):
     max_bad_fraction: Annotated[Float, Field(ge=0, le=1)]
     max_unpacked_gib: Positive
     test_fraction: OpenFraction
+    drop_leaks: bool
 
 
 class Split(_Section):
@@ -189,6 +190,8 @@ class Evaluate(_Section):
     batch_size: Count
     bootstrap: Annotated[int, Field(ge=100)]
     mistakes: Annotated[int, Field(ge=1, le=100)]
+    robustness_images: Annotated[int, Field(ge=0)] | None
+    register_model: bool
 
 
 class Params(_Section):

@@ -50,6 +50,9 @@ class Profile:
     leaked_test_images: int
     """Test images whose pixels are also those of a train image, whatever the labels."""
 
+    dropped_leaks: int
+    """Train images that ingest left out since their pixels are also in test."""
+
     conflicting_groups: int
     """Sets of identical images, within or across the splits, that bear more than one label."""
 
@@ -73,6 +76,7 @@ class Profile:
                 "train": self.train_duplicates,
                 "test": self.test_duplicates,
                 "leaked_test_images": self.leaked_test_images,
+                "dropped_leaks": self.dropped_leaks,
                 "conflicting_labels": self.conflicting_groups,
             },
             "blank_images": len(self.blank_files),
@@ -99,7 +103,8 @@ def profile(dataset: Dataset) -> Profile:
         pixel_std=max(variance, 0.0) ** 0.5 / 255,
         train_duplicates=_surplus(dataset.groups[train]),
         test_duplicates=_surplus(dataset.groups[~train]),
-        leaked_test_images=int(np.isin(dataset.groups[~train], dataset.groups[train]).sum()),
+        leaked_test_images=int(dataset.leaked.sum()),
+        dropped_leaks=dataset.dropped_leaks,
         conflicting_groups=_conflicting_groups(dataset),
         blank_files=tuple(dataset.files[row] for row in blank),
         bad_files=len(dataset.bad_files),

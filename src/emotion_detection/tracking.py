@@ -10,6 +10,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -313,3 +314,131 @@ def _shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(map(str, value))
     return "none" if value is None else str(value)
+
+
+# --- The model registry.
+
+REGISTERED_MODEL = "emotion-detection"
+CHAMPION_ALIAS = "champion"
+
+
+class RegistryError(Exception):
+    """MLflow's model registry cannot do what it was asked to; the message says why."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model: its number, and the data set it was evaluated on."""
+
+    number: str
+    dataset: str
+    dataset_digest: str
+    leaking: bool
+
+
+def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Version:
+    """Make the model that `run_id` logged a version of REGISTERED_MODEL, once, and tag it.
+
+    The tags are the data set's name and digest, `scores` as test.<name>, and whether the run
+    leaks. Raises RegistryError, as where the run has no model.
+    """
+    with _registry() as client:
+        run = client.get_run(run_id)
+        tags = {
+            "dataset": dataset.source,
+            "dataset.digest": dataset.digest,
+            "leaking": run.data.tags.get("leaking", "false"),
+            **{f"test.{name}": f"{score:.6g}" for name, score in scores.items()},
+        }
+        _make_registered_model(client)
+        found = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'")
+        if found:
+            number = max(int(version.version) for version in found)
+            for key, value in tags.items():
+                client.set_model_version_tag(REGISTERED_MODEL, str(number), key, value)
+        else:
+            model_id = _logged_model(client, run)
+            number = client.create_model_version(
+                REGISTERED_MODEL, f"models:/{model_id}", run_id, tags, model_id=model_id
+            ).version
+        return _version(client, str(number))
+
+
+def champion(digest: str | None = None) -> Version | None:
+    """Give the champion of the data set with this digest, or by default of the one seen last.
+
+    None where there is none. Raises RegistryError.
+    """
+    with _registry() as client:
+        number = client.get_registered_model(REGISTERED_MODEL).aliases.get(_alias(digest))
+        return None if number is None else _version(client, str(number))
+
+
+def crown(version: Version, digest: str | None = None) -> None:
+    """Make `version` the champion of the data set with this digest, or of the one seen last.
+
+    Raises RegistryError.
+    """
+    with _registry() as client:
+        client.set_registered_model_alias(REGISTERED_MODEL, _alias(digest), version.number)
+
+
+def load_version(version: Version) -> keras.Model:
+    """Load the network of a registered model. Raises RegistryError."""
+    with _registry() as client, tempfile.TemporaryDirectory() as folder:
+        uri = client.get_model_version_download_uri(REGISTERED_MODEL, version.number)
+        mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+        paths = list(Path(folder).rglob("*.keras"))
+        if len(paths) != 1:
+            raise ValueError(f"{uri} holds {len(paths)} .keras files")
+        return keras.models.load_model(paths[0], compile=False)
+
+
+@contextlib.contextmanager
+def _registry() -> Iterator[mlflow.MlflowClient]:
+    try:
+        yield mlflow.MlflowClient()
+    except (MlflowException, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RegistryError(reason) from error
+
+
+def _alias(digest: str | None) -> str:
+    return CHAMPION_ALIAS if digest is None else f"{CHAMPION_ALIAS}-{digest[:8]}"
+
+
+def _make_registered_model(client: mlflow.MlflowClient) -> None:
+    if client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+        return
+    try:
+        client.create_registered_model(
+            REGISTERED_MODEL,
+            description=(
+                "Every network that evaluate scored. `champion-<digest>` is the best one on the "
+                "test images of the data set whose digest begins so, `champion` that of the data "
+                "set evaluated last."
+            ),
+        )
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+
+
+def _logged_model(client: mlflow.MlflowClient, run: mlflow.entities.Run) -> str:
+    logged = run.outputs.model_outputs if run.outputs else []
+    models = [client.get_logged_model(output.model_id) for output in logged]
+    if not models:
+        raise ValueError(f"run {run.info.run_id} logged no model")
+    # A training that was killed while it logged its model logs it again.
+    newest = max(models, key=lambda model: model.creation_timestamp)
+    return str(newest.model_id)
+
+
+def _version(client: mlflow.MlflowClient, number: str) -> Version:
+    tags = client.get_model_version(REGISTERED_MODEL, number).tags
+    return Version(
+        number=number,
+        dataset=tags.get("dataset", "another data set"),
+        dataset_digest=tags.get("dataset.digest", ""),
+        leaking=tags.get("leaking") == "true",
+    )

@@ -1,0 +1,204 @@
+"""Which model is registered, and which one becomes champion."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities.model_registry import ModelVersion
+
+from emotion_detection import champion, tracking, training
+from emotion_detection.champion import Verdict
+from emotion_detection.dataset import Dataset
+from emotion_detection.evaluation import evaluate
+
+NAME = "emotion-detection"
+
+
+def network(certainty: float, known: int) -> keras.Model:
+    """Give a network that knows the first `known` classes of the toy set."""
+    model = keras.Sequential(
+        [
+            keras.Input((16, 16, 3), dtype="uint8"),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.AveragePooling2D(8),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    kernel = np.zeros((2, 2, 3, 3))
+    for label in range(known):
+        kernel[label // 2, label % 2, :, label] = certainty
+    model.set_weights([kernel.reshape(12, 3), np.zeros(3)])
+    return model
+
+
+class Registry:
+    """Trains nothing, and evaluates, in a store of its own."""
+
+    def __init__(self, toy: Dataset, root: Path) -> None:
+        self.toy, self.root = toy, root
+        self.client = mlflow.MlflowClient(f"sqlite:///{(root / 'mlflow.db').as_posix()}")
+
+    def train(self, known: int, *, leaking: bool = False, certainty: float = 5.0) -> str:
+        """Give the run of a model."""
+        tags = {"leaking": str(leaking).lower()}
+        with tracking.run("train", note="", dataset=self.toy, params={}, tags=tags) as run_id:
+            model = network(certainty, known)
+            tracking.log_model(model, self.toy.images[:1], self.toy.classes)
+        return run_id
+
+    def contend(self, run_id: str, known: int, dataset: Dataset | None = None) -> Verdict:
+        """Evaluate the model of a run, which knows so many classes."""
+        dataset = dataset or self.toy
+        rows = np.flatnonzero(dataset.is_test)
+        probabilities = training.predict(network(5.0, known), dataset, rows, 8)
+        result = evaluate(dataset.labels[rows], probabilities, dataset.classes, seed=0)
+        with tracking.resumed(run_id):
+            return champion.contend(
+                run_id, result, dataset, rows, batch_size=8, bootstrap=200, seed=0
+            )
+
+    @property
+    def versions(self) -> list[ModelVersion]:
+        found = self.client.search_model_versions(f"name = '{NAME}'")
+        return sorted(found, key=lambda version: int(version.version))
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        aliases = self.client.get_registered_model(NAME).aliases
+        return {alias: str(number) for alias, number in aliases.items()}
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a store with nothing in it, which takes seconds to make."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path.as_posix()}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def registry(
+    toy: Dataset, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Registry]:
+    shutil.copy2(empty_store, tmp_path / "mlflow.db")
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    yield Registry(toy, tmp_path)
+    mlflow.set_tracking_uri(None)
+    # MLflow leaves the address there for child processes.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def test_only_a_better_model_takes_the_title(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy = registry.toy
+    own = f"champion-{toy.digest[:8]}"
+    runs = {known: registry.train(known) for known in (1, 0, 3)}
+
+    first = registry.contend(runs[1], known=1)
+    assert first == Verdict("1", True, "it is the first on toy.zip")
+    assert registry.aliases == {own: "1", "champion": "1"}
+
+    # It takes every image for the first class, and so does the first model.
+    second = registry.contend(runs[0], known=0)
+    assert (second.version, second.champion, second.against) == ("2", False, "1")
+    assert second.comparison is not None
+    assert second.metrics() == {
+        "accuracy_difference": 0,
+        "accuracy_difference_low": 0,
+        "accuracy_difference_high": 0,
+        "p_value": 1,
+    }
+    assert registry.aliases == {own: "1", "champion": "1"}
+
+    third = registry.contend(runs[3], known=3)
+    assert (third.version, third.champion, third.against) == ("3", True, "1")
+    assert third.comparison is not None
+    assert third.comparison.only_old == 0
+    assert third.metrics()["accuracy_difference"] == round(third.comparison.only_new / 15, 6)
+    assert third.metrics()["accuracy_difference_low"] > 0
+    assert third.as_json()["only_new_right"] == third.comparison.only_new
+    assert registry.aliases == {own: "3", "champion": "3"}
+
+    again = registry.contend(runs[3], known=3)
+    assert (again.version, again.champion, again.why) == ("3", True, "it is champion already")
+    assert [version.run_id for version in registry.versions] == [runs[1], runs[0], runs[3]]
+    tags = registry.versions[2].tags
+    assert tags == {
+        "dataset": "toy.zip",
+        "dataset.digest": toy.digest,
+        "leaking": "false",
+        "test.accuracy": "1",
+        "test.macro_f1": "1",
+    }
+
+    # What anyone loads by the alias is what was evaluated.
+    rows = np.flatnonzero(toy.is_test)
+    held = tracking.champion(toy.digest)
+    assert held is not None
+    np.testing.assert_allclose(
+        training.predict(tracking.load_version(held), toy, rows, 8),
+        training.predict(network(5.0, 3), toy, rows, 8),
+        rtol=1e-5,
+    )
+
+
+def test_each_data_set_has_a_champion_and_the_alias_follows_the_last_one(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = replace(registry.toy, digest="f" * 32, source="other.zip")
+    own = f"champion-{registry.toy.digest[:8]}"
+    runs = {known: registry.train(known) for known in (3, 1)}
+    registry.contend(runs[3], known=3)
+    caplog.set_level(logging.INFO)
+    assert registry.contend(runs[1], known=1, dataset=other).champion
+    assert registry.aliases == {own: "1", "champion-ffffffff": "2", "champion": "2"}
+    assert "from version 1 to version 2" in caplog.text
+    assert f"toy.zip ({registry.toy.digest[:8]})" in caplog.text
+    assert "other.zip (ffffffff), which was evaluated last" in caplog.text
+
+    # Back on the first one, a worse model gives the alias back to the champion there.
+    registry.contend(registry.train(0), known=0)
+    assert registry.aliases == {own: "1", "champion-ffffffff": "2", "champion": "1"}
+
+
+def test_a_leaking_run_is_registered_and_never_champion(registry: Registry) -> None:
+    verdict = registry.contend(registry.train(3, leaking=True), known=3)
+    assert (verdict.version, verdict.champion) == ("1", False)
+    assert "leaks" in verdict.why
+    assert registry.aliases == {}
+    assert registry.versions[0].tags["leaking"] == "true"
+
+
+def test_a_champion_whose_files_are_gone_is_replaced(registry: Registry) -> None:
+    registry.contend(registry.train(3), known=3)
+    for network_file in (registry.root / "mlruns").rglob("*.keras"):
+        network_file.unlink()
+    verdict = registry.contend(registry.train(1), known=1)
+    assert (verdict.version, verdict.champion, verdict.comparison) == ("2", True, None)
+    assert "version 1, the champion so far, cannot be loaded" in verdict.why
+    assert registry.aliases["champion"] == "2"
+
+
+def test_a_run_without_a_model_is_told(registry: Registry) -> None:
+    with tracking.run("train", note="", dataset=registry.toy, params={}, tags={}) as run_id:
+        pass
+    verdict = registry.contend(run_id, known=3)
+    assert verdict.version is None
+    assert "logged no model" in verdict.why
+    assert verdict.as_json() == {
+        "version": None,
+        "champion": False,
+        "why": verdict.why,
+        "against": None,
+    }
