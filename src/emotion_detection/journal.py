@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +91,7 @@ class Journal:
             if result is not None
         }
         self._waiting = deque(entries[len(results) :])
+        self._played = len(results)
         self._changed = threading.Condition()
         self._closing = self._left_alone = self._unticked = False
         self._trouble = ""
@@ -121,12 +123,19 @@ class Journal:
             self._changed.notify_all()
 
     def drained(self, patience: float) -> bool:
-        """Wait until everything is played, for `patience` seconds at most, and tell if it is."""
+        """Wait until everything is played; give False after `patience` seconds without progress."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting, patience)
+            while self._waiting:
+                played = self._played
+                if not self._changed.wait_for(partial(self._is_beyond, played), patience):
+                    return False
+            return True
+
+    def _is_beyond(self, played: int) -> bool:
+        return self._played > played
 
     def close(self, patience: float) -> bool:
-        """Play what is left, for `patience` seconds at most, and tell if that was everything.
+        """Play what is left, with the patience of `drained`, and tell if that was everything.
 
         The folder is removed if so, and otherwise stays for who comes next.
         """
@@ -199,6 +208,7 @@ class Journal:
                 # Who comes next plays from here, and twice is as good as once.
                 self._unticked = True
             self._waiting.popleft()
+            self._played += 1
             self._changed.notify_all()
 
 
@@ -218,7 +228,8 @@ def _append_line(path: Path, value: Any) -> None:
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            file.truncate(end)
+            with contextlib.suppress(OSError):
+                file.truncate(end)
             raise
 
 
