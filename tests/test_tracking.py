@@ -15,7 +15,7 @@ import pytest
 from mlflow.entities import Run
 
 from emotion_detection import tracking
-from emotion_detection.console import UserError
+from emotion_detection.console import Terminated, UserError
 from emotion_detection.dataset import Dataset
 from emotion_detection.imagefile import decode
 from emotion_detection.network import build, export
@@ -45,6 +45,16 @@ class Project:
     def client(self) -> mlflow.MlflowClient:
         """Reads what `mlflow ui`, started in the root, would show."""
         return mlflow.MlflowClient(f"sqlite:///{(self.root / 'mlflow.db').as_posix()}")
+
+    def children(self, run_id: str) -> list[Run]:
+        experiment = self.client.get_run(run_id).info.experiment_id
+        return list(
+            self.client.search_runs(
+                [experiment],
+                f"tags.`mlflow.parentRunId` = '{run_id}'",
+                order_by=["attributes.start_time"],
+            )
+        )
 
     def commit_of(self, folder: Path) -> str:
         return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
@@ -188,20 +198,29 @@ def test_a_tracking_server_that_is_set_wins(
         project.client.get_run(run_id)
 
 
-@pytest.mark.parametrize("trouble", [ValueError("broken"), KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize(
+    ("trouble", "status"),
+    [
+        (ValueError("broken"), "FAILED"),
+        (SystemExit(1), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (Terminated(), "KILLED"),
+    ],
+)
 def test_a_run_that_breaks_off_does_not_seem_to_go_on(
-    project: Project, toy: Dataset, trouble: BaseException
+    project: Project, toy: Dataset, trouble: BaseException, status: str
 ) -> None:
     ids: list[str] = []
 
     def search() -> None:
         with start(toy) as run_id, tracking.child("trial 01", params={}, tags={}):
-            ids.extend((run_id, mlflow.active_run().info.run_id))
+            ids.append(run_id)
             raise trouble
 
     with pytest.raises(type(trouble)):
         search()
-    assert [project.client.get_run(run_id).info.status for run_id in ids] == ["FAILED"] * 2
+    ids += [child.info.run_id for child in project.children(ids[0])]
+    assert [project.client.get_run(run_id).info.status for run_id in ids] == [status] * 2
     assert mlflow.active_run() is None
 
 
@@ -217,10 +236,7 @@ def test_a_trial_that_fails_leaves_the_search_going(project: Project, toy: Datas
         tracking.log_metrics({"trials": 2})
 
     assert project.client.get_run(parent).data.metrics == {"trials": 2}
-    experiment = project.client.get_run(parent).info.experiment_id
-    children = project.client.search_runs(
-        [experiment], f"tags.`mlflow.parentRunId` = '{parent}'", order_by=["attributes.start_time"]
-    )
+    children = project.children(parent)
     assert [(child.info.run_name, child.info.status) for child in children] == [
         ("trial 01", "FAILED"),
         ("trial 02", "FINISHED"),

@@ -3,9 +3,10 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -18,6 +19,10 @@ TRACEBACK_VARIABLE = "EMOTION_DETECTION_TRACEBACK"
 
 class UserError(Exception):
     """What a user can mend: the message names the file or key, what is wrong and the fix."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, which ends a script as Ctrl-C does."""
 
 
 def progress(
@@ -52,24 +57,36 @@ def silence() -> Iterator[None]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`: log lines to stderr, a `UserError` as one line and exit status 1.
+    """Run a script's `main`: log lines to stderr, and what went wrong as one line.
 
-    Set EMOTION_DETECTION_TRACEBACK=1 to see where an error was raised.
+    The exit status is 1 after a `UserError` or an error of the system (a full disk), 130 after
+    Ctrl-C and 143 after SIGTERM. Set EMOTION_DETECTION_TRACEBACK=1 to see where it came from.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError, KeyboardInterrupt) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            raise
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        message, status = _last_words(error)
+        print(message, file=sys.stderr)
+        sys.exit(status)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def _last_words(error: UserError | OSError | KeyboardInterrupt) -> tuple[str, int]:
+    if isinstance(error, Terminated):
+        return "terminated", 128 + signal.SIGTERM
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 128 + signal.SIGINT
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"error: {error.filename}: {error.strerror}", 1
+    return f"error: {error}", 1

@@ -2,13 +2,20 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
+import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from emotion_detection.console import UserError
+
+_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 @contextlib.contextmanager
@@ -17,19 +24,62 @@ def whole(target: Path) -> Iterator[Path]:
 
     The block makes a file or a folder there; after an exception `target` is as it was. What a
     killed process left behind goes with the next one's.
+
+    Raises:
+        UserError: if the disk is full.
+
     """
     # A folder, so that what is made in it bears the right name and suffix.
     scratch = target.with_name(f".{target.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     try:
+        scratch.mkdir(parents=True)
         temporary = scratch / target.name
         yield temporary
         if target.is_dir():
             target.rename(scratch / "replaced")
         temporary.replace(target)
+    except (OSError, RuntimeError) as error:
+        # HDF5 has no number for it, and at times no OSError either.
+        reason = next((full for full in _FULL if full in str(error)), None)
+        if reason is None:
+            raise
+        raise UserError(f"{target}: {reason}; free some space and run this again") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` while the block lasts; gives False where somebody else does.
+
+    The system lets go of it when its process ends, however that ends.
+    """
+    with path.open("a+b") as file:
+        yield _lock(file.fileno()) and _is_open_still(path, file.fileno())
+
+
+def _lock(number: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_open_still(path: Path, number: int) -> bool:
+    """Tell whether who had the lock before did not remove the file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(number))
+    except OSError:
+        return False
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -36,3 +36,8 @@ TRAIN_STATE = Path("models/.train")
 
 RUN_FILE = "mlflow_run.json"
 """The name, in either, of what says which MLflow run goes on."""
+
+
+def journals() -> Path:
+    """Give the folder of what is logged and not yet in MLflow, a folder a run."""
+    return main_root() / "mlruns" / ".unsent"

@@ -1,38 +1,55 @@
-"""The only module that knows MLflow: where its store is and what a run says."""
+"""The only module that knows MLflow: where its store is and what a run says.
+
+What is logged goes to a journal on disk first, and from there to the store: one that is away
+neither stops a training nor loses what it logs.
+"""
 
 import base64
 import contextlib
+import functools
+import hashlib
+import inspect
 import io
 import json
 import logging
 import os
 import platform
+import re
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, LifecycleStage
+from mlflow.entities import DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
-from mlflow.system_metrics import set_system_metrics_sampling_interval
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Map
 from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
 
 from emotion_detection import layout, modelfile, serving
 from emotion_detection.console import UserError, log
 from emotion_detection.dataset import Dataset
-from emotion_detection.files import write_json
+from emotion_detection.files import whole, write_json
+from emotion_detection.journal import AwayError, BusyError, Entry, Journal, left_behind, persist
+
+T = TypeVar("T")
 
 EXPERIMENT = "emotion-detection"
 MODEL_NAME = "model"
@@ -42,6 +59,27 @@ MODEL_PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow")
 
 # A bar for copying a dozen small files, several times over.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+DIFF_BYTES = 2**20
+SYSTEM_METRICS_SECONDS = 5
+STORE_FILE = "store"
+REPEATED = ("seed", "precision", "deterministic")
+"""Params of every run that are tags too, so that runs can be filtered by them."""
+
+PATIENCE_VARIABLE = "EMOTION_DETECTION_PATIENCE"
+
+# What MLflow answers where it is there and will not do it, now or later.
+REFUSALS = {
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "NOT_FOUND",
+    "NOT_IMPLEMENTED",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+
+# The run that is logged to, and its parent before it.
+_current: list[tuple[Journal, str]] = []
 
 
 def _connect() -> None:
@@ -49,17 +87,33 @@ def _connect() -> None:
 
     MLFLOW_TRACKING_URI wins. Otherwise the store is what plain `mlflow ui` opens at the project's
     root: sqlite:///mlflow.db with artifacts in ./mlruns.
+
+    Raises:
+        UserError: if the store cannot be reached, after waiting for it.
+
     """
-    # Its own log lines are about its own workings.
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    root = layout.main_root()
+    # Its own log lines are about its own workings, and what fails is told here.
+    for name, level in (
+        ("mlflow", logging.WARNING),
+        ("mlflow.store.db.utils", logging.CRITICAL),
+        ("alembic", logging.WARNING),
+        ("urllib3", logging.ERROR),
+    ):
+        logging.getLogger(name).setLevel(level)
+    # The journal tries again, and knows better for how long.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     location = None
     if not os.environ.get("MLFLOW_TRACKING_URI"):
+        root = layout.main_root()
         mlflow.set_tracking_uri(f"sqlite:///{(root / 'mlflow.db').as_posix()}")
         # MLflow would settle on the working directory of whoever is first to use the experiment,
         # and a queued experiment's is deleted.
         location = (root / "mlruns").as_uri()
+    _at_once(lambda: _enter_experiment(location))
+
+
+def _enter_experiment(location: str | None) -> None:
     client = mlflow.MlflowClient()
     if client.get_experiment_by_name(EXPERIMENT) is None:
         try:
@@ -85,45 +139,116 @@ def run(
     """Log to a new run, or go on with `run_id`, while the block lasts, and give its id.
 
     It is named after `stage` and the DVC experiment, and carries what made it: `params`, the
-    data's name and digest, commit, versions and machine. It ends FINISHED, or FAILED after an
-    exception.
+    data's name and digest, commit, versions and machine. It ends FINISHED, KILLED after Ctrl-C or
+    SIGTERM, or FAILED after another exception. Runs that a killed process left open are ended.
+
+    Raises:
+        UserError: if MLflow cannot be reached at the start.
+
     """
     _connect()
-    set_system_metrics_sampling_interval(5)
-    if run_id is not None and not _exists(run_id):
+    _tidy_up(keep=run_id)
+    if not _at_once(lambda: _exists(run_id)):
         run_id = None
     name = " ".join(filter(None, (stage, os.environ.get("DVC_EXP_NAME"))))
-    with mlflow.start_run(
-        run_id, run_name=name, description=note, log_system_metrics=True
-    ) as active:
-        mlflow.set_tags(
+    active = _at_once(
+        lambda: mlflow.start_run(
+            run_id, run_name=name, description=note, tags={"process": _this_process()}
+        )
+    )
+    with _ending(_forget_active_run), _recording(active.info.run_id):
+        set_tags(
             {
                 "stage": stage,
                 "dataset": dataset.source,
                 "dataset.digest": dataset.digest,
                 "dataset.test": "cut from train" if dataset.test_is_cut else "its own",
+                **{name: _shown(params[name]) for name in REPEATED if name in params},
                 **tags,
                 **_provenance(),
             }
         )
+        _log_diff()
         log_params(_flat(params))
-        _log_dataset(active.info.run_id, dataset)
+        _at_once(lambda: _log_dataset(active.info.run_id, dataset))
         yield active.info.run_id
 
 
 @contextlib.contextmanager
 def child(name: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[None]:
     """Log to a child of the current run while the block lasts."""
-    with mlflow.start_run(run_name=name, nested=True, tags=dict(tags)):
+    journal, parent = _current[-1]
+    run = uuid.uuid4().hex
+    journal.append(
+        {
+            "do": "create",
+            "run": run,
+            "parent": parent,
+            "name": name,
+            "tags": resolve_tags({**tags, "process": _this_process()}),
+            "at": _now(),
+        }
+    )
+    with _ending(lambda status: _end(journal, run, status)), _into(journal, run):
         log_params(params)
         yield
 
 
 @contextlib.contextmanager
+def _ending(end: Callable[[str], None]) -> Iterator[None]:
+    """Call `end` with the status that a run has when the block ended as it did."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        end(status)
+
+
+@contextlib.contextmanager
+def _recording(run_id: str) -> Iterator[None]:
+    """Log to `run_id` while the block lasts, the machine's figures too, and end it."""
+    journal = _open(run_id)
+    machine = _SystemMetrics(journal, run_id)
+
+    def end(status: str) -> None:
+        machine.finish()
+        try:
+            _end(journal, run_id, status)
+        finally:
+            _close(journal, run_id, hurried=status == "KILLED")
+
+    with _ending(end), _into(journal, run_id):
+        machine.start()
+        yield
+
+
+def _forget_active_run(status: str) -> None:
+    # Its journal ended it if the store is there; MLflow has to forget it all the same.
+    with contextlib.suppress(Exception):
+        mlflow.end_run(status)
+
+
+@contextlib.contextmanager
 def resumed(run_id: str | None) -> Iterator[bool]:
-    """Log to an earlier run while the block lasts; gives False if it is gone."""
-    _connect()
-    if run_id is None or not _exists(run_id):
+    """Log to an earlier run while the block lasts; gives False if it is gone.
+
+    Its status and times stay those of the stage that made it.
+    """
+    away = False
+    try:
+        _connect()
+        _tidy_up(keep=None)
+        gone = not _at_once(lambda: _exists(run_id))
+    except UserError as error:
+        if run_id is None:
+            raise
+        log.warning("%s", error)
+        away, gone = True, False
+    if gone or run_id is None:
         log.warning(
             "MLflow run %s is not in %s: nothing is logged there; `dvc repro --force train` makes "
             "a new one",
@@ -132,18 +257,31 @@ def resumed(run_id: str | None) -> Iterator[bool]:
         )
         yield False
         return
-    with mlflow.start_run(run_id=run_id):
-        yield True
+    journal = _open(run_id)
+    try:
+        with _into(journal, run_id):
+            yield True
+    finally:
+        _close(journal, run_id, hurried=away)
+
+
+@contextlib.contextmanager
+def _into(journal: Journal, run: str) -> Iterator[None]:
+    _current.append((journal, run))
+    try:
+        yield
+    finally:
+        _current.pop()
 
 
 def log_params(params: Mapping[str, Any]) -> None:
     """Log `params` to the current run."""
-    mlflow.log_params({key: _shown(value) for key, value in params.items()})
+    _log(params={key: _shown(value) for key, value in params.items()})
 
 
 def log_metrics(metrics: Mapping[str, float]) -> None:
     """Log `metrics` to the current run."""
-    mlflow.log_metrics(dict(metrics))
+    _log(metrics={name: float(value) for name, value in metrics.items()})
 
 
 def log_epoch(metrics: Mapping[str, float], epoch: int) -> None:
@@ -151,19 +289,87 @@ def log_epoch(metrics: Mapping[str, float], epoch: int) -> None:
 
     MLflow makes a section of charts of each prefix, and this one comes first.
     """
-    mlflow.log_metrics({f"epoch/{name}": value for name, value in metrics.items()}, step=epoch)
+    _log(metrics={f"epoch/{name}": float(value) for name, value in metrics.items()}, step=epoch)
 
 
 def log_files(folder: Path, artifact_folder: str) -> None:
     """Log every file of `folder` to the current run."""
-    mlflow.log_artifacts(str(folder), artifact_folder)
+    _keep("files", folder.name, lambda kept: shutil.copytree(folder, kept), folder=artifact_folder)
 
 
 def set_tags(tags: Mapping[str, str]) -> None:
     """Set `tags` on the current run."""
-    mlflow.set_tags(dict(tags))
+    _log(tags=dict(tags))
 
 
+def send() -> None:
+    """Send to MLflow what it has missed, and end the runs that a killed process left open.
+
+    Raises:
+        UserError: if it cannot be reached.
+
+    """
+    _connect()
+    left = _tidy_up(keep=None)
+    elsewhere = {
+        file.read_text(encoding="utf-8")
+        for file in layout.journals().glob(f"*/{STORE_FILE}")
+        if file.parent != _shelf() and any(file.parent.glob("*/"))
+    }
+    for store in sorted(elsewhere):
+        log.warning("kept for %s: set MLFLOW_TRACKING_URI to it, and run this again", store)
+    if left:
+        raise UserError(f"what {left} runs logged is still in {layout.journals()}; try again later")
+    log.info("nothing is left to send to %s", _without_password())
+
+
+def _log(**what: Any) -> None:
+    journal, run = _current[-1]
+    journal.append({"do": "log", "run": run, "at": _now(), **what})
+
+
+def _keep(do: str, name: str, copy: Callable[[Path], object], **what: Any) -> None:
+    """Log files of which the journal keeps a copy until they are sent."""
+    journal, run = _current[-1]
+    kept = Path(uuid.uuid4().hex, name)
+    with whole(journal.folder / kept) as temporary:
+        copy(temporary)
+    journal.append({"do": do, "run": run, "kept": kept.as_posix(), **what})
+
+
+def _end(journal: Journal, run: str, status: str) -> None:
+    journal.append({"do": "end", "run": run, "status": status, "at": _now()})
+
+
+LogModel = Callable[[keras.Model, np.ndarray, tuple[str, ...]], None]
+
+
+def _or_later(log_now: LogModel) -> LogModel:
+    """Keep a model that cannot be sent now in the journal."""
+
+    @functools.wraps(log_now)
+    def log_or_keep(model: keras.Model, example: np.ndarray, classes: tuple[str, ...]) -> None:
+        journal, _ = _current[-1]
+        try:
+            # What the journal holds comes first, and says if the store is there.
+            if journal.drained(_patience()):
+                with _telling_away():
+                    log_now(model, example, classes)
+                return
+        except AwayError as error:
+            log.warning("%s; the model is kept until it is back", error)
+
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            model.save(folder / "model.keras")
+            np.save(folder / "example.npy", example)
+
+        _keep("model", MODEL_NAME, write, classes=list(classes))
+
+    return log_or_keep
+
+
+@_or_later
 def log_model(model: keras.Model, example: np.ndarray, classes: tuple[str, ...]) -> None:
     """Log `model` to the current run as `serving.py` answers for it, with all that it needs.
 
@@ -231,12 +437,244 @@ def _base64_png(image: np.ndarray) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _exists(run_id: str) -> bool:
+def _exists(run_id: str | None) -> bool:
+    if run_id is None:
+        return False
     try:
         # A run deleted in MLflow's pages is still there, and cannot be logged to.
         return bool(mlflow.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
-    except MlflowException:
+    except MlflowException as error:
+        if _is_away(error):
+            raise
         return False
+
+
+# --- The store, which may be away.
+
+
+def _is_away(error: Exception) -> bool:
+    """Tell an error that may be gone later from one of what was asked for."""
+    if isinstance(error, MlflowException):
+        return error.error_code not in REFUSALS
+    return isinstance(error, (SQLAlchemyError, OSError))
+
+
+@contextlib.contextmanager
+def _telling_away() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not _is_away(error):
+            raise
+        cause: BaseException = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__ or cause
+        reason = _hidden(" ".join(str(cause).split()))
+        raise AwayError(f"MLflow at {_without_password()} cannot be reached ({reason})") from error
+
+
+def _at_once(act: Callable[[], T]) -> T:
+    """Give what `act` gets from the store, which is waited for.
+
+    Raises:
+        UserError: if it stays away, or refuses.
+
+    """
+
+    def attempt() -> T:
+        with _telling_away():
+            return act()
+
+    try:
+        return persist(attempt, _patience())
+    except AwayError as error:
+        raise UserError(f"{error}; start it, or set MLFLOW_TRACKING_URI to another") from error
+    except MlflowException as error:
+        reason = _hidden(" ".join(str(error).split()))
+        raise UserError(f"MLflow at {_without_password()} refuses: {reason}") from error
+
+
+def _patience() -> float:
+    """Give for how many seconds MLflow is waited for where nothing else can be done."""
+    text = os.environ.get(PATIENCE_VARIABLE, "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{PATIENCE_VARIABLE} = {text}: must be a number of seconds") from None
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _without_password() -> str:
+    return _hidden(mlflow.get_tracking_uri())
+
+
+def _hidden(text: str) -> str:
+    return re.sub(r"(\w://)[^/\s@]*@", r"\1", text)
+
+
+# --- What is on its way there.
+
+
+def _shelf() -> Path:
+    """Give the folder of the journals for this store."""
+    store = _without_password()
+    if store == f"sqlite:///{(layout.main_root() / 'mlflow.db').as_posix()}":
+        store = "mlflow.db"  # wherever the project is moved to
+    folder = layout.journals() / hashlib.sha256(store.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STORE_FILE).write_text(store, encoding="utf-8")
+    return folder
+
+
+def _open(run_id: str) -> Journal:
+    def attempt() -> Journal:
+        try:
+            return Journal(_shelf() / run_id, _player())
+        except BusyError:
+            raise AwayError(f"run {run_id} is logged to by another process") from None
+
+    try:
+        return persist(attempt, _patience())
+    except AwayError as error:
+        raise UserError(f"{error}; wait for it to end") from None
+
+
+def _close(journal: Journal, run_id: str, *, hurried: bool = False) -> None:
+    if not journal.close(min(_patience(), 5.0) if hurried else _patience()):
+        log.warning(
+            "%s; what is logged to run %s is kept in %s: run `python -m emotion_detection.send` "
+            "when MLflow is back",
+            journal.trouble or f"MLflow at {_without_password()} is slow",
+            run_id,
+            journal.folder,
+        )
+
+
+def _tidy_up(keep: str | None) -> int:
+    """Send what earlier processes left, and end what they left open, but for the run `keep`.
+
+    Gives the number of journals that are still there.
+    """
+    left = 0
+    for journal in left_behind(_shelf(), _player()):
+        left += not journal.close(_patience() if left == 0 else 0)
+    with contextlib.suppress(UserError):
+        _at_once(lambda: _end_forgotten(keep))
+    return left
+
+
+def _end_forgotten(keep: str | None) -> None:
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    for found in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'"):
+        if found.info.run_id != keep and _is_gone(found.data.tags.get("process", "")):
+            client.set_terminated(found.info.run_id, "KILLED")
+
+
+def _this_process() -> str:
+    # A number is used again, a number and a start are not.
+    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def _is_gone(process: str) -> bool:
+    """Tell whether `process`, from a run's tag, is of this machine and no more."""
+    try:
+        node, number, started = process.rsplit(" ", 2)
+        if node != platform.node():
+            return False
+        # The clock that it is told by may have been put right since.
+        return abs(psutil.Process(int(number)).create_time() - float(started)) > 5
+    except psutil.NoSuchProcess:
+        return True
+    except (ValueError, psutil.Error):
+        return False
+
+
+def _player() -> Callable[[Entry, Mapping[str, str], Path], str | None]:
+    """Give what plays entries to the store; each may be played twice, and does the same then."""
+    uri = mlflow.get_tracking_uri()
+
+    def play(entry: Entry, known: Mapping[str, str], folder: Path) -> str | None:
+        with _telling_away():
+            client = mlflow.MlflowClient(uri)
+            run_id = known.get(entry["run"], entry["run"])
+            match entry["do"]:
+                case "create":
+                    return _created(client, entry)
+                case "log":
+                    _play_log(client, run_id, entry)
+                case "files":
+                    client.log_artifacts(run_id, str(folder / entry["kept"]), entry["folder"])
+                case "model":
+                    _play_model(run_id, folder / entry["kept"], entry)
+                case "end":
+                    client.set_terminated(run_id, entry["status"], end_time=entry["at"])
+        return None
+
+    return play
+
+
+def _created(client: mlflow.MlflowClient, entry: Entry) -> str:
+    experiment = client.get_run(entry["parent"]).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`journal.run` = '{entry['run']}'")
+    if not found:
+        tags = {"mlflow.parentRunId": entry["parent"], "journal.run": entry["run"]}
+        made = client.create_run(
+            experiment, start_time=entry["at"], tags=entry["tags"] | tags, run_name=entry["name"]
+        )
+        found = [made]
+    return str(found[0].info.run_id)
+
+
+def _play_log(client: mlflow.MlflowClient, run_id: str, entry: Entry) -> None:
+    client.log_batch(
+        run_id,
+        metrics=[
+            Metric(name, value, entry["at"], entry.get("step", 0))
+            for name, value in entry.get("metrics", {}).items()
+        ],
+        params=[Param(name, value) for name, value in entry.get("params", {}).items()],
+        tags=[RunTag(name, value) for name, value in entry.get("tags", {}).items()],
+        synchronous=True,
+    )
+
+
+def _play_model(run_id: str, kept: Path, entry: Entry) -> None:
+    model = keras.models.load_model(kept / "model.keras", compile=False)
+    with mlflow.start_run(run_id):
+        inspect.unwrap(log_model)(model, np.load(kept / "example.npy"), tuple(entry["classes"]))
+
+
+class _SystemMetrics(SystemMetricsMonitor):
+    """MLflow's figures of the machine, by way of the journal."""
+
+    def __init__(self, journal: Journal, run_id: str) -> None:
+        super().__init__(run_id, SYSTEM_METRICS_SECONDS, resume_logging=True)
+        self._journal, self._run = journal, run_id
+
+    def monitor(self) -> None:
+        while not self._shutdown_event.wait(self.sampling_interval):
+            self.collect_metrics()
+            metrics = {f"system/{name}": value for name, value in self.aggregate_metrics().items()}
+            for monitor in self.monitors:
+                monitor.clear_metrics()
+            with contextlib.suppress(UserError):  # a full disk, which ends the stage elsewhere
+                self._journal.append(
+                    {
+                        "do": "log",
+                        "run": self._run,
+                        "at": _now(),
+                        "metrics": metrics,
+                        "step": self._logging_step,
+                    }
+                )
+            self._logging_step += 1
+
+
+# --- What made a run.
 
 
 def save_run_id(path: Path, run_id: str) -> None:
@@ -250,13 +688,6 @@ def load_run_id(path: Path) -> str | None:
         return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _without_password() -> str:
-    uri = mlflow.get_tracking_uri()
-    scheme, separator, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _log_dataset(run_id: str, dataset: Dataset) -> None:
@@ -275,7 +706,9 @@ def _log_dataset(run_id: str, dataset: Dataset) -> None:
 
 def _provenance() -> dict[str, str]:
     tags = {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, "
+        f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{f"version.{name}": version(name) for name in PACKAGES},
     }
@@ -292,12 +725,36 @@ def _provenance() -> dict[str, str]:
     return tags
 
 
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _log_diff() -> None:
+    """Log what the files that Git tracks have more than the commit, as `git.diff`."""
+    diff = _hidden(_git("diff", "--no-color", "--no-ext-diff", "HEAD"))
+    if not diff:
+        return
+    data = f"{diff}\n".encode()
+    if len(data) > DIFF_BYTES:
+        data = data[:DIFF_BYTES] + f"\n... and {len(data) - DIFF_BYTES:,} bytes more\n".encode()
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "git.diff").write_bytes(data)
+
+    _keep("files", "diff", write, folder=None)
+
+
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *arguments], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
+    return done.stdout.decode(errors="replace").strip()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

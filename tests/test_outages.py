@@ -1,0 +1,400 @@
+"""A tracking server and a store that are away: nothing that is logged is lost."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+from mlflow.entities import Run
+
+from emotion_detection import tracking
+from emotion_detection.console import UserError
+from emotion_detection.dataset import Dataset, Split
+from emotion_detection.network import build
+from emotion_detection.training import LogEpoch, Recipe, fit
+
+EPOCHS = 6
+
+
+@pytest.fixture(autouse=True)
+def _in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    yield
+    mlflow.set_tracking_uri(None)
+    # MLflow leaves the address there for child processes.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+class Server:
+    """A real `mlflow server`, which keeps what it was told when it is stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+                *("--host", "127.0.0.1", "--port", str(self.port)),
+                *("--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"),
+                *("--artifacts-destination", str(self.folder / "artifacts")),
+            ],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while not self._answers():
+            assert self._process.poll() is None
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def run(self, run_id: str) -> Run:
+        return mlflow.MlflowClient(self.uri).get_run(run_id)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def start(toy: Dataset, stage: str = "train", **changes: Any) -> Any:
+    settings: dict[str, Any] = {"note": "", "dataset": toy, "params": {"seed": 3}, "tags": {}}
+    return tracking.run(stage, **{**settings, **changes})
+
+
+class Training:
+    """A small real training, of which each epoch is logged; `after` is called with its number."""
+
+    def __init__(self, toy: Dataset, rows: Split, architecture: Callable[..., Any]) -> None:
+        self.toy, self.rows = toy, rows
+        self.model = build(architecture(), image_shape=(16, 16, 3), classes=3, seed=0)
+
+    def __call__(self, after: Callable[[int], None]) -> list[tuple[int, float]]:
+        def log_epoch(metrics: Mapping[str, float], epoch: int) -> None:
+            tracking.log_epoch(metrics, epoch)
+            after(epoch)
+
+        logged: LogEpoch = log_epoch
+        history = fit(
+            self.model,
+            self.toy,
+            train=self.rows.train,
+            validation=self.rows.validation,
+            recipe=Recipe(lr=1e-2, batch_size=24, epochs=EPOCHS, early_stopping_patience=None),
+            seed=0,
+            log_epoch=logged,
+            verbose=False,
+        )
+        return list(enumerate(history["val_loss"].tolist(), 1))
+
+
+@pytest.fixture
+def training(toy: Dataset, rows: Split, architecture: Callable[..., Any]) -> Training:
+    return Training(toy, rows, architecture)
+
+
+def curve(uri: str, run_id: str) -> list[tuple[int, float]]:
+    points = mlflow.MlflowClient(uri).get_metric_history(run_id, "epoch/val_loss")
+    return sorted((point.step, point.value) for point in points)
+
+
+def unsent(root: Path) -> list[Path]:
+    return list(root.glob("mlruns/.unsent/*/*/entries.jsonl"))
+
+
+def test_a_server_that_goes_away_for_a_while_costs_nothing(
+    server: Server, training: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+
+    def after(epoch: int) -> None:
+        if epoch == 2:
+            server.stop()
+        elif epoch == 5:
+            server.start()
+
+    with start(training.toy, "tune") as run_id:
+        logged = training(after)
+        with tracking.child("trial 01", params={"filters": 8}, tags={"stage": "trial"}):
+            tracking.log_metrics({"val_accuracy": 0.5})
+        tracking.log_metrics({"best": 1.0})
+    run = server.run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["best"] == 1.0
+    assert curve(server.uri, run_id) == logged
+    (child,) = mlflow.MlflowClient(server.uri).search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
+    )
+    assert (child.info.status, child.data.metrics) == ("FINISHED", {"val_accuracy": 0.5})
+    assert unsent(tmp_path) == []
+
+
+def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
+    server: Server,
+    training: Training,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("EMOTION_DETECTION_PATIENCE", "1")
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "scores.csv").write_text("1,2\n")
+    with start(training.toy) as run_id:
+        logged = training(lambda epoch: server.stop() if epoch == 2 else None)
+        tracking.log_metrics({"val_accuracy": 0.75})
+        tracking.log_files(report, "training")
+        tracking.log_model(training.model, training.toy.images[:2], training.toy.classes)
+        tracking.save_run_id(tmp_path / "run.json", run_id)
+    (report / "scores.csv").write_text("of the next training\n")
+    assert mlflow.active_run() is None
+    told = caplog.messages[-1]
+    assert f"what is logged to run {run_id} is kept in {tmp_path}/mlruns/.unsent/" in told
+    assert "run `python -m emotion_detection.send` when MLflow is back" in told
+    assert len(unsent(tmp_path)) == 1
+
+    # The evaluation that follows, and a training that cannot begin.
+    with tracking.resumed(run_id) as found:
+        assert found
+        tracking.log_metrics({"test/accuracy": 0.5})
+    with (
+        pytest.raises(UserError, match=rf"MLflow at {server.uri} cannot be reached \(.*refused\)"),
+        start(training.toy),
+    ):
+        pytest.fail("began")
+    with pytest.raises(UserError, match="cannot be reached"):
+        tracking.send()
+
+    server.start()
+    monkeypatch.delenv("EMOTION_DETECTION_PATIENCE")
+    sent = subprocess.run(
+        [sys.executable, "-m", "emotion_detection.send"], text=True, capture_output=True
+    )
+    assert sent.returncode == 0, sent.stderr
+    assert sent.stderr.endswith(f"nothing is left to send to {server.uri}\n")
+    run = server.run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["val_accuracy"] == 0.75
+    assert run.data.metrics["test/accuracy"] == 0.5
+    assert curve(server.uri, run_id) == logged
+    artifact = mlflow.artifacts.download_artifacts(
+        run_id=run_id, artifact_path="training/scores.csv", dst_path=str(tmp_path / "got")
+    )
+    assert Path(artifact).read_text() == "1,2\n"
+    assert mlflow.models.get_model_info(f"runs:/{run_id}/{tracking.MODEL_NAME}").run_id == run_id
+    assert unsent(tmp_path) == []
+
+
+# --- The store in a file.
+
+
+def local(root: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{(root / 'mlflow.db').as_posix()}")
+
+
+HOLD = """
+import sqlite3, sys
+store = sqlite3.connect(sys.argv[1], isolation_level=None)
+store.execute("BEGIN EXCLUSIVE")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(database: Path) -> Iterator[None]:
+    """Let another process lock the store while the block lasts."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, database], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.stdin.close()
+
+
+def test_a_locked_store_costs_nothing(
+    toy: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with start(toy) as run_id:
+        with held(tmp_path / "mlflow.db"):
+            for epoch in range(1, 4):
+                tracking.log_epoch({"val_loss": 1 / epoch}, epoch)
+            # SQLite itself waits for five seconds.
+            while "database is locked" not in caplog.text:
+                time.sleep(0.05)
+        tracking.log_epoch({"val_loss": 0.25}, 4)
+    uri = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
+    assert curve(uri, run_id) == [(epoch, 1 / epoch) for epoch in range(1, 5)]
+    assert local(tmp_path).get_run(run_id).info.status == "FINISHED"
+
+
+# --- Runs that were not ended.
+
+STAGE = """
+import sys, time
+from pathlib import Path
+from emotion_detection import console, tracking
+from emotion_detection.dataset import Dataset
+
+def main():
+    dataset = Dataset.open(Path(sys.argv[1]))
+    with tracking.run("tune", note="", dataset=dataset, params={}, tags={}) as run_id:
+        with tracking.child("trial 01", params={"filters": 8}, tags={"stage": "trial"}):
+            tracking.log_epoch({"loss": 1.5}, 1)
+            print(run_id, flush=True)
+            time.sleep(600)
+
+console.run(main)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stage_that_is_ended_leaves_no_run_open(
+    toy: Dataset, tmp_path: Path, how: signal.Signals
+) -> None:
+    dataset = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
+    with subprocess.Popen(
+        [sys.executable, "-c", STAGE, dataset],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        run_id = process.stdout.readline().strip()
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=240)
+    client = local(tmp_path)
+    experiment = client.get_run(run_id).info.experiment_id
+    if how == signal.SIGTERM:
+        assert (process.returncode, errors.splitlines()[-1]) == (143, "terminated")
+        assert "Traceback" not in errors
+        assert client.get_run(run_id).info.status == "KILLED"
+    else:
+        assert client.get_run(run_id).info.status == "RUNNING"
+        with start(toy):
+            pass
+    runs = client.search_runs([experiment], "tags.stage != 'train'")
+    assert {run.info.run_name: run.info.status for run in runs} == {
+        "tune": "KILLED",
+        "trial 01": "KILLED",
+    }
+    (child,) = (run for run in runs if run.info.run_name == "trial 01")
+    assert child.data.metrics == {"epoch/loss": 1.5}
+    assert child.data.params == {"filters": "8"}
+
+
+def test_only_runs_of_processes_that_are_gone_are_ended(toy: Dataset, tmp_path: Path) -> None:
+    with start(toy) as mine:
+        pass
+    client = local(tmp_path)
+    experiment = client.get_run(mine).info.experiment_id
+    host, number, started = client.get_run(mine).data.tags["process"].rsplit(" ", 2)
+    assert (int(number), float(started)) == (
+        os.getpid(),
+        pytest.approx(psutil.Process().create_time(), abs=0.01),
+    )
+    runs = {
+        process: client.create_run(experiment, tags={"process": process}).info.run_id
+        for process in (
+            f"{host} {number} {started}",
+            f"{host} {number} {float(started) - 3600}",  # the number was used again
+            f"{host} {2**22 + 1} {started}",
+            f"another.{host} {2**22 + 1} {started}",
+            "somebody's own",
+        )
+    }
+    untagged = client.create_run(experiment).info.run_id
+    taken_up = client.create_run(experiment, tags={"process": f"{host} 4194305 1.0"}).info.run_id
+    with start(toy, run_id=taken_up):
+        assert client.get_run(taken_up).info.status == "RUNNING"
+    status = [client.get_run(run_id).info.status for run_id in runs.values()]
+    assert status == ["RUNNING", "KILLED", "KILLED", "RUNNING", "RUNNING"]
+    assert client.get_run(untagged).info.status == "RUNNING"
+    assert client.get_run(taken_up).info.status == "FINISHED"
+
+
+def test_two_processes_may_make_the_store_at_once(toy: Dataset, tmp_path: Path) -> None:
+    dataset = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
+    stage = STAGE.replace("time.sleep(600)", "")
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", stage, dataset],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ended = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    for run_id, _ in ended:
+        assert local(tmp_path).get_run(run_id.strip()).info.status == "FINISHED"
+
+
+def test_no_password_is_in_what_is_told_or_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Dataset
+) -> None:
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run(
+        ["git", "remote", "add", "origin", "https://anna:s3cret@example.org/x.git"], check=True
+    )
+    (tmp_path / "notes.txt").write_text("none\n")
+    subprocess.run(["git", "add", "notes.txt"], check=True)
+    identity = ("-c", "user.name=A", "-c", "user.email=a@b.c")
+    subprocess.run(["git", *identity, "commit", "--quiet", "--message=Begin"], check=True)
+    (tmp_path / "notes.txt").write_text("https://anna:s3cret@example.org/x.git\n")
+    # What MLflow reads the remote of is the folder of the script that runs.
+    (tmp_path / "script.py").write_text(STAGE.replace("time.sleep(600)", ""))
+    dataset = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
+    run_id = subprocess.check_output([sys.executable, "script.py", dataset], text=True).strip()
+    tags = local(tmp_path).get_run(run_id).data.tags
+    assert tags["git.dirty"] == "true"
+    assert "example.org" in tags["mlflow.source.git.repoURL"]
+    diff = tmp_path / "mlruns" / run_id / "artifacts" / "git.diff"
+    assert "+https://example.org/x.git\n" in diff.read_text()
+    for path in (tmp_path / "mlflow.db", *(tmp_path / "mlruns").rglob("*")):
+        assert not path.is_file() or b"s3cret" not in path.read_bytes(), path
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:s3cret@127.0.0.1:9")
+    monkeypatch.setenv("EMOTION_DETECTION_PATIENCE", "0")
+    with pytest.raises(UserError) as raised, start(toy):
+        pass
+    assert "s3cret" not in str(raised.value)
