@@ -5,7 +5,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,7 +95,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     # A name may hold any bytes, and the terminal may know few characters.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     write = WRITERS[arguments.format](network.classes)
-    results = predict.predict(
+    results: Iterator[Prediction | BadFile] = predict.predict(
         found, network, detect=arguments.detect, keep=arguments.annotate is not None
     )
     if not sys.stdout.isatty():
