@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,3 +95,37 @@ def architecture() -> Callable[..., Architecture]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def store(
+    toy: Dataset,
+    architecture: Callable[..., Architecture],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder whose MLflow store has a champion, for the toy set, and its file."""
+    import mlflow
+
+    from emotion_detection import layout, modelfile, tracking
+    from emotion_detection.network import build, export
+
+    folder = tmp_path_factory.mktemp("store")
+    chosen = architecture()
+    network = export(build(chosen, image_shape=toy.images.shape[1:], classes=3, seed=0), chosen)
+    (folder / layout.MODEL).parent.mkdir()
+    modelfile.save(network, folder / layout.MODEL, toy.classes)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
+            patch.delenv(name)
+        patch.chdir(folder)
+        with tracking.run("train", note="", dataset=toy, params={}, tags={}) as run_id:
+            tracking.log_model(network, toy.images[:2], toy.classes)
+        version = mlflow.register_model(
+            f"runs:/{run_id}/{tracking.MODEL_NAME}", "emotion-detection"
+        )
+        client = mlflow.MlflowClient()
+        client.set_registered_model_alias("emotion-detection", "champion", version.version)
+        mlflow.set_tracking_uri(None)
+        # MLflow leaves the address there for child processes.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return folder

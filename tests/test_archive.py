@@ -21,9 +21,10 @@ import pytest
 from PIL import Image
 
 from emotion_detection import archive
-from emotion_detection.archive import IngestReport, decode, ingest, natural_key
+from emotion_detection.archive import IngestReport, ingest, natural_key
 from emotion_detection.console import UserError
 from emotion_detection.dataset import BadFile, ColorMode, Dataset
+from emotion_detection.imagefile import decode
 
 Files = dict[str, bytes]
 

@@ -5,7 +5,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,11 +95,14 @@ def _predict(arguments: argparse.Namespace) -> None:
     # A name may hold any bytes, and the terminal may know few characters.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     write = WRITERS[arguments.format](network.classes)
-    results = predict.predict(
+    results: Iterator[Prediction | BadFile] = predict.predict(
         found, network, detect=arguments.detect, keep=arguments.annotate is not None
     )
     if not sys.stdout.isatty():
-        results = progress(results, description="predict", unit="pictures", total=len(found))
+        # Shown at once, since lines that come between would show it anyhow.
+        results = progress(
+            results, description="predict", unit="pictures", total=len(found), delay=0.0
+        )
     any_face = False
     with logging_redirect_tqdm([log]):
         for result in results:
@@ -111,7 +114,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             if result.image is not None:
                 _annotate(result, result.image, network.classes, arguments.annotate)
     if not any_face:
-        raise UserError(f"nothing was predicted: no face in {len(found):,} pictures")
+        raise UserError(f"no face was labelled in {len(found):,} pictures")
 
 
 def _annotate(

@@ -26,11 +26,16 @@ class Terminated(KeyboardInterrupt):
 
 
 def progress(
-    items: Iterable[T], *, description: str, unit: str, total: int | None = None
+    items: Iterable[T],
+    *,
+    description: str,
+    unit: str,
+    total: int | None = None,
+    delay: float = 1.0,
 ) -> Iterator[T]:
-    """Pass `items` through under a progress bar on stderr; silent when it takes under a second."""
+    """Pass `items` through under a progress bar on stderr; silent under `delay` seconds."""
     yield from tqdm(
-        items, desc=description, unit=f" {unit}", total=total, delay=1.0, file=sys.stderr
+        items, desc=description, unit=f" {unit}", total=total, delay=delay, file=sys.stderr
     )
 
 

@@ -294,7 +294,7 @@ class _Examined(NamedTuple):
 
 def predict(
     found: Sequence[Picture], network: Network, *, detect: bool, keep: bool
-) -> Iterator[Prediction | BadFile]:
+) -> Generator[Prediction | BadFile]:
     """Predict the faces of pictures, one after the other, in their order.
 
     Without `detect` a picture is taken whole, as is always a square one that is hardly larger than

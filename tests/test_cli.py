@@ -1,0 +1,167 @@
+"""The command, as a person or a script calls it."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from emotion_detection import cli, layout
+from emotion_detection.console import log
+from emotion_detection.dataset import Dataset
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """Give a function that runs the command in the store: exit status, stdout and stderr."""
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(store)
+    handlers, level, propagate = list(log.handlers), log.level, log.propagate
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["emotion-detection", *map(str, arguments)])
+        log.handlers[:] = []
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        return status, *capfd.readouterr()
+
+    yield run
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)
+    mlflow.set_tracking_uri(None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(scope="module")
+def album(toy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two faces in a photo, one that was cut out, and a broken file."""
+    folder = tmp_path_factory.mktemp("album")
+    astronaut = skimage.data.astronaut()
+    Image.fromarray(np.concatenate([astronaut, astronaut], axis=1)).save(folder / "photo.jpg")
+    (folder / "faces").mkdir()
+    Image.fromarray(np.asarray(toy.images[0])).save(folder / "faces" / "face.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_help_is_quick_since_it_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['predict', '--help']\n"
+        "from emotion_detection.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'tensorflow', 'keras', 'mlflow', 'cv2', 'numpy'} & sys.modules.keys()))"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert "--annotate FOLDER" in printed
+    assert printed.splitlines()[-1] == "[]"
+
+
+def test_the_champion_labels_every_face(command: Command, album: Path, toy: Dataset) -> None:
+    status, out, err = command("predict", album)
+    assert status == 0
+    header, *lines = out.splitlines()
+    assert header.split() == ["label", "confidence", "face", "left,top", "size", "file"]
+    files = [line.split()[-1] for line in lines]
+    photo = str(album / "photo.jpg")
+    assert files == [str(album / "faces" / "face.png"), photo, photo]
+    assert [line.split()[2] for line in lines] == ["1", "1", "2"]
+    assert {line.split()[0] for line in lines} <= set(toy.classes)
+    assert f"{album / 'broken.png'}: not an image" in err.splitlines()
+    assert "predict: 100%" in err
+
+
+def test_a_file_of_train_labels_as_the_champion(
+    command: Command, album: Path, toy: Dataset
+) -> None:
+    status, out, _ = command("predict", album, "--model", layout.MODEL, "--format", "json")
+    assert status == 0
+    entries = [json.loads(line) for line in out.splitlines()]
+    assert [entry["face"] for entry in entries] == [1, 1, 2]
+    assert entries[0]["box"] == {"left": 0, "top": 0, "width": 16, "height": 16}
+    for entry in entries:
+        assert list(entry["probabilities"]) == list(toy.classes)
+        assert sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert entry["confidence"] == max(entry["probabilities"].values())
+        assert entry["probabilities"][entry["label"]] == entry["confidence"]
+
+    _, out, _ = command("predict", album, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert len(rows) == len(entries)
+    for row, entry in zip(rows, entries, strict=True):
+        assert (row["file"], int(row["face"])) == (entry["file"], entry["face"])
+        assert row["label"] == entry["label"]
+        assert {edge: int(row[edge]) for edge in entry["box"]} == entry["box"]
+        for name, probability in entry["probabilities"].items():
+            assert float(row[f"probability_{name}"]) == pytest.approx(probability, abs=2e-6)
+
+
+def test_pictures_are_annotated_under_their_own_names(
+    command: Command, album: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "annotated"
+    status, _, _ = command("predict", album, "--model", layout.MODEL, "--annotate", folder)
+    assert status == 0
+    written = {path.relative_to(folder) for path in folder.rglob("*.*")}
+    assert written == {Path("photo.jpg"), Path("faces/face.png")}
+    before, after = (Image.open(path / "photo.jpg") for path in (album, folder))
+    assert before.size == after.size
+    assert np.abs(np.asarray(before).astype(int) - np.asarray(after)).max() > 100
+
+
+def test_without_detection_a_photo_is_one_face(command: Command, album: Path) -> None:
+    status, out, _ = command(
+        *("predict", album / "photo.jpg", "--model", layout.MODEL),
+        *("--no-detect", "--format", "json"),
+    )
+    assert status == 0
+    assert json.loads(out)["box"] == {"left": 0, "top": 0, "width": 1024, "height": 512}
+
+
+def test_no_face_anywhere_is_an_error(command: Command, album: Path, tmp_path: Path) -> None:
+    status, out, err = command(
+        "predict", album / "broken.png", "gone.png", "--model", layout.MODEL, "--format", "json"
+    )
+    assert (status, out) == (1, "")
+    assert "gone.png: cannot be read: " in err
+    assert err.splitlines()[-1] == "error: no face was labelled in 2 pictures"
+    status, _, err = command("predict", tmp_path)
+    assert (status, err) == (1, f"error: {tmp_path}: there is no picture in it\n")
+
+
+def test_a_store_without_a_champion_names_both_ways_out(
+    command: Command, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = command("predict", album / "photo.jpg")
+    assert (status, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith(
+        f"error: models:/emotion-detection@champion: there is no mlflow.db in {tmp_path}"
+    )
+    assert "alias champion" in line
+    assert "--model" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_something_to_look_at_must_be_named(command: Command) -> None:
+    status, _, err = command("predict")
+    assert status == 2
+    assert "give a PATH or --camera" in err
