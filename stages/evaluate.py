@@ -1,10 +1,12 @@
 """Score the model on the test split, and add the scores to the run that trained it."""
 
+import json
 from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from emotion_detection import (
     champion,
@@ -12,6 +14,7 @@ from emotion_detection import (
     figures,
     layout,
     params,
+    report,
     robustness,
     tracking,
     training,
@@ -23,11 +26,12 @@ from emotion_detection.network import load
 
 
 def main() -> None:
-    """Read params, predict the test images, write scores, tables and figures."""
+    """Read params, predict the test images, write scores, tables, figures and a report."""
     values = params.load()
     settings = values.evaluate
     dataset = Dataset.open(layout.DATASET)
     model = load(layout.MODEL)
+    trained = json.loads((layout.TRAIN / layout.METRICS).read_text(encoding="utf-8"))
     rows = dataset.is_test.nonzero()[0]
     result = evaluation.evaluate(
         dataset.labels[rows],
@@ -39,45 +43,41 @@ def main() -> None:
     )
     worsened = _robustness(model, dataset, rows, values)
     wrong = result.most_confident_mistakes(settings.mistakes)
-    drawn = {
-        "confusion_counts": figures.confusion_matrix(
-            result.confusion, result.classes, normalize=False
-        ),
-        "confusion_normalized": figures.confusion_matrix(
-            result.confusion, result.classes, normalize=True
-        ),
-        "per_class": figures.per_class_bars(result),
-        "reliability": figures.reliability(result),
-        "roc": figures.roc_curves(result),
-        "mistakes": figures.mistakes(
-            dataset.images[rows[wrong]],
-            [result.classes[label] for label in result.labels[wrong]],
-            [result.classes[label] for label in result.predicted[wrong]],
-            result.confidence[wrong],
-        ),
-    }
+    drawn = _figures(result, worsened, wrong, dataset.images[rows[wrong]])
     metrics = result.metrics()
     if worsened is not None:
-        drawn["robustness"] = figures.robustness(worsened)
         metrics["corrupted_accuracy"] = robustness.mean_accuracy(worsened)
     run_id = tracking.load_run_id(layout.TRAIN_RUN)
     with tracking.resumed(run_id) as tracked:
         verdict = _verdict(run_id if tracked else None, result, dataset, rows, values)
-        with whole(layout.EVALUATE) as report:
-            report.mkdir()
-            write_json(report / layout.METRICS, metrics)
-            write_json(report / "champion.json", verdict.as_json())
+        with whole(layout.EVALUATE) as folder:
+            folder.mkdir()
+            write_json(folder / layout.METRICS, metrics)
+            write_json(folder / "champion.json", verdict.as_json())
             files = [dataset.files[row] for row in rows]
-            result.predictions(files).to_csv(report / "predictions.csv", index=False)
-            result.roc_points().to_csv(report / "roc.csv", index=False)
-            result.per_class_table().to_csv(report / "per_class.csv", index=False)
+            result.predictions(files).to_csv(folder / "predictions.csv", index=False)
+            result.roc_points().to_csv(folder / "roc.csv", index=False)
+            result.per_class_table().to_csv(folder / "per_class.csv", index=False)
             result.reliability().round(evaluation.DIGITS).to_csv(
-                report / "reliability.csv", index=False
+                folder / "reliability.csv", index=False
             )
             if worsened is not None:
-                worsened.to_csv(report / "robustness.csv", index=False)
+                worsened.to_csv(folder / "robustness.csv", index=False)
             for name, figure in drawn.items():
-                figures.save(figure, report / f"{name}.png")
+                figures.save(figure, folder / f"{name}.png")
+            report.write(
+                report.Subject(
+                    result=result,
+                    dataset=dataset,
+                    robustness=worsened,
+                    verdict=verdict,
+                    facts=report.training_facts(model, values, trained),
+                    leaking=values.split.validation == "test",
+                    drawn=dataset.source == layout.SAMPLE.name,
+                ),
+                folder,
+                drawn,
+            )
         if tracked:
             tracking.log_metrics(_tracked(metrics, verdict))
             tracking.set_tags(_tags(verdict))
@@ -100,6 +100,34 @@ def main() -> None:
             "is" if verdict.champion else "is not",
             verdict.why,
         )
+
+
+def _figures(
+    result: evaluation.Evaluation,
+    worsened: pd.DataFrame | None,
+    wrong: np.ndarray,
+    images_wrong: np.ndarray,
+) -> dict[str, Figure]:
+    drawn = {
+        "confusion_counts": figures.confusion_matrix(
+            result.confusion, result.classes, normalize=False
+        ),
+        "confusion_normalized": figures.confusion_matrix(
+            result.confusion, result.classes, normalize=True
+        ),
+        "per_class": figures.per_class_bars(result),
+        "reliability": figures.reliability(result),
+        "roc": figures.roc_curves(result),
+        "mistakes": figures.mistakes(
+            images_wrong,
+            [result.classes[label] for label in result.labels[wrong]],
+            [result.classes[label] for label in result.predicted[wrong]],
+            result.confidence[wrong],
+        ),
+    }
+    if worsened is not None:
+        drawn["robustness"] = figures.robustness(worsened)
+    return drawn
 
 
 def _robustness(

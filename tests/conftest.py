@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 TOY_CLASSES = ("angry", "happy", "sad")
 TOY_SIDE = 16
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def _draw_toy(folder: Path, train: int, test: int) -> None:
@@ -59,6 +61,15 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("toy") / "dataset"
     _draw_toy(folder, train=30, test=5)
     return Dataset.open(folder)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Give the path of a browser; a test without one is skipped."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"needs a browser: one of {', '.join(BROWSERS)}")
+    return path
 
 
 @pytest.fixture(scope="session")

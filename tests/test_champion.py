@@ -131,7 +131,7 @@ def test_only_a_better_model_takes_the_title(
     assert registry.aliases == {own: "3", "champion": "3"}
 
     again = registry.contend(runs[3], known=3)
-    assert (again.version, again.champion, again.why) == ("3", True, "it is champion already")
+    assert again == Verdict("3", True, "it became so in an earlier evaluation")
     assert [version.run_id for version in registry.versions] == [runs[1], runs[0], runs[3]]
     tags = registry.versions[2].tags
     assert tags == {

@@ -21,7 +21,6 @@ from PIL import Image
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect, sync_playwright
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ROOT = Path(__file__).parents[1]
 STAGES = ("sample", "ingest", "profile", "tune", "train", "evaluate")
 SMALL: dict[str, dict[str, object]] = {
@@ -153,8 +152,14 @@ def test_every_stage_leaves_what_people_look_at(project: Project) -> None:
             "confusion_normalized.png",
             "per_class.png",
             "roc.png",
+            "reliability.png",
+            "robustness.png",
             "mistakes.png",
             "predictions.csv",
+            "reliability.csv",
+            "robustness.csv",
+            "report.html",
+            "model_card.md",
         ],
     }.items():
         for name in ["metrics.json", *names]:
@@ -167,6 +172,8 @@ def test_every_stage_leaves_what_people_look_at(project: Project) -> None:
     predictions = pd.read_csv(project.root / "reports/evaluate/predictions.csv")
     metrics = project.json("reports/evaluate/metrics.json")
     assert len(predictions) == 60
+    robustness = pd.read_csv(project.root / "reports/evaluate/robustness.csv")
+    assert robustness["accuracy"].iloc[0] == pytest.approx(metrics["accuracy"], abs=1e-6)
     assert (predictions["actual"] == predictions["predicted"]).mean() == pytest.approx(
         metrics["accuracy"], abs=1e-6
     )
@@ -224,10 +231,20 @@ def test_the_logged_model_is_the_one_evaluated(project: Project) -> None:
     assert answers["label"].tolist() == predictions["predicted"].tolist()
 
 
-def test_plain_mlflow_ui_shows_the_runs(project: Project) -> None:
-    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if chromium is None:
-        pytest.skip(f"needs a browser: one of {', '.join(BROWSERS)}")
+def test_the_evaluated_model_is_registered_as_champion(project: Project) -> None:
+    (train,) = project.runs("train")
+    client = mlflow.MlflowClient(project.tracking_uri)
+    version = client.get_model_version_by_alias("emotion-detection", "champion")
+    assert version.run_id == train.info.run_id
+    metrics = project.json("reports/evaluate/metrics.json")
+    assert float(version.tags["test.accuracy"]) == pytest.approx(metrics["accuracy"])
+    assert version.tags["dataset.digest"] == train.data.tags["dataset.digest"]
+    assert train.data.tags["registered.version"] == version.version
+    verdict = project.json("reports/evaluate/champion.json")
+    assert (verdict["version"], verdict["champion"]) == (version.version, True)
+
+
+def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None:
     (train,), (tune,) = project.runs("train"), project.runs("tune")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -294,7 +311,7 @@ def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Projec
     plots = project.run("dvc", "plots", "diff", "HEAD", "faster", "--out", "dvc_plots")
     page = (project.root / "dvc_plots/index.html").read_text()
     assert "index.html" in plots
-    for name in ("loss", "accuracy", "confusion matrix", "F1 by class"):
+    for name in ("loss", "accuracy", "confusion matrix", "F1 by class", "calibration", "worse"):
         assert name in page
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
@@ -342,7 +359,8 @@ def test_queued_experiments_land_in_the_main_store(project: Project) -> None:
     for name in ("low", "high"):
         assert runs[name].info.status == "FINISHED"
         assert "test/accuracy" in runs[name].data.metrics
-        assert "roc.png" in project.artifacts(runs[name], "evaluation")
+        assert {"roc.png", "report.html"} <= project.artifacts(runs[name], "evaluation")
+        assert "registered.version" in runs[name].data.tags
 
 
 def test_one_changed_image_is_ingested_and_the_rest_follows(project: Project) -> None:

@@ -111,7 +111,7 @@ def _against(
     if holder is None:
         return Verdict(version.number, True, f"it is the first on {dataset.source}")
     if holder.number == version.number:
-        return Verdict(version.number, True, "it is champion already")
+        return Verdict(version.number, True, "it became so in an earlier evaluation")
     try:
         model = tracking.load_version(holder)
     except tracking.RegistryError as error:

@@ -1,0 +1,243 @@
+"""What an evaluation found, to be read: a page that stands alone, and a model card."""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import keras
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from emotion_detection.champion import Verdict
+from emotion_detection.dataset import Dataset
+from emotion_detection.evaluation import Estimate, Evaluation
+from emotion_detection.files import whole
+from emotion_detection.params import Params
+from emotion_detection.robustness import mean_accuracy
+
+PAGE, CARD = "report.html", "model_card.md"
+FIGURES = ("confusion_normalized", "roc", "reliability", "robustness", "mistakes")
+# Of WebP, at which the letters in a plot are as sharp as in the PNG it is made from.
+QUALITY = 88
+# The text of a plot is too small to read below the one share of its full width, and larger than
+# the page's own above the other.
+LEGIBLE, LARGEST = 0.6, 0.85
+
+LIMITS = (
+    "A label is the expression that somebody saw in a picture. It is not what the person felt: "
+    "faces do not show feelings reliably, nor alike in all people and situations (Barrett et al., "
+    '"Emotional expressions reconsidered", Psychological Science in the Public Interest 20, 2019).',
+    "No decision about a person may rest on it: not on work, school, health, credit, insurance, "
+    "policing or borders. Whom it is used on has to know of it and to agree.",
+    "The European Union forbids systems that infer emotions of people at work and in education, "
+    "but for medical or safety reasons (Regulation (EU) 2024/1689, the AI Act, article 5(1)(f)).",
+    "FER-2013, for which this pipeline is made, was gathered by web search and has many wrong and "
+    "doubtful labels: people agree with them on about 65 % of the images (Goodfellow et al., "
+    '"Challenges in representation learning: a report on three machine learning contests", 2013).',
+    "Who is in the pictures is not recorded: not their age, their gender, their skin nor where "
+    "they live. So nobody can say for whom it works worse, and it has to be taken that it does.",
+    "It answers for any picture, also where there is no face, and has no answer for none of these.",
+)
+DRAWN = (
+    "These faces are drawn by a program. The scores show that the pipeline works, and say nothing "
+    "about people."
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is reported on.
+
+    `robustness` is a table of `robustness.measure`, or None where none was made; `facts` are
+    lines of name and text on how the network came about; `leaking` says that it was chosen on the
+    test images, and `drawn` that those are no photographs.
+    """
+
+    result: Evaluation
+    dataset: Dataset
+    robustness: pd.DataFrame | None
+    verdict: Verdict
+    facts: Sequence[tuple[str, str]]
+    leaking: bool
+    drawn: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page holds it: a data URI, what it shows, and its size in pixels."""
+
+    data: str
+    title: str
+    width: int
+    height: int
+
+    @property
+    def narrowest(self) -> int:
+        """The width below which the page scrolls it instead of making it smaller."""
+        return round(LEGIBLE * self.width)
+
+    @property
+    def widest(self) -> int:
+        """The width above which the page does not make it larger."""
+        return round(LARGEST * self.width)
+
+
+def training_facts(
+    model: keras.Model, values: Params, trained: Mapping[str, float]
+) -> list[tuple[str, str]]:
+    """Say how `model` was trained, in lines of name and text.
+
+    `trained` are train's metrics: epochs, best_epoch and val_accuracy.
+    """
+    recipe, split = values.train, values.split
+    convolutions = [
+        str(layer.filters) for layer in model.layers if isinstance(layer, keras.layers.Conv2D)
+    ]
+    dense = [str(layer.units) for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    shaken = [
+        f"{name} {value}".removesuffix(" True")
+        for name, value in recipe.augment.model_dump().items()
+        if value and name != "fill_mode"
+    ]
+    held = (
+        "the test images, which leaks"
+        if split.validation == "test"
+        else f"{_percent(split.fraction)} of train, by class; images with the same pixels are on "
+        "one side"
+    )
+    return [
+        (
+            "network",
+            f"{model.count_params():,} parameters: convolutions of {', '.join(convolutions)} "
+            f"filters, dense layers of {', '.join(dense)} units",
+        ),
+        (
+            "training",
+            f"Adam from a learning rate of {recipe.lr:g}, batches of {recipe.batch_size}, class "
+            f"weights: {recipe.class_weights}, augmentation: {', '.join(shaken) or 'none'}",
+        ),
+        ("validation", held),
+        (
+            "epoch",
+            f"{trained['best_epoch']} of {trained['epochs']}, that of the highest validation "
+            f"accuracy ({_percent(trained['val_accuracy'])})",
+        ),
+    ]
+
+
+def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None:
+    """Write the page and the card into `folder`, where each of `figures` lies as <name>.png."""
+    pictures = {
+        name: _picture(folder / f"{name}.png", figures[name]) for name in FIGURES if name in figures
+    }
+    values = {
+        "result": subject.result,
+        "dataset": subject.dataset,
+        "robustness": subject.robustness,
+        "corrupted_accuracy": (
+            None if subject.robustness is None else mean_accuracy(subject.robustness)
+        ),
+        "verdict": subject.verdict,
+        "leaking": subject.leaking,
+        "facts": [*_data_facts(subject.dataset), *subject.facts],
+        "limits": (*((DRAWN,) if subject.drawn else ()), *LIMITS),
+        "loss_of_chance": math.log(len(subject.result.classes)),
+        "worst_confusion": _worst_confusion(subject.result),
+        "pictures": pictures,
+        "sections": [
+            (anchor, title)
+            for anchor, title in (
+                ("scores", "Scores"),
+                ("classes", "Classes"),
+                ("calibration", "Calibration"),
+                ("robustness", "Worse images"),
+                ("mistakes", "Mistakes"),
+                ("made", "What made it"),
+                ("limits", "Limits and misuse"),
+            )
+            if anchor != "robustness" or subject.robustness is not None
+        ],
+    }
+    for name in (PAGE, CARD):
+        template = _environment(escape=name == PAGE).get_template(f"{name}.j2")
+        with whole(folder / name) as path:
+            path.write_text(template.render(values), encoding="utf-8", newline="\n")
+
+
+def _environment(*, escape: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("emotion_detection"),
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "change": lambda value: f"{100 * value:+.1f}\u00a0points".replace("-", "−"),
+        "thousands": lambda value: f"{value:,}",
+        "md": _markdown,
+    }
+    environment.globals["interval"] = _interval
+    return environment
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}\u00a0%"
+
+
+def _interval(of: Estimate) -> str:
+    return f"{_percent(of.low)} to {_percent(of.high)}"
+
+
+def _markdown(text: str) -> str:
+    """Keep `text` from being taken for Markdown or HTML, whatever a folder may be called."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))
+
+
+def _picture(path: Path, figure: Figure) -> Picture:
+    with Image.open(path) as image:
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "WEBP", quality=QUALITY)
+        width, height = image.size
+    data = base64.b64encode(buffer.getvalue()).decode()
+    title = " ".join(figure.get_suptitle().split())
+    return Picture(f"data:image/webp;base64,{data}", title, width, height)
+
+
+def _data_facts(dataset: Dataset) -> list[tuple[str, str]]:
+    train, test = (sum(of_class.values()) for of_class in dataset.counts.values())
+    height, width = dataset.image_size
+    facts = [
+        ("data", f"{dataset.source}, digest {dataset.digest}"),
+        (
+            "images",
+            f"{train:,} train and {test:,} test, {width}×{height} pixels, {dataset.color_mode}"
+            + (", the test images cut from train" if dataset.test_is_cut else ""),
+        ),
+    ]
+    if dataset.dropped_leaks:
+        facts.append(("leaks", f"{dataset.dropped_leaks:,} train images left out, also in test"))
+    return facts
+
+
+def _worst_confusion(result: Evaluation) -> str:
+    """Say what is most often taken for what, by share of its class."""
+    shares: Any = result.confusion / result.confusion.sum(axis=1, keepdims=True).clip(min=1)
+    for k in range(len(result.classes)):
+        shares[k, k] = 0
+    actual, taken = divmod(int(shares.argmax()), len(result.classes))
+    if shares[actual, taken] == 0:
+        return "No image is taken for another class."
+    return (
+        f"Most often {result.classes[actual]} is taken for {result.classes[taken]}: "
+        f"{_percent(shares[actual, taken])} of its images."
+    )
