@@ -29,6 +29,8 @@ def main() -> None:
     dataset = Dataset.open(layout.DATASET)
     rows = split(dataset, **values.split.model_dump(), seed=values.seed)
     precision, why = training.resolve_precision(values.precision)
+    if values.deterministic:
+        training.be_deterministic(values.seed)
     model = build(
         architecture,
         image_shape=dataset.images.shape[1:],
@@ -50,6 +52,7 @@ def main() -> None:
     made_of = {
         "seed": values.seed,
         "precision": precision,
+        "deterministic": values.deterministic,
         "split": values.split.model_dump(),
         "train": settings.model_dump(),
         "network": asdict(architecture),
@@ -105,6 +108,7 @@ def main() -> None:
         with whole(layout.MODEL) as path:
             modelfile.save(model, path, dataset.classes)
         tracking.log_metrics(metrics)
+        tracking.set_tags({"weights.digest": training.digest(model)})
         tracking.log_files(layout.TRAIN, "training")
         tracking.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
         tracking.save_run_id(layout.TRAIN_RUN, run_id)

@@ -33,6 +33,8 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
     rows = part(dataset, rows, settings.images, values.seed)
     image_shape = dataset.images.shape[1:]
     precision, why = training.resolve_precision(values.precision)
+    if values.deterministic:
+        training.be_deterministic(values.seed)
     log.info(
         "%s search, %d trials of at most %d epochs on %s train and %s validation images; %s (%s)",
         settings.oracle,
@@ -46,6 +48,7 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
     made_of = {
         "seed": values.seed,
         "precision": precision,
+        "deterministic": values.deterministic,
         "split": values.split.model_dump(),
         "network": values.network.model_dump(),
         "tune": settings.model_dump(),

@@ -206,6 +206,7 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
         [sys.executable, "-m", "emotion_detection.send"], text=True, capture_output=True
     )
     assert sent.returncode == 0, sent.stderr
+    print(sent.stderr)
     assert sent.stderr.endswith(f"nothing is left to send to {server.uri}\n")
     run = server.run(run_id)
     assert run.info.status == "FINISHED"

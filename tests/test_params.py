@@ -155,8 +155,11 @@ def test_a_misspelt_key_is_named_with_the_one_that_was_meant(file: Path) -> None
 @pytest.mark.parametrize(
     ("added", "message"),
     [
-        ("colour: red", "colour: unknown key; allowed: seed, precision, sample, ingest, split"),
-        ("1: red", "1: unknown key; allowed: seed, precision, sample, ingest, split"),
+        (
+            "colour: red",
+            "colour: unknown key; allowed: seed, precision, deterministic, sample, ingest",
+        ),
+        ("1: red", "1: unknown key; allowed: seed, precision, deterministic, sample, ingest"),
         ("sed: 3", "sed: unknown key; did you mean seed?"),
     ],
 )
@@ -187,7 +190,9 @@ def test_what_is_no_yaml_is_said_to_be_none(file: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- seed\n- 3\n", "3\n"])
 def test_a_file_without_sections_is_told_which(file: Path, text: str) -> None:
     file.write_text(text)
-    assert complaint(file).startswith("holds no sections; expected seed, precision, sample")
+    assert complaint(file).startswith(
+        "holds no sections; expected seed, precision, deterministic, sample"
+    )
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -50,25 +50,25 @@ def whole(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold the lock file `path` while the block lasts; gives False where somebody else does.
 
-    The system lets go of it when its process ends, however that ends.
+    With `wait` it is waited for. The system lets go of it when its process ends, however that ends.
     """
     with path.open("a+b") as file:
-        yield _lock(file.fileno()) and _is_open_still(path, file.fileno())
+        yield _lock(file.fileno(), wait) and _is_open_still(path, file.fileno())
 
 
-def _lock(number: int) -> bool:
+def _lock(number: int, wait: bool) -> bool:
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(number, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True

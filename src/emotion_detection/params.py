@@ -199,6 +199,7 @@ class Params(_Section):
 
     seed: Seed
     precision: Literal["auto", "float32", "mixed_bfloat16"]
+    deterministic: bool
     sample: Sample
     ingest: Ingest
     split: Split

@@ -46,7 +46,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from emotion_detection import layout, modelfile, serving
 from emotion_detection.console import UserError, log
 from emotion_detection.dataset import Dataset
-from emotion_detection.files import whole, write_json
+from emotion_detection.files import locked, whole, write_json
 from emotion_detection.journal import AwayError, BusyError, Entry, Journal, left_behind, persist
 
 T = TypeVar("T")
@@ -110,7 +110,11 @@ def _connect() -> None:
         # MLflow would settle on the working directory of whoever is first to use the experiment,
         # and a queued experiment's is deleted.
         location = (root / "mlruns").as_uri()
-    _at_once(lambda: _enter_experiment(location))
+    with contextlib.ExitStack() as alone:
+        if mlflow.get_tracking_uri().startswith("sqlite"):
+            # Two that make the tables at once leave half of them.
+            alone.enter_context(locked(_shelf() / "lock", wait=True))
+        _at_once(lambda: _enter_experiment(location))
 
 
 def _enter_experiment(location: str | None) -> None:

@@ -1,5 +1,6 @@
 """Training a network: precision, loss, callbacks and what is shown meanwhile."""
 
+import hashlib
 import json
 import platform
 import shutil
@@ -68,6 +69,25 @@ def resolve_precision(wanted: str) -> tuple[str, str]:
         if flag in _processor_flags():
             return "mixed_bfloat16", f"the processor has {flag}"
     return "float32", "the processor has no bfloat16 arithmetic that is known to be faster"
+
+
+def be_deterministic(seed: int) -> None:
+    """Have TensorFlow compute the same bits each time from now on; there is no way back.
+
+    Operations that add up in the order in which threads end take a fixed one, and are slower.
+    What draws from no seed of its own draws from `seed`.
+    """
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def digest(model: keras.Model) -> str:
+    """Give the SHA-256, in hex, of the weights of `model` in their order: types, shapes, values."""
+    found = hashlib.sha256()
+    for weight in model.get_weights():
+        found.update(f"{weight.dtype} {weight.shape} ".encode())
+        found.update(np.ascontiguousarray(weight).tobytes())
+    return found.hexdigest()
 
 
 def _processor_flags() -> set[str]:
