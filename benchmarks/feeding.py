@@ -19,7 +19,7 @@ def run(material: Material, turns: int) -> Section:
         {
             name: partial(
                 ours.waiting,
-                architecture=material.architecture,
+                architecture=NOTEBOOK,
                 packed=packed,
                 rows=rows,
                 batch_size=BATCH_SIZE,

@@ -1,4 +1,4 @@
-"""What is measured on: a source, packed by the project's own ingest, and the notebook's network."""
+"""What is measured on: the notebook's network, and a source packed by the project's own ingest."""
 
 import zipfile
 from dataclasses import dataclass
@@ -12,6 +12,18 @@ from emotion_detection.dataset import Dataset, Split, split
 from emotion_detection.network import Architecture
 
 SEED = 1
+NOTEBOOK = Architecture(
+    family="notebook",
+    filters=(32, 128, 128, 32),
+    kernel_sizes=(3, 3, 3, 3),
+    dense_units=(64,),
+    squeeze_excitation=False,
+    conv_dropout=0.2,
+    dense_dropout=0.5,
+    norm_momentum=0.8,
+    average_flips=False,
+)
+"""The notebook's last network."""
 TRANSFORMS = {
     "rotation_range": 15,
     "width_shift_range": 0.1,
@@ -54,9 +66,9 @@ class Material:
 
     @cached_property
     def packed(self) -> Path:
-        """Give the folder of the packed dataset."""
+        """Give the folder of the packed dataset, in colour as the notebook read it."""
         folder = self.scratch / "dataset"
-        settings = params.load().ingest.model_dump(exclude={"source"})
+        settings = params.load().ingest.model_dump(exclude={"source"}) | {"color_mode": "rgb"}
         archive.ingest(self.source, folder, **settings, seed=SEED)
         return folder
 
@@ -69,11 +81,6 @@ class Material:
     def rows(self) -> Split:
         """Give the clean split."""
         return split(self.dataset, validation="holdout", fraction=0.15, seed=SEED)
-
-    @cached_property
-    def architecture(self) -> Architecture:
-        """Give the notebook's last network."""
-        return Architecture(**dict(params.load().network))
 
     def some(self, count: int) -> np.ndarray:
         """Give `count` train rows, drawn with a seed."""

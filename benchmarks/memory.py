@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import ours
-from benchmarks.material import SEED, Material
+from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import alone
 from emotion_detection.dataset import IMAGES_FILE, Dataset, set_digest
@@ -79,13 +79,13 @@ def run(material: Material, turns: int) -> Section:
     real = alone(
         _train,
         packed=material.packed,
-        architecture=material.architecture,
+        architecture=NOTEBOOK,
         images=len(material.rows.train),
         limit_gib=None,
     )
     large = material.scratch / "large"
     count = _make_large(large)
-    small = dataclasses.replace(material.architecture, filters=(4, 4, 4, 4))
+    small = dataclasses.replace(NOTEBOOK, filters=(4, 4, 4, 4))
     limited = alone(
         _train, packed=large, architecture=small, images=count // 2, limit_gib=LIMIT_GIB
     )

@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 
 from benchmarks import notebook, ours
-from benchmarks.material import SEED, Material
+from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import alone
 from emotion_detection import params
@@ -54,7 +54,7 @@ def _search(
 
     search(
         space=values.tune.space,
-        baseline=Architecture(**dict(values.network)),
+        baseline=NOTEBOOK,
         oracle="random",
         trials=TRIALS,
         epochs=EPOCHS,

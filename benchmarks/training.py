@@ -13,11 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import notebook, ours, pytorch
-from benchmarks.material import SEED, Material
+from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import Contender, Rates, measure
-from emotion_detection import params
-from emotion_detection.network import Architecture, build
+from emotion_detection.network import build
 from emotion_detection.training import resolve_precision
 
 STEPS = 12
@@ -27,7 +26,7 @@ STEPS = 12
 def run(material: Material, turns: int) -> Section:
     """Measure and describe."""
     section = Section("Training")
-    architecture, dataset = material.architecture, material.dataset
+    architecture, dataset = NOTEBOOK, material.dataset
     forward = architecture.forward_gflops(dataset.images.shape[1:], len(dataset.classes))
     rate = measure(
         {kind: partial(ours.matrix_product, dtype=kind) for kind in ("float32", "bfloat16")},
@@ -138,9 +137,8 @@ def _explain(section: Section) -> None:
 
 
 def _steps() -> None:
-    architecture = Architecture(**dict(params.load().network))
     model = build(
-        architecture,
+        NOTEBOOK,
         image_shape=(48, 48, 3),
         classes=7,
         precision=resolve_precision("auto")[0],

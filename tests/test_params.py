@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emotion_detection import params
 from emotion_detection.console import UserError
+from emotion_detection.network import Architecture, build
 
 REPOSITORY = Path(__file__).parents[1] / "params.yaml"
 
@@ -40,9 +42,41 @@ def complaint(file: Path) -> str:
 
 def test_the_repositorys_own_file_is_valid() -> None:
     values = params.load(REPOSITORY)
-    assert values.network.filters == (32, 128, 128, 32)
-    assert values.train.lr == 5e-4
+    assert values.train.lr == 2e-3
     assert values.ingest.image_size == (48, 48)
+    # The search begins with the network that is named there.
+    space, network = values.tune.space, values.network
+    assert set(network.filters) <= set(space.filters)
+    assert len(network.dense_units) in space.dense_layers
+    assert network.dense_dropout in space.dense_dropout
+
+
+def test_the_notebooks_recipe_leaves_nothing_of_the_default_one(file: Path) -> None:
+    changed = set()
+    for line in (REPOSITORY.parent / "recipes" / "notebook").read_text().splitlines():
+        key, _, value = line.removeprefix("-S ").partition("=")
+        put(file, key, value)
+        changed.add(key)
+    values = params.load(file)
+    architecture = Architecture(**dict(values.network))
+    model = build(architecture, image_shape=(48, 48, 3), classes=7)
+    assert (values.ingest.color_mode, model.count_params()) == ("rgb", 557_799)
+    assert values.split.validation == "test"
+    assert (values.train.lr, values.train.batch_size, values.train.epochs) == (5e-4, 256, 50)
+    assert set(values.train.augment.model_dump(exclude={"fill_mode"}).values()) == {0}
+
+    def keys(section: str, values: dict[str, Any]) -> set[str]:
+        return {
+            name
+            for key, value in values.items()
+            for name in (
+                keys(f"{section}.{key}", value) if isinstance(value, dict) else {f"{section}.{key}"}
+            )
+        }
+
+    for section in ("network", "train"):
+        unused = {"train.warmup", "train.augment.fill_mode"}
+        assert keys(section, values.model_dump()[section]) - unused <= changed
 
 
 @pytest.mark.parametrize("typed", ["5e-4", "5E-4", "0.5e-3", "5.e-4", ".0005", "+5e-4", "0.0005"])

@@ -147,6 +147,7 @@ def test_a_face_that_was_cut_out_is_prepared_as_in_training(
         max_bad_fraction=0.0,
         max_unpacked_gib=1.0,
         test_fraction=0.5,
+        drop_leaks=False,
         seed=0,
     )
     dataset = Dataset.open(tmp_path / "dataset")

@@ -192,12 +192,12 @@ class CutOffError(Exception):
                 schedule="one_cycle",
                 warmup=0.4,
                 weight_decay=0.01,
-                average_decay=0.8,
+                average_window=0.2,
                 label_smoothing=0.1,
             ),
             2,
         ),
-        (replace(RECIPE, epochs=4, optimizer="sgd", schedule="one_cycle", average_decay=0.8), 2),
+        (replace(RECIPE, epochs=4, optimizer="sgd", schedule="one_cycle", average_window=0.2), 2),
     ],
 )
 def test_a_training_that_was_cut_off_ends_as_an_unbroken_one(
@@ -315,7 +315,7 @@ def test_what_is_validated_and_kept_are_the_averaged_weights(
     recipe = replace(RECIPE, epochs=1)
     trainer(recipe, checkpoints=tmp_path / "plain")
     plain = trainer.model.get_weights()
-    history = trainer(replace(recipe, average_decay=0.9), checkpoints=tmp_path / "averaged")
+    history = trainer(replace(recipe, average_window=0.8), checkpoints=tmp_path / "averaged")
     assert any(
         not np.allclose(mine, its)
         for mine, its in zip(trainer.model.get_weights(), plain, strict=True)

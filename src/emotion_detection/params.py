@@ -173,7 +173,7 @@ class Train(_Section):
     schedule: Literal["plateau", "one_cycle"]
     warmup: Fraction
     weight_decay: Annotated[Float, Field(ge=0)]
-    average_decay: Fraction
+    average_window: Fraction
     label_smoothing: Fraction
     batch_size: Count
     epochs: Count

@@ -34,8 +34,9 @@ class Recipe:
 
     `one_cycle` raises lr from a 25th over the `warmup` share of all steps and lowers it to nothing
     along a cosine (arXiv 1708.07120); `plateau` lowers it as val_loss says. `weight_decay` is
-    decoupled (arXiv 1711.05101) and leaves biases and normalisations alone. With `average_decay`,
-    what is validated and kept is an exponential moving average of the weights.
+    decoupled (arXiv 1711.05101) and leaves biases and normalisations alone. With `average_window`,
+    what is validated and kept is an exponential moving average of the weights over about that
+    share of all steps.
     """
 
     lr: float
@@ -48,7 +49,7 @@ class Recipe:
     schedule: str = "plateau"
     warmup: float = 0.0
     weight_decay: float = 0.0
-    average_decay: float = 0.0
+    average_window: float = 0.0
     label_smoothing: float = 0.0
     class_weights: str = "none"
     augment: Augment | None = None
@@ -210,7 +211,7 @@ def fit(
         followers = _followers(recipe)
         epochs = _Epochs(rows, recipe, steps, log_epoch, followers, verbose)
         callbacks = [*followers, keras.callbacks.TerminateOnNaN(), epochs]
-        if recipe.average_decay:
+        if recipe.average_window:
             callbacks.append(keras.callbacks.SwapEMAWeights())
         if checkpoints is not None:
             callbacks.append(_Keep(checkpoints, rows))
@@ -244,9 +245,10 @@ def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
         lr = keras.optimizers.schedules.CosineDecay(
             recipe.lr / 25, max(1, steps - warmup), warmup_target=recipe.lr, warmup_steps=warmup
         )
-    averaging = (
-        {"use_ema": True, "ema_momentum": recipe.average_decay} if recipe.average_decay else {}
-    )
+    averaging: dict[str, Any] = {}
+    if recipe.average_window:
+        decay = 1 - 1 / max(1.0, recipe.average_window * steps)
+        averaging = {"use_ema": True, "ema_momentum": decay}
     if recipe.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(
             lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay or None, **averaging
