@@ -3,7 +3,7 @@
 from functools import partial
 
 from benchmarks import notebook, ours
-from benchmarks.material import AUGMENT, TRANSFORMS, Material
+from benchmarks.material import AUGMENT, NOTEBOOK, TRANSFORMS, Material
 from benchmarks.report import Section
 from benchmarks.turns import measure
 
