@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test lint bench ui lock clean
+.PHONY: help repro test lint audit bench ui send faults lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -22,8 +22,17 @@ lint: .venv/.dev  ## format check, lint and types
 bench: .venv/.repro  ## measure the speed, into docs/benchmarks.md; SOURCE=archive.zip measures on that
 	python -m benchmarks $(if $(SOURCE),--source $(SOURCE))
 
+audit: .venv/.dev  ## look up what is pinned among known vulnerabilities
+	python .ci/audit.py
+
 ui: .venv/.repro  ## browse the runs, at http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --port 5000
+
+send: .venv/.repro  ## send MLflow what it missed while it was away
+	python -m emotion_detection.send
+
+faults: .venv/.repro  ## kill every stage at random moments, and compare with an unbroken run
+	python benchmarks/faults.py
 
 lock:  ## resolve requirements*.txt anew, with uv
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --output-file requirements.txt

@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from emotion_detection import tracking
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset, Split
-from emotion_detection.network import build
+from emotion_detection.network import build, export
 from emotion_detection.training import LogEpoch, Recipe, fit
 
 EPOCHS = 6
@@ -100,8 +100,8 @@ class Training:
     """A small real training, of which each epoch is logged; `after` is called with its number."""
 
     def __init__(self, toy: Dataset, rows: Split, architecture: Callable[..., Any]) -> None:
-        self.toy, self.rows = toy, rows
-        self.model = build(architecture(), image_shape=(16, 16, 3), classes=3, seed=0)
+        self.toy, self.rows, self.architecture = toy, rows, architecture()
+        self.model = build(self.architecture, image_shape=(16, 16, 3), classes=3, seed=0)
 
     def __call__(self, after: Callable[[int], None]) -> list[tuple[int, float]]:
         def log_epoch(metrics: Mapping[str, float], epoch: int) -> None:
@@ -179,7 +179,8 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
         logged = training(lambda epoch: server.stop() if epoch == 2 else None)
         tracking.log_metrics({"val_accuracy": 0.75})
         tracking.log_files(report, "training")
-        tracking.log_model(training.model, training.toy.images[:2], training.toy.classes)
+        model = export(training.model, training.architecture)
+        tracking.log_model(model, training.toy.images[:2], training.toy.classes)
         tracking.save_run_id(tmp_path / "run.json", run_id)
     (report / "scores.csv").write_text("of the next training\n")
     assert mlflow.active_run() is None
@@ -206,7 +207,6 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
         [sys.executable, "-m", "emotion_detection.send"], text=True, capture_output=True
     )
     assert sent.returncode == 0, sent.stderr
-    print(sent.stderr)
     assert sent.stderr.endswith(f"nothing is left to send to {server.uri}\n")
     run = server.run(run_id)
     assert run.info.status == "FINISHED"
