@@ -161,6 +161,21 @@ def test_a_store_without_a_champion_names_both_ways_out(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_reader_that_has_seen_enough_ends_it_quietly(store: Path, album: Path) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "emotion_detection.cli", "predict", album, "--model", layout.MODEL],
+        cwd=store,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout is not None
+    running.stdout.close()
+    _, err = running.communicate()
+    assert running.returncode == 1
+    assert "error" not in err.lower()
+
+
 def test_something_to_look_at_must_be_named(command: Command) -> None:
     status, _, err = command("predict")
     assert status == 2

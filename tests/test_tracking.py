@@ -367,6 +367,21 @@ def test_a_logged_network_is_loaded_with_its_classes(
     )
 
 
+def test_a_network_that_older_code_logged_is_loaded(
+    project: Project, toy: Dataset, network: keras.Model
+) -> None:
+    with start(toy) as run_id:
+        mlflow.tensorflow.log_model(
+            network,
+            name=tracking.MODEL_NAME,
+            pip_requirements=["keras"],
+            metadata={"classes": list(toy.classes)},
+        )
+    loaded, classes = tracking.load_network(f"runs:/{run_id}/{tracking.MODEL_NAME}")
+    assert classes == toy.classes
+    assert loaded.output_shape == (None, 3)
+
+
 def test_a_network_that_is_not_there_is_told(
     project: Project, toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

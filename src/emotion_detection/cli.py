@@ -74,8 +74,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.paths and arguments.camera is None:
         command.error("give a PATH or --camera")
+    run(lambda: _until_nobody_reads(lambda: _predict(arguments)))
+
+
+def _until_nobody_reads(command: Callable[[], None]) -> None:
     try:
-        run(lambda: _predict(arguments))
+        command()
     except BrokenPipeError:
         # Who read the output has seen enough, and Python would complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

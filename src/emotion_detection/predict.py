@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import keras
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
-# A large photo is searched in this size: the time grows with the area, and the cascade knows faces
-# of 20 pixels.
+# A large photo is searched in this size, since the time grows with the area. The cascade knows
+# faces from 20 pixels on, but takes much else for ones so small.
 SEARCHED_SIDE = 1000
 SMALLEST_FACE = 30
 # Of the box that the cascade draws from eyebrow to chin; FER-2013's faces have some more around.

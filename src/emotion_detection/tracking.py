@@ -422,11 +422,11 @@ def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...
     _connect()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=folder)
-            (path,) = Path(folder).rglob(layout.MODEL.name)
+            logged = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=folder)
+            (path,) = Path(logged).rglob(layout.MODEL.name)
             model, classes = modelfile.load(path)
             # Models that older code logged have the names in MLflow's metadata alone.
-            return model, classes or tuple(Model.load(folder).metadata["classes"])
+            return model, classes or tuple(Model.load(logged).metadata["classes"])
     except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
