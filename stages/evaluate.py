@@ -19,7 +19,7 @@ from emotion_detection import (
     tracking,
     training,
 )
-from emotion_detection.console import log, run
+from emotion_detection.console import UserError, log, run
 from emotion_detection.dataset import Dataset, sampled
 from emotion_detection.files import whole, write_json
 from emotion_detection.network import load
@@ -31,7 +31,7 @@ def main() -> None:
     settings = values.evaluate
     dataset = Dataset.open(layout.DATASET)
     model = load(layout.MODEL)
-    trained = json.loads((layout.TRAIN / layout.METRICS).read_text(encoding="utf-8"))
+    trained = _trained()
     rows = dataset.is_test.nonzero()[0]
     result = evaluation.evaluate(
         dataset.labels[rows],
@@ -100,6 +100,15 @@ def main() -> None:
             "is" if verdict.champion else "is not",
             verdict.why,
         )
+
+
+def _trained() -> dict[str, float]:
+    path = layout.TRAIN / layout.METRICS
+    try:
+        metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro train`") from error
+    return metrics
 
 
 def _figures(

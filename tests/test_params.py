@@ -106,12 +106,18 @@ def test_words_that_old_yaml_takes_for_something_else_stay_words(file: Path, wor
 
 
 def test_null_switches_off_what_may_be_off(file: Path) -> None:
-    for key in ("train.early_stopping_patience", "train.reduce_lr_patience", "tune.max_gflops"):
+    for key in (
+        "train.early_stopping_patience",
+        "train.reduce_lr_patience",
+        "tune.max_gflops",
+        "evaluate.robustness_images",
+    ):
         put(file, key, "null")
     values = params.load(file)
     assert values.train.early_stopping_patience is None
     assert values.train.reduce_lr_patience is None
     assert values.tune.max_gflops is None
+    assert values.evaluate.robustness_images is None
 
 
 @pytest.mark.parametrize(
@@ -142,6 +148,12 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "train.augment.horizontal_flip",
             "1",
             "train.augment.horizontal_flip = 1: must be true or false",
+        ),
+        ("ingest.drop_leaks", "1", "ingest.drop_leaks = 1: must be true or false"),
+        (
+            "evaluate.robustness_images",
+            "-1",
+            "evaluate.robustness_images = -1: must be at least 0",
         ),
         ("tune.oracle", "grid", "tune.oracle = \"grid\": must be 'random', 'bayesian' or 'hyper"),
         ("ingest.source", "3", "ingest.source = 3: must be text"),

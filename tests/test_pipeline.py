@@ -237,7 +237,7 @@ def test_the_evaluated_model_is_registered_as_champion(project: Project) -> None
     version = client.get_model_version_by_alias("emotion-detection", "champion")
     assert version.run_id == train.info.run_id
     metrics = project.json("reports/evaluate/metrics.json")
-    assert float(version.tags["test.accuracy"]) == pytest.approx(metrics["accuracy"])
+    assert float(version.tags["test.accuracy"]) == pytest.approx(metrics["accuracy"], abs=1e-6)
     assert version.tags["dataset.digest"] == train.data.tags["dataset.digest"]
     assert train.data.tags["registered.version"] == version.version
     verdict = project.json("reports/evaluate/champion.json")
@@ -302,6 +302,8 @@ def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Projec
     newest = project.runs("train")[0]
     assert newest.data.params["train.lr"] == "0.001"
     assert newest.data.tags["dvc.experiment"] == "faster"
+    assert "that of version 1, the champion so far" in newest.data.tags["champion.verdict"]
+    assert 0 <= newest.data.metrics["champion/p_value"] <= 1
 
     shown = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv")))
     assert {"workspace", "main", "faster"} <= set(shown["Experiment"].fillna(shown["rev"]))
