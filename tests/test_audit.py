@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 verdict = runpy.run_path(str(ROOT / ".ci" / "audit.py"))["verdict"]
 
 
-def report(*packages: dict[str, object]) -> str:
+def report(*packages: Mapping[str, object]) -> str:
     """Give what pip-audit prints."""
     return json.dumps({"dependencies": packages, "fixes": []})
 

@@ -212,13 +212,15 @@ class ZipSource:
         for parts, info in self._entries:
             if fault := _zip_fault(parts, info):
                 raise UserError(
-                    f"ingest.source: {self.path} is refused: its member {info.filename!r} {fault}"
+                    f"ingest.source: {self.path} is refused: its member {info.filename!r} {fault}; "
+                    "zip its images anew, or give their folder"
                 )
         if len(self._members) < len(self._entries):
             times = Counter(parts for parts, _ in self._entries)
             name, count = times.most_common(1)[0]
             raise UserError(
-                f"ingest.source: {self.path} is refused: it has {count} members {'/'.join(name)!r}"
+                f"ingest.source: {self.path} is refused: it has {count} members "
+                f"{'/'.join(name)!r}; zip its images anew, or give their folder"
             )
         unpacked = sum(info.file_size for _, info in self._entries) / 2**30
         if unpacked > max_unpacked_gib:
@@ -282,7 +284,7 @@ def _zip_fault(parts: tuple[str, ...], info: zipfile.ZipInfo) -> str | None:
         return "is encrypted"
     # The decompressors of the other methods cannot be stopped at a given size.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "is compressed by a method other than deflate; zip it anew, or give the folder"
+        return "is compressed by a method other than deflate"
     return None
 
 
@@ -389,7 +391,9 @@ def _check_classes(classes: dict[bool, set[str]], items: list[Item], source: Pat
             if names
         ]
         raise UserError(
-            f"ingest.source: the classes of {source} differ between its splits; " + "; ".join(only)
+            f"ingest.source: the classes of {source} differ between its splits; "
+            + "; ".join(only)
+            + "; give both the same"
         )
     if len(train) < 2:
         raise UserError(
