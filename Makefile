@@ -32,7 +32,7 @@ send: .venv/.repro  ## send MLflow what it missed while it was away
 	python -m emotion_detection.send
 
 faults: .venv/.repro  ## kill every stage at random moments, and compare with an unbroken run
-	python benchmarks/faults.py
+	python -m benchmarks.faults
 
 lock:  ## resolve requirements*.txt anew, with uv
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --output-file requirements.txt

@@ -201,6 +201,7 @@ def test_any_archive_is_a_dataset_or_refused(
                 max_bad_fraction=1.0,
                 max_unpacked_gib=0.01,
                 test_fraction=0.5,
+                drop_leaks=False,
                 seed=0,
             )
         except UserError as error:
