@@ -239,9 +239,9 @@ def test_the_evaluated_model_is_registered_as_champion(project: Project) -> None
     metrics = project.json("reports/evaluate/metrics.json")
     assert float(version.tags["test.accuracy"]) == pytest.approx(metrics["accuracy"], abs=1e-6)
     assert version.tags["dataset.digest"] == train.data.tags["dataset.digest"]
-    assert train.data.tags["registered.version"] == version.version
+    assert train.data.tags["registered.version"] == str(version.version)
     verdict = project.json("reports/evaluate/champion.json")
-    assert (verdict["version"], verdict["champion"]) == (version.version, True)
+    assert (verdict["version"], verdict["champion"]) == (str(version.version), True)
 
 
 def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None:
