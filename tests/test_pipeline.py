@@ -344,6 +344,9 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     (run,) = (run for run in project.runs("train") if run.info.run_id not in runs_before)
     assert run.info.status == "FINISHED"
     client = mlflow.MlflowClient(project.tracking_uri)
+    experiment = [run.info.experiment_id]
+    assert not client.search_runs(experiment, "attributes.status = 'RUNNING'")
+    assert len(run.data.tags["weights.digest"]) == 64
     steps = {point.step for point in client.get_metric_history(run.info.run_id, "epoch/val_loss")}
     assert steps == set(range(1, 41))
     project.run("git", "checkout", "--quiet", ".")

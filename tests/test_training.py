@@ -1,6 +1,8 @@
 """Training: what is learnt, what is kept, and when it ends."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -375,6 +377,44 @@ def test_the_seed_fixes_a_training(toy: Dataset, rows: Split, architecture: Make
     first, second, other = (trainer(recipe, seed=seed)["loss"].tolist() for seed in (0, 0, 1))
     assert first == pytest.approx(second, rel=1e-4)
     assert first != pytest.approx(other, rel=1e-4)
+
+
+TWICE = """
+import sys
+from pathlib import Path
+from emotion_detection import training
+from emotion_detection.dataset import Dataset, split
+from emotion_detection.network import Architecture, build
+
+dataset = Dataset.open(Path(sys.argv[1]))
+rows = split(dataset, validation="holdout", fraction=0.2, seed=0)
+training.be_deterministic(3)
+model = build(Architecture((8, 8), (3, 3), (8,), 0.2, 0.2, 0.8), image_shape=(16, 16, 3), classes=3)
+recipe = training.Recipe(lr=1e-2, batch_size=12, epochs=2, early_stopping_patience=None)
+training.fit(
+    model, dataset, train=rows.train, validation=rows.validation, recipe=recipe, seed=3,
+    log_epoch=lambda *_: None, verbose=False,
+)
+print(training.digest(model))
+"""
+
+
+def test_a_deterministic_training_gives_the_same_bits(toy: Dataset) -> None:
+    folder = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
+    first, second = (
+        subprocess.check_output([sys.executable, "-c", TWICE, folder], text=True).split()[-1]
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_the_digest_is_of_every_bit_of_the_weights(trainer: Trainer) -> None:
+    same = trainer.fresh()
+    assert training.digest(trainer.model) == training.digest(same)
+    weights = same.get_weights()
+    weights[-1][0] = np.nextafter(weights[-1][0], np.float32(1))
+    same.set_weights(weights)
+    assert training.digest(trainer.model) != training.digest(same)
 
 
 def test_a_training_taken_up_later_counts_on(trainer: Trainer) -> None:

@@ -46,7 +46,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Float = Annotated[float, BeforeValidator(_finite)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
 OpenFraction = Annotated[Float, Field(gt=0, lt=1)]
@@ -244,7 +244,8 @@ def validate(section: type[SectionT], values: Any, path: Path) -> SectionT:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(detail, section) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        lines = [_on_one_line(_describe(detail, section)) for detail in details]
         raise UserError("; ".join(f"{path}: {line}" for line in lines)) from None
 
 
@@ -284,6 +285,10 @@ def _describe(detail: Any, root: type[_Section]) -> str:
         message = detail["msg"].removeprefix("Value error, ")
     value = "" if isinstance(detail["input"], dict) else f" = {_as_written(detail['input'])}"
     return f"{key}{value}: {message}".lstrip(" :")
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _as_written(value: Any) -> str:
