@@ -235,18 +235,23 @@ def test_the_training_is_told_in_words() -> None:
     assert facts["network"] == (
         "330 parameters: convolutions of 4 filters, dense layers of 2 units"
     )
-    assert "learning rate of 0.0005, batches of 256" in facts["training"]
-    assert facts["training"].endswith("augmentation: none")
+    assert facts["training"].startswith(
+        "Adam, one cycle up to a learning rate of 0.003, batches of"
+    )
+    assert "rotation 10.0" in facts["training"]
     assert facts["validation"].startswith("15.0\u00a0% of train")
     assert facts["epoch"].startswith("9 of 12, ")
 
-    shaken = PARAMS.train.augment.model_copy(update={"rotation": 10.0, "horizontal_flip": True})
+    none = PARAMS.train.augment.model_copy(
+        update=dict.fromkeys(PARAMS.train.augment.model_dump(exclude={"fill_mode"}), 0)
+    )
     changed = PARAMS.model_copy(
         update={
-            "train": PARAMS.train.model_copy(update={"augment": shaken}),
+            "train": PARAMS.train.model_copy(update={"augment": none, "schedule": "plateau"}),
             "split": PARAMS.split.model_copy(update={"validation": "test"}),
         }
     )
     facts = dict(report.training_facts(model, changed, trained))
-    assert facts["training"].endswith("augmentation: rotation 10.0, horizontal_flip")
+    assert facts["training"].startswith("Adam, from a learning rate of 0.003, batches of 128, ")
+    assert facts["training"].endswith("augmentation: none")
     assert facts["validation"] == "the test images, which leaks"

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,17 @@ def training_facts(
     `trained` are train's metrics: epochs, best_epoch and val_accuracy.
     """
     recipe, split = values.train, values.split
+    layers = list(_layers(model))
     convolutions = [
-        str(layer.filters) for layer in model.layers if isinstance(layer, keras.layers.Conv2D)
+        str(layer.filters) for layer in layers if isinstance(layer, keras.layers.Conv2D)
     ]
-    dense = [str(layer.units) for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    dense = [str(layer.units) for layer in layers if isinstance(layer, keras.layers.Dense)]
+    rate = (
+        f"one cycle up to a learning rate of {recipe.lr:g}"
+        if recipe.schedule == "one_cycle"
+        else f"from a learning rate of {recipe.lr:g}"
+    )
+    optimizer = {"adam": "Adam", "sgd": "SGD with Nesterov momentum"}[recipe.optimizer]
     shaken = [
         f"{name} {value}".removesuffix(" True")
         for name, value in recipe.augment.model_dump().items()
@@ -120,8 +127,9 @@ def training_facts(
         ),
         (
             "training",
-            f"Adam from a learning rate of {recipe.lr:g}, batches of {recipe.batch_size}, class "
-            f"weights: {recipe.class_weights}, augmentation: {', '.join(shaken) or 'none'}",
+            f"{optimizer}, {rate}, batches of {recipe.batch_size}, weight decay "
+            f"{recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}, class weights: "
+            f"{recipe.class_weights}, augmentation: {', '.join(shaken) or 'none'}",
         ),
         ("validation", held),
         (
@@ -130,6 +138,14 @@ def training_facts(
             f"accuracy ({_percent(trained['val_accuracy'])})",
         ),
     ]
+
+
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
+        else:
+            yield layer
 
 
 def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None:
