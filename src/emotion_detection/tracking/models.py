@@ -1,0 +1,226 @@
+"""Networks in MLflow: logged to a run, registered, and read back."""
+
+import base64
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Map
+from PIL import Image
+
+from emotion_detection import layout, modelfile, serving
+from emotion_detection.console import UserError
+from emotion_detection.dataset import Dataset
+from emotion_detection.tracking.store import connect, without_password
+
+MODEL_NAME = "model"
+
+MODEL_PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow")
+
+REGISTERED_MODEL = "emotion-detection"
+
+CHAMPION_ALIAS = "champion"
+
+CHAMPION = f"models:/{REGISTERED_MODEL}@{CHAMPION_ALIAS}"
+
+# A bar for copying a dozen small files, several times over.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def log_model(model: keras.Model, example: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Log `model` to MLflow's active run as `serving.py` answers for it, with all that it needs.
+
+    `example`, a few images (N, H, W, C) uint8, goes with it as PNG files in base64; `classes` are
+    in the order of the model's outputs.
+    """
+    code = Path(serving.__file__).parent
+    signature = ModelSignature(
+        # Images come as text, bytes or arrays, which only Any allows; and since MLflow would
+        # answer a missing column with the whole request, it is for serving.py to miss it.
+        Schema([ColSpec(AnyType(), serving.COLUMN, required=False)]),
+        Schema([ColSpec("string", "label"), ColSpec(Map(DataType.double), "probabilities")]),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / layout.MODEL.name
+        modelfile.save(model, path, classes)
+        mlflow.pyfunc.log_model(
+            name=MODEL_NAME,
+            python_model=code / "serving.py",
+            code_paths=[str(code / "imagefile.py"), str(code / "modelfile.py")],
+            artifacts={"network": str(path)},
+            signature=signature,
+            input_example=pd.DataFrame({serving.COLUMN: [_base64_png(image) for image in example]}),
+            # Left to itself MLflow loads the model in a second process to guess these.
+            pip_requirements=[f"{name}=={version(name)}" for name in MODEL_PACKAGES],
+            metadata={"classes": list(classes)},
+        )
+
+
+def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...]]:
+    """Load the network of a logged model, and the names of its classes.
+
+    `model_uri` is MLflow's, such as models:/name@alias or runs:/id/model. The network takes images
+    (N, H, W, C) uint8 and gives probabilities (N, classes) float32.
+
+    Raises:
+        UserError: if there is no such model in the store, or no network in it.
+
+    """
+    if (
+        not os.environ.get("MLFLOW_TRACKING_URI")
+        and not (layout.main_root() / "mlflow.db").exists()
+    ):
+        # MLflow would make an empty store wherever it is asked.
+        raise UserError(f"{model_uri}: there is no mlflow.db in {layout.main_root()}")
+    connect()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            logged = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=folder)
+            (path,) = Path(logged).rglob(layout.MODEL.name)
+            model, classes = modelfile.load(path)
+            # Models that older code logged have the names in MLflow's metadata alone.
+            return model, classes or tuple(Model.load(logged).metadata["classes"])
+    except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{model_uri}: cannot be loaded from {without_password()} ({reason})"
+        ) from error
+
+
+def _base64_png(image: np.ndarray) -> str:
+    """Encode an image (H, W, C) uint8."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+class RegistryError(Exception):
+    """MLflow's model registry cannot do what it was asked to; the message says why."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model: its number, and the data set it was evaluated on."""
+
+    number: str
+    dataset: str
+    dataset_digest: str
+    leaking: bool
+
+
+def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Version:
+    """Make the model that `run_id` logged a version of REGISTERED_MODEL, once, and tag it.
+
+    The tags are the data set's name and digest, `scores` as test.<name>, and whether the run
+    leaks. Raises RegistryError, as where the run has no model.
+    """
+    with _registry() as client:
+        run = client.get_run(run_id)
+        tags = {
+            "dataset": dataset.source,
+            "dataset.digest": dataset.digest,
+            "leaking": run.data.tags.get("leaking", "false"),
+            **{f"test.{name}": f"{score:.6g}" for name, score in scores.items()},
+        }
+        _make_registered_model(client)
+        found = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'")
+        if found:
+            number = max(int(version.version) for version in found)
+            for key, value in tags.items():
+                client.set_model_version_tag(REGISTERED_MODEL, str(number), key, value)
+        else:
+            model_id = _logged_model(client, run)
+            number = client.create_model_version(
+                REGISTERED_MODEL, f"models:/{model_id}", run_id, tags, model_id=model_id
+            ).version
+        return _version(client, str(number))
+
+
+def champion(digest: str | None = None) -> Version | None:
+    """Give the champion of the data set with this digest, or by default of the one seen last.
+
+    None where there is none. Raises RegistryError.
+    """
+    with _registry() as client:
+        number = client.get_registered_model(REGISTERED_MODEL).aliases.get(_alias(digest))
+        return None if number is None else _version(client, str(number))
+
+
+def crown(version: Version, digest: str | None = None) -> None:
+    """Make `version` the champion of the data set with this digest, or of the one seen last.
+
+    Raises RegistryError.
+    """
+    with _registry() as client:
+        client.set_registered_model_alias(REGISTERED_MODEL, _alias(digest), version.number)
+
+
+def load_version(version: Version) -> keras.Model:
+    """Load the network of a registered model. Raises RegistryError."""
+    try:
+        return load_network(f"models:/{REGISTERED_MODEL}/{version.number}")[0]
+    except UserError as error:
+        raise RegistryError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _registry() -> Iterator[mlflow.MlflowClient]:
+    try:
+        yield mlflow.MlflowClient()
+    except (MlflowException, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RegistryError(reason) from error
+
+
+def _alias(digest: str | None) -> str:
+    return CHAMPION_ALIAS if digest is None else f"{CHAMPION_ALIAS}-{digest[:8]}"
+
+
+def _make_registered_model(client: mlflow.MlflowClient) -> None:
+    if client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+        return
+    try:
+        client.create_registered_model(
+            REGISTERED_MODEL,
+            description=(
+                "Every network that evaluate scored. `champion-<digest>` is the best one on the "
+                "test images of the data set whose digest begins so, `champion` that of the data "
+                "set evaluated last."
+            ),
+        )
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+
+
+def _logged_model(client: mlflow.MlflowClient, run: mlflow.entities.Run) -> str:
+    logged = run.outputs.model_outputs if run.outputs else []
+    models = [client.get_logged_model(output.model_id) for output in logged]
+    if not models:
+        raise ValueError(f"run {run.info.run_id} logged no model")
+    # A training that was killed while it logged its model logs it again.
+    newest = max(models, key=lambda model: model.creation_timestamp)
+    return str(newest.model_id)
+
+
+def _version(client: mlflow.MlflowClient, number: str) -> Version:
+    tags = client.get_model_version(REGISTERED_MODEL, number).tags
+    return Version(
+        number=number,
+        dataset=tags.get("dataset", "another data set"),
+        dataset_digest=tags.get("dataset.digest", ""),
+        leaking=tags.get("leaking") == "true",
+    )

@@ -1,0 +1,175 @@
+"""Where MLflow keeps its runs, and what to do while it is away."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import mlflow
+from mlflow.entities import LifecycleStage
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from sqlalchemy.exc import SQLAlchemyError
+
+from emotion_detection import layout
+from emotion_detection.console import UserError
+from emotion_detection.files import locked
+from emotion_detection.journal import AwayError, persist
+
+T = TypeVar("T")
+
+EXPERIMENT = "emotion-detection"
+
+PATIENCE_VARIABLE = "EMOTION_DETECTION_PATIENCE"
+
+# What MLflow answers where it is there and will not do it, now or later.
+REFUSALS = {
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "NOT_FOUND",
+    "NOT_IMPLEMENTED",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+
+
+def connect() -> None:
+    """Point MLflow at the store and make the experiment there if it is the first run.
+
+    MLFLOW_TRACKING_URI wins. Otherwise the store is what plain `mlflow ui` opens at the project's
+    root: sqlite:///mlflow.db with artifacts in ./mlruns.
+
+    Raises:
+        UserError: if the store cannot be reached, after waiting for it.
+
+    """
+    # Its own log lines are about its own workings, and what fails is told here.
+    for name, level in (
+        ("mlflow", logging.WARNING),
+        ("mlflow.store.db.utils", logging.CRITICAL),
+        ("alembic", logging.WARNING),
+        ("urllib3", logging.ERROR),
+    ):
+        logging.getLogger(name).setLevel(level)
+    # The journal tries again, and knows better for how long.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    location = None
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        root = layout.main_root()
+        mlflow.set_tracking_uri(f"sqlite:///{(root / 'mlflow.db').as_posix()}")
+        # MLflow would settle on the working directory of whoever is first to use the experiment,
+        # and a queued experiment's is deleted.
+        location = (root / "mlruns").as_uri()
+    with contextlib.ExitStack() as alone:
+        if mlflow.get_tracking_uri().startswith("sqlite"):
+            # Two that make the tables at once leave half of them.
+            alone.enter_context(locked(shelf() / "lock", wait=True))
+        at_once(lambda: _enter_experiment(location))
+
+
+def _enter_experiment(location: str | None) -> None:
+    client = mlflow.MlflowClient()
+    if client.get_experiment_by_name(EXPERIMENT) is None:
+        try:
+            client.create_experiment(EXPERIMENT, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+    mlflow.set_experiment(EXPERIMENT)
+    # Opens the page of training runs; the default is the one for language models.
+    mlflow.set_experiment_tag("mlflow.experimentKind", "custom_model_development")
+
+
+def exists(run_id: str | None) -> bool:
+    """Tell whether there is such a run, and it can be logged to."""
+    if run_id is None:
+        return False
+    try:
+        # A run deleted in MLflow's pages is still there, and cannot be logged to.
+        return bool(mlflow.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+    except MlflowException as error:
+        if is_away(error):
+            raise
+        return False
+
+
+def is_away(error: Exception) -> bool:
+    """Tell an error that may be gone later from one of what was asked for."""
+    if isinstance(error, MlflowException):
+        return error.error_code not in REFUSALS
+    return isinstance(error, (SQLAlchemyError, OSError))
+
+
+@contextlib.contextmanager
+def telling_away() -> Iterator[None]:
+    """Turn whatever says that the store is away into an AwayError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_away(error):
+            raise
+        cause: BaseException = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__ or cause
+        reason = hidden(" ".join(str(cause).split()))
+        raise AwayError(f"MLflow at {without_password()} cannot be reached ({reason})") from error
+
+
+def at_once(act: Callable[[], T]) -> T:
+    """Give what `act` gets from the store, which is waited for.
+
+    Raises:
+        UserError: if it stays away, or refuses.
+
+    """
+
+    def attempt() -> T:
+        with telling_away():
+            return act()
+
+    try:
+        return persist(attempt, patience())
+    except AwayError as error:
+        raise UserError(f"{error}; start it, or set MLFLOW_TRACKING_URI to another") from error
+    except MlflowException as error:
+        reason = hidden(" ".join(str(error).split()))
+        raise UserError(f"MLflow at {without_password()} refuses: {reason}") from error
+
+
+def patience() -> float:
+    """Give for how many seconds MLflow is waited for where nothing else can be done."""
+    text = os.environ.get(PATIENCE_VARIABLE, "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{PATIENCE_VARIABLE} = {text}: must be a number of seconds") from None
+
+
+def without_password() -> str:
+    """Give the store's address, as it may be shown."""
+    return hidden(mlflow.get_tracking_uri())
+
+
+def hidden(text: str) -> str:
+    """Take users and passwords out of the addresses in `text`."""
+    return re.sub(r"(\w://)[^/\s@]*@", r"\1", text)
+
+
+def shelf() -> Path:
+    """Give the folder of the journals for this store."""
+    store = without_password()
+    if store == f"sqlite:///{(layout.main_root() / 'mlflow.db').as_posix()}":
+        store = "mlflow.db"  # wherever the project is moved to
+    folder = layout.journals() / hashlib.sha256(store.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STORE_FILE).write_text(store, encoding="utf-8")
+    return folder
+
+
+STORE_FILE = "store"
