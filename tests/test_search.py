@@ -468,7 +468,7 @@ WRITTEN = asdict(BASELINE)
         (None, "cannot be read"),
         ("{", "cannot be read"),
         ("3", "= 3: must be a section of family, filters, kernel_sizes, dense_units"),
-        ("{}", "filters: missing"),
+        ("{}", "family: missing"),
         (json.dumps({**WRITTEN, "filters": "8 4"}), 'filters = "8 4": must be a list'),
         (json.dumps({**WRITTEN, "filters": [8, 4.5]}), "filters.1 = 4.5: must be a whole number"),
         (json.dumps({**WRITTEN, "filters": [8]}), "filters has 1 entries and kernel_sizes 2"),
