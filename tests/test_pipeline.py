@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -359,8 +360,8 @@ def test_queued_experiments_land_in_the_main_store(project: Project) -> None:
     # The workers stay for a while, at times for good, and would hold on to a pipe.
     start = ("dvc", "queue", "start", "--jobs", "2")
     subprocess.run(start, cwd=project.root, env=project.env, stdout=subprocess.DEVNULL, check=True)
-    project.run("dvc", "queue", "logs", "--follow", "low")
-    project.run("dvc", "queue", "logs", "--follow", "high")
+    while re.search("Queued|Running", project.run("dvc", "queue", "status")):
+        time.sleep(1)
     project.run("dvc", "queue", "stop", "--kill")
     runs = {run.data.tags.get("dvc.experiment"): run for run in project.runs("train")}
     assert {"low", "high"} <= set(runs)
