@@ -1,6 +1,7 @@
 # Everything a person runs, with the environment made on the way. PYTHON=python3.12 picks another.
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+LOCK := pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help repro test lint audit bench ui send faults lock clean
@@ -35,8 +36,9 @@ faults: .venv/.repro  ## kill every stage at random moments, and compare with an
 	python -m benchmarks.faults
 
 lock:  ## resolve requirements*.txt anew, with uv
-	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --output-file requirements.txt
-	uv pip compile pyproject.toml --extra dev --constraint requirements.txt --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --output-file requirements-dev.txt
+	uv pip compile $(LOCK) --output-file requirements.txt
+	uv pip compile $(LOCK) --extra onnx --extra scale --constraint requirements.txt --output-file requirements-extras.txt
+	uv pip compile $(LOCK) --extra onnx --extra scale --extra dev --constraint requirements-extras.txt --output-file requirements-dev.txt
 
 clean:  ## remove the environment
 	rm -rf .venv
@@ -46,6 +48,10 @@ clean:  ## remove the environment
 	$(PYTHON) -m venv .venv
 	python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.extras: requirements-extras.txt .venv/.repro
+	python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-extras.txt
 	@touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.repro
