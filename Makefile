@@ -4,13 +4,16 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 LOCK := pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test lint audit bench ui send faults lock clean
+.PHONY: help repro data test lint audit bench ui send faults lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 repro: .venv/.repro  ## make the environment and run the pipeline
 	dvc repro
+
+data: .venv/.repro  ## download the faces from Kaggle, into data/; DATASET=owner/name downloads that set
+	python -m emotion_detection.download $(if $(DATASET),--dataset $(DATASET))
 
 test: .venv/.dev  ## make the environment and run the tests
 	python -m pytest

@@ -1,143 +1,27 @@
 """The whole pipeline as a person runs it: real DVC, KerasTuner and MLflow on a small drawn set."""
 
 import io
-import json
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect, sync_playwright
-
-ROOT = Path(__file__).parents[1]
-STAGES = ("sample", "ingest", "profile", "tune", "train", "evaluate")
-SMALL: dict[str, dict[str, object]] = {
-    "sample": {"train": 120, "test": 60, "image_size": 24},
-    "ingest": {"image_size": [24, 24]},
-    "network": {
-        "filters": [16, 16, 16],
-        "kernel_sizes": [3, 3, 3],
-        "dense_units": [32],
-        "dense_dropout": 0.5,
-    },
-    "tune": {
-        "trials": 2,
-        "epochs": 1,
-        "batch_size": 32,
-        # Besides the baseline there is one network left to draw, too deep for 24 pixels.
-        "space": {
-            "blocks": [3, 5],
-            "filters": [16],
-            "kernel_size": [3],
-            "dense_layers": [1],
-            "dense_units": [32],
-            "dense_dropout": [0.5],
-        },
-    },
-    "train": {"epochs": 2, "batch_size": 32},
-    "evaluate": {"bootstrap": 100},
-}
-
-
-class Project:
-    """A copy of the project in a Git and DVC repository of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.env = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))
-        }
-        self.env |= {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(root / "src"),
-            "DVC_NO_ANALYTICS": "1",
-        }
-
-    def run(self, *command: str) -> str:
-        """Run a command as a person would, and give what it printed."""
-        done = subprocess.run(
-            command, cwd=self.root, env=self.env, text=True, capture_output=True, check=False
-        )
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    def stages_run_by(self, *command: str) -> set[str]:
-        output = self.run(*command)
-        return {stage for stage in STAGES if f"Running stage '{stage}'" in output}
-
-    def set_params(self, changes: dict[str, dict[str, object]]) -> None:
-        path = self.root / "params.yaml"
-        params = yaml.safe_load(path.read_text())
-        for section, values in changes.items():
-            for key, value in values.items():
-                if isinstance(value, dict):
-                    params[section][key] |= value
-                else:
-                    params[section][key] = value
-        path.write_text(yaml.safe_dump(params, sort_keys=False))
-
-    def commit(self, subject: str) -> None:
-        self.run("git", "add", "--all")
-        self.run("git", "commit", "--quiet", "--message", subject)
-
-    @property
-    def tracking_uri(self) -> str:
-        return f"sqlite:///{self.root / 'mlflow.db'}"
-
-    def runs(self, stage: str) -> list[Run]:
-        """Give the finished MLflow runs of `stage` in the project's store, newest first."""
-        client = mlflow.MlflowClient(self.tracking_uri)
-        experiment = client.get_experiment_by_name("emotion-detection")
-        assert experiment is not None
-        return list(client.search_runs([experiment.experiment_id], f"tags.stage = '{stage}'"))
-
-    def artifacts(self, run: Run, folder: str) -> set[str]:
-        client = mlflow.MlflowClient(self.tracking_uri)
-        listed = client.list_artifacts(run.info.run_id, folder)
-        return {artifact.path.removeprefix(f"{folder}/") for artifact in listed}
-
-    def json(self, path: str) -> dict[str, object]:
-        value = json.loads((self.root / path).read_text())
-        assert isinstance(value, dict)
-        return value
+from project import SMALL, STAGES, Project
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Give a project that ran `dvc repro` once, its lock file committed."""
-    root = tmp_path_factory.mktemp("project")
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in tracked:
-        if not name.startswith("tests/") and name != "dvc.lock" and (ROOT / name).exists():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
-    project = Project(root)
-    project.set_params(SMALL)
-    project.run("git", "init", "--quiet", "--initial-branch", "main")
-    project.run("git", "config", "user.name", "A Person")
-    project.run("git", "config", "user.email", "person@example.org")
-    project.commit("Begin")
+    project = Project.begin(tmp_path_factory.mktemp("project"), SMALL)
     assert project.stages_run_by("dvc", "repro") == set(STAGES)
     project.commit("Run the pipeline")
     return project
@@ -357,12 +241,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
 def test_queued_experiments_land_in_the_main_store(project: Project) -> None:
     for name, rate in (("low", "1e-4"), ("high", "2e-3")):
         project.run("dvc", "exp", "run", "--queue", "--name", name, "-S", f"train.lr={rate}")
-    # The workers stay for a while, at times for good, and would hold on to a pipe.
-    start = ("dvc", "queue", "start", "--jobs", "2")
-    subprocess.run(start, cwd=project.root, env=project.env, stdout=subprocess.DEVNULL, check=True)
-    while re.search("Queued|Running", project.run("dvc", "queue", "status")):
-        time.sleep(1)
-    project.run("dvc", "queue", "stop", "--kill")
+    project.run_queue(jobs=2)
     runs = {run.data.tags.get("dvc.experiment"): run for run in project.runs("train")}
     assert {"low", "high"} <= set(runs)
     for name in ("low", "high"):

@@ -34,7 +34,7 @@ def main() -> None:
         "predict",
         help="label the faces in pictures",
         description="Find the faces in pictures and label each with its emotion.",
-        epilog="Exits with 0 if any face was labelled, else with 1.",
+        epilog="Exits with 0 if anything was labelled, else with 1.",
     )
     command.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH", help="a picture, or a folder of pictures"
@@ -54,10 +54,10 @@ def main() -> None:
         help="the classes of a .keras file that does not name them, in the order of its outputs",
     )
     command.add_argument(
-        "--no-detect",
-        dest="detect",
-        action="store_false",
-        help="look for no faces: every picture is one",
+        "--detect",
+        action=argparse.BooleanOptionalAction,
+        help="look for faces, or take every picture whole (default: look if the network's classes "
+        "are emotions)",
     )
     command.add_argument(
         "--format",
@@ -88,7 +88,7 @@ def _until_nobody_reads(command: Callable[[], None]) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     from emotion_detection import predict
-    from emotion_detection.dataset import BadFile
+    from emotion_detection.dataset import BadFile, are_emotions
 
     found = predict.pictures(arguments.paths)
     if arguments.camera is not None:
@@ -99,26 +99,29 @@ def _predict(arguments: argparse.Namespace) -> None:
     # A name may hold any bytes, and the terminal may know few characters.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     write = WRITERS[arguments.format](network.classes)
+    detect = arguments.detect
+    if detect is None:
+        detect = are_emotions(network.classes)
     results: Iterator[Prediction | BadFile] = predict.predict(
-        found, network, detect=arguments.detect, keep=arguments.annotate is not None
+        found, network, detect=detect, keep=arguments.annotate is not None
     )
     if not sys.stdout.isatty():
         # Shown at once, since lines that come between would show it anyhow.
         results = progress(
             results, description="predict", unit="pictures", total=len(found), delay=0.0
         )
-    any_face = False
+    any_label = False
     with logging_redirect_tqdm([log]):
         for result in results:
             if isinstance(result, BadFile):
                 log.warning("%s: %s", result.path, result.reason)
                 continue
-            any_face = True
+            any_label = True
             write(result)
             if result.image is not None:
                 _annotate(result, result.image, network.classes, arguments.annotate)
-    if not any_face:
-        raise UserError(f"no face was labelled in {len(found):,} pictures")
+    if not any_label:
+        raise UserError(f"nothing was labelled in {len(found):,} pictures")
 
 
 def _annotate(

@@ -3,8 +3,12 @@
 import os
 from pathlib import Path
 
-SAMPLE = Path("data/sample")
-DATASET = Path("data/dataset")
+DATA = Path("data")
+SAMPLE = DATA / "sample"
+DATASET = DATA / "dataset"
+
+DOWNLOADS = DATA / ".download"
+"""What came of a data set so far; gone once it is there."""
 
 PROFILE = Path("reports/profile")
 TUNE = Path("reports/tune")
