@@ -12,10 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import documents
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import skimage.data
 import yaml
 from mlflow.entities import Run
 from PIL import Image
@@ -361,6 +363,33 @@ def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Projec
     for name in ("loss", "accuracy", "confusion matrix", "F1 by class", "calibration", "worse"):
         assert name in page
     project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) -> None:
+    program = tmp_path / "emotion-detection"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m emotion_detection.cli "$@"\n')
+    program.chmod(0o755)
+    environment = project.env | {"BROWSER": "true"}
+    environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+    source = project.root / "path/to/emotion-detection-fer.zip"
+    shutil.make_archive(str(source.with_suffix("")), "zip", project.root / "data/sample")
+    Image.fromarray(skimage.data.astronaut()).save(project.root / "photo.jpg")
+    for command, smaller in documents.RUN.items():
+        done = subprocess.run(
+            ["sh", "-ec", f"{command.replace('EXP1', 'main').replace('EXP2', 'faster')} {smaller}"],
+            cwd=project.root,
+            env=environment,
+            text=True,
+            capture_output=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    # The last of them was the notebook's recipe, which looks at the test images while it trains.
+    notebook = project.runs("train")[0]
+    assert notebook.info.run_name.endswith(" (leaking) on emotion-detection-fer.zip")
+    assert notebook.data.tags["leaking"] == "true"
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("git", "clean", "--quiet", "--force", "-d")
     project.run("dvc", "checkout")
 
 
