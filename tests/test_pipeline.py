@@ -297,10 +297,12 @@ def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None
                 args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
             )
             page = browser.new_page(viewport={"width": 1500, "height": 950})
-            _open(page, runs)
+            _open(page, f"http://127.0.0.1:{port}")
+            page.get_by_role("button", name="Model training").click()
+            page.get_by_role("link", name="emotion-detection").first.click()
             for name in ("train on sample", "tune on sample"):
                 expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
-            expect(page.get_by_text("Networks that tell emotions from faces")).to_be_visible()
+            expect(page.get_by_text("Emotions from faces. A run is named after")).to_be_visible()
             expect(page.get_by_text(f"sample ({digest[:8]})").first).to_be_visible()
             _open(page, f"{runs}/{tune.info.run_id}")
             for name in ("trial 01", "trial 02"):

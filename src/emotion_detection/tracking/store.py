@@ -26,8 +26,7 @@ T = TypeVar("T")
 EXPERIMENT = "emotion-detection"
 
 EXPERIMENT_NOTE = """\
-Networks that tell emotions from faces. A run is one of a DVC stage, named after the DVC experiment
-and the data:
+Emotions from faces. A run is named after its DVC stage, its DVC experiment and its data.
 
 - `tune`: a search for a network; its trials are the child runs, made to be compared.
 - `train`: a network's training, and under `test/` what evaluate scored it. `(leaking)` is one whose
