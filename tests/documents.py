@@ -14,7 +14,6 @@ PROGRAMS = (
 """What a command begins with, where a document does not say that it is one."""
 
 RUN = {
-    "python -m emotion_detection.send": "",
     "dvc exp show --only-changed --drop 'models|reports'": "",
     "dvc metrics diff EXP1 EXP2": "",
     "dvc plots diff EXP1 EXP2 --open": "",
@@ -35,6 +34,7 @@ ELSEWHERE = {
     "dvc exp run --queue -S train.lr=1e-3": "test_pipeline.py, under a name",
     "dvc queue start --jobs 2": "test_pipeline.py",
     "mlflow ui": "test_pipeline.py, on a free port",
+    "python -m emotion_detection.send": "test_outages.py",
     "mlflow models serve -m models:/emotion-detection@champion --env-manager local --port 5001": (
         "test_serving.py, on a free port"
     ),

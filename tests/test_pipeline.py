@@ -197,6 +197,8 @@ def test_the_search_is_a_run_with_a_child_a_trial(project: Project) -> None:
     by_name = {run.info.run_name: run for run in trials}
     assert by_name["trial 01"].info.status == "FINISHED"
     assert by_name["trial 02"].info.status == "FAILED"
+    assert by_name["trial 01"].data.tags["dataset"] == "sample"
+    assert by_name["trial 01"].data.tags["mlflow.note.content"].startswith("Trial 1 of 2")
     assert by_name["trial 01"].data.params == {
         **{"blocks": "3", "filters": "16 16 16", "kernel_sizes": "3 3 3"},
         **{f"filters_{block}": "16" for block in (1, 2, 3)},
