@@ -8,7 +8,7 @@ from emotion_detection.console import log, run
 from emotion_detection.dataset import Dataset, Split, part, split
 from emotion_detection.files import fingerprint, whole, write_json
 from emotion_detection.network import Architecture, build
-from emotion_detection.search import Outcome, Trial, described
+from emotion_detection.search import Outcome, Trial, described, values_of
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         chosen = baseline
         with whole(layout.TUNE) as folder:
             folder.mkdir()
-            write_json(folder / layout.METRICS, {"trials": 0})
+            write_json(folder / layout.METRICS, {"tune/trials": 0})
     else:
         chosen = _search(values, baseline)
     write_json(layout.HYPERPARAMETERS, asdict(chosen))
@@ -74,8 +74,24 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
         )
         with tracking.child(
             f"trial {trial.number:02d}",
-            params={**described(architecture), "epochs": trial.epochs},
-            tags={"stage": "trial"},
+            params={
+                **described(architecture),
+                # One by one too: MLflow's charts over trials take numbers.
+                **values_of(architecture),
+                "gflops": round(architecture.forward_gflops(image_shape, len(dataset.classes)), 4),
+                "epochs": trial.epochs,
+            },
+            tags={
+                "stage": "trial",
+                "dataset": dataset.source,
+                "leaking": str(rows.leaking).lower(),
+            },
+            note=(
+                f"Trial {trial.number} of {trial.total} of the search above it, its parent run.\n\n"
+                "Its network is in the parameters; blocks, layers and sizes are there one by one "
+                "for charts over several trials.\n\n"
+                "`val_accuracy` is what the search goes by, `epoch/` the curves behind it."
+            ),
         ):
             model = build(
                 architecture,
@@ -144,19 +160,25 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
             run=run_trial,
         )
         metrics = {
-            "trials": len(trials),
-            "failed": int((trials["status"] != "COMPLETED").sum()),
-            "best_val_accuracy": float(trials["val_accuracy"].max()),
-            "seconds": float(trials["seconds"].sum()),
+            "tune/trials": len(trials),
+            "tune/failed": int((trials["status"] != "COMPLETED").sum()),
+            "tune/best_val_accuracy": float(trials["val_accuracy"].max()),
         }
         with whole(layout.TUNE) as report:
             report.mkdir()
             write_json(report / layout.METRICS, metrics)
             trials.to_csv(report / "trials.csv", index=False)
             figures.save(figures.trials(trials), report / "trials.png")
-        tracking.log_metrics(metrics)
+        # Not in DVC's tables, where it would seem a change between any two experiments.
+        tracking.log_metrics(metrics | {"tune/seconds": float(trials["seconds"].sum())})
         tracking.log_files(layout.TUNE, "search")
-        tracking.set_tags({f"best.{name}": str(v) for name, v in described(chosen).items()})
+        best = int(trials["trial"][trials["val_accuracy"].idxmax()])
+        tracking.set_tags(
+            {
+                "best.trial": f"{best:02d}",
+                **{f"best.{name}": str(value) for name, value in described(chosen).items()},
+            }
+        )
     # Its trials are in the reports now; what is kept would be taken for a search cut off.
     shutil.rmtree(folder)
     return chosen
@@ -167,7 +189,8 @@ def _note(settings: params.Tune, dataset: Dataset, rows: Split) -> str:
         f"A {settings.oracle} search of {settings.trials} trials on **{dataset.source}**.\n\n"
         f"Each learns from {len(rows.train):,} images for at most {settings.epochs} epochs and is "
         f"scored by val_accuracy on {len(rows.validation):,}.\n\n"
-        "Its trials are the child runs; the best one's hyperparameters are in the tags `best.*`."
+        "Its trials are the child runs: select them to compare. The tags `best.*` say which one "
+        "was taken, and its hyperparameters."
     )
 
 

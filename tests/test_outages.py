@@ -192,7 +192,7 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
     # The evaluation that follows, and a training that cannot begin.
     with tracking.resumed(run_id) as found:
         assert found
-        tracking.log_metrics({"test/accuracy": 0.5})
+        tracking.log_metrics({"test/accuracy": 0.5}, training.toy)
     with (
         pytest.raises(UserError, match=rf"MLflow at {server.uri} cannot be reached \(.*refused\)"),
         start(training.toy),
@@ -212,6 +212,11 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["val_accuracy"] == 0.75
     assert run.data.metrics["test/accuracy"] == 0.5
+    logged_model = mlflow.MlflowClient(server.uri).get_logged_model(
+        run.outputs.model_outputs[0].model_id
+    )
+    (score,) = (score for score in logged_model.metrics or () if score.key == "test/accuracy")
+    assert (score.value, score.dataset_name) == (0.5, "toy.zip")
     assert curve(server.uri, run_id) == logged
     artifact = mlflow.artifacts.download_artifacts(
         run_id=run_id, artifact_path="training/scores.csv", dst_path=str(tmp_path / "got")
@@ -314,7 +319,7 @@ def test_a_stage_that_is_ended_leaves_no_run_open(
             pass
     runs = client.search_runs([experiment], "tags.stage != 'train'")
     assert {run.info.run_name: run.info.status for run in runs} == {
-        "tune": "KILLED",
+        "tune on toy.zip": "KILLED",
         "trial 01": "KILLED",
     }
     (child,) = (run for run in runs if run.info.run_name == "trial 01")

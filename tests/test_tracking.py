@@ -108,13 +108,13 @@ def test_a_run_says_what_made_it(project: Project, toy: Dataset) -> None:
         tracking.set_tags({"late": "yes"})
     run = project.client.get_run(run_id)
 
-    assert run.info.run_name == "train"
+    assert run.info.run_name == "train on toy.zip"
     assert run.info.status == "FINISHED"
     assert run.data.params == {
         "seed": "3",
         "train.lr": "0.0005",
-        "train.patience": "none",
-        "train.augment.flip": "True",
+        "train.patience": "null",
+        "train.augment.flip": "true",
         "filters": "32 64",
     }
     tags = run.data.tags
@@ -137,7 +137,7 @@ def test_a_run_says_what_made_it(project: Project, toy: Dataset) -> None:
 def test_a_run_names_its_data(project: Project, toy: Dataset) -> None:
     (found,) = finished(project, toy).inputs.dataset_inputs
     assert found.dataset.name == "toy.zip"
-    assert found.dataset.digest == toy.digest[:32]
+    assert found.dataset.digest == toy.digest[:8]
     assert json.loads(found.dataset.source) == {"uri": "toy.zip"}
     assert json.loads(found.dataset.profile) == {"train": 90, "test": 15}
 
@@ -176,7 +176,7 @@ def test_a_queued_experiments_run_outlives_its_copy(
         tracking.log_files(tmp_path, "training")
     run = project.client.get_run(run_id)
 
-    assert run.info.run_name == "train puffy-heart"
+    assert run.info.run_name == "train puffy-heart on toy.zip"
     assert run.data.tags["dvc.experiment"] == "puffy-heart"
     assert run.data.tags["dvc.baseline"] == "f00d"
     assert run.data.tags["git.commit"] == project.commit_of(project.copy)
