@@ -26,6 +26,8 @@ from emotion_detection.imagefile import FORMATS, BadImageError, open_image, prep
 if TYPE_CHECKING:
     import keras
 
+    from emotion_detection.tracking import Origin
+
 CASCADE = "haarcascade_frontalface_alt2.xml"
 # A large photo is searched in this size, since the time grows with the area. The cascade knows
 # faces from 20 pixels on, but takes much else for ones so small.
@@ -121,12 +123,12 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
     with silence():
         # TensorFlow's C++ writes to stderr whatever it is told.
         from emotion_detection import modelfile
-    if model is None or re.match(r"[a-z]{2,}:/", model):
+    if _is_logged(model):
         if classes:
             raise UserError("--classes: only for a file, since a model in MLflow names its classes")
         network, names = _logged(model)
     else:
-        network, names = _saved(Path(model), classes)
+        network, names = _saved(Path(str(model)), classes)
     where = model or "the champion"
     shape, outputs = network.input_shape, network.output_shape[-1]
     if len(shape) != 4 or None in shape[1:] or shape[3] not in CHANNELS.values():
@@ -142,6 +144,19 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
         image_size=shape[1:3],
         color_mode="grayscale" if shape[3] == CHANNELS["grayscale"] else "rgb",
     )
+
+
+def origin(model: str | None) -> "Origin":
+    """Say where the network that `load` loads comes from."""
+    from emotion_detection import tracking
+
+    if _is_logged(model):
+        return tracking.origin(model or tracking.CHAMPION)
+    return tracking.Origin(str(model), None)
+
+
+def _is_logged(model: str | None) -> bool:
+    return model is None or re.match(r"[a-z]{2,}:/", model) is not None
 
 
 def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:
