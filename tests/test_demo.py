@@ -351,9 +351,9 @@ def test_more_than_the_limit_is_not_read(port: int) -> None:
 def test_a_port_that_is_taken_or_none_is_told(network: Network) -> None:
     with socket.create_server((demo.HOST, 0)) as other:
         taken = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"--port {taken}: .*in use.*; give another"):
+        with pytest.raises(UserError, match=rf"--port {taken}: .*in use.*; give another"):
             demo.serve(network, ORIGIN, taken)
-    with pytest.raises(UserError, match="--port 70000: .*65535"):
+    with pytest.raises(UserError, match=r"--port 70000: .*65535"):
         demo.serve(network, ORIGIN, 70000)
 
 
