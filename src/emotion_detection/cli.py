@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from emotion_detection.console import UserError, log, progress, run
+from emotion_detection.console import UserError, log, progress, run, silence
 
 # What the help does not need is imported where it is: TensorFlow alone takes seconds.
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ def main() -> None:
     network.add_argument(
         "--model",
         metavar="MODEL",
-        help="a .keras file or an MLflow URI (default: MLflow's emotion-detection@champion)",
+        help="a .keras or .onnx file or an MLflow URI (default: MLflow's "
+        "emotion-detection@champion)",
     )
     network.add_argument(
         "--classes",
         type=lambda text: text.split(","),
         metavar="A,B,...",
-        help="the classes of a .keras file that does not name them, in the order of its outputs",
+        help="the classes of a file that does not name them, in the order of its outputs",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
@@ -137,12 +138,10 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from emotion_detection import predict
+    with silence():
+        from emotion_detection import demo, predict
 
     network = predict.load(arguments.model, arguments.classes)
-    # It imports Keras, and the line above does so without its noise.
-    from emotion_detection import demo
-
     demo.serve(network, predict.origin(arguments.model), arguments.port)
 
 
