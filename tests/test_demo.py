@@ -1,5 +1,6 @@
 """The page of `emotion-detection demo`, in a browser."""
 
+import contextlib
 import http.client
 import os
 import re
@@ -53,22 +54,28 @@ def gate() -> Gate:
     return Gate()
 
 
-@pytest.fixture(scope="module")
-def port(network: Network, gate: Gate) -> Iterator[int]:
-    """Give the port of a demo that runs, and waits half a second for the picture before."""
+@contextlib.contextmanager
+def serving(network: Network, gate: Gate, *, patience: float) -> Iterator[int]:
+    """Run a demo of which the network waits at `gate`, and give its port."""
 
     def probabilities(images: np.ndarray) -> np.ndarray:
         gate()
         return network.probabilities(images)
 
     with socket.create_server((demo.HOST, 0)) as listening:
-        app = demo.app(replace(network, probabilities=probabilities), ORIGIN, patience=0.5)
+        app = demo.app(replace(network, probabilities=probabilities), ORIGIN, patience=patience)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield listening.getsockname()[1]
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def port(network: Network, gate: Gate) -> Iterator[int]:
+    with serving(network, gate, patience=60) as port:
+        yield port
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +93,7 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser(chromium: str, album: Path) -> Iterator[Browser]:
     """Start a browser whose camera always shows the same face."""
+    expect.set_options(timeout=60_000)
     film = album / "film.mjpeg"
     film.write_bytes((album / "camera.jpg").read_bytes())
     with sync_playwright() as playwright:
@@ -220,24 +228,29 @@ def test_what_is_no_picture_or_too_large_is_told(seen: Seen, album: Path) -> Non
     seen.give(album / "photo.jpg")
     expect(alert).to_be_hidden()
     expect(seen.page.get_by_role("article")).to_have_count(2)
+    assert seen.messages == []
 
 
 def test_one_picture_is_looked_at_at_a_time(
-    seen: Seen, browser: Browser, port: int, album: Path, gate: Gate
+    browser: Browser, album: Path, network: Network
 ) -> None:
+    gate = Gate()
     gate.open.clear()
-    gate.reached.clear()
-    try:
-        seen.give(album / "photo.jpg")
-        assert gate.reached.wait(60)
-        expect(seen.page.get_by_role("status")).to_have_text("Looking for faces …")
-        other = Seen(browser, port)
-        other.give(album / "photo.jpg")
-        expect(other.page.get_by_role("alert")).to_contain_text("busy with another picture")
-        other.page.close()
-    finally:
-        gate.open.set()
-    expect(seen.page.get_by_role("article")).to_have_count(2)
+    with serving(network, gate, patience=0.1) as port:
+        try:
+            first, second = Seen(browser, port), Seen(browser, port)
+            first.give(album / "photo.jpg")
+            assert gate.reached.wait(60)
+            expect(first.page.get_by_role("status")).to_have_text("Looking for faces …")
+            second.give(album / "photo.jpg")
+            alert = second.page.get_by_role("alert")
+            expect(alert).to_contain_text("busy with another picture")
+        finally:
+            gate.open.set()
+        expect(first.page.get_by_role("article")).to_have_count(2)
+        for seen in (first, second):
+            assert seen.messages == []
+            seen.page.close()
 
 
 def test_a_newer_picture_takes_the_place_of_one_still_looked_at(
@@ -297,6 +310,7 @@ def test_the_camera_takes_a_picture(browser: Browser, port: int) -> None:
 def test_a_camera_that_may_not_be_used_is_told(seen: Seen) -> None:
     seen.page.get_by_role("button", name="Use the camera").click()
     expect(seen.page.get_by_role("alert")).to_contain_text("does not let this page use the camera")
+    assert seen.messages == []
 
 
 def test_the_keyboard_is_enough(seen: Seen, album: Path) -> None:

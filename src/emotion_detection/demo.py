@@ -75,8 +75,9 @@ def serve(network: Network, origin: Origin, port: int) -> None:
 def app(network: Network, origin: Origin, *, patience: float = PATIENCE) -> Starlette:
     """Make the web application: a page at /, and what its script asks at /faces and /saliency.
 
-    Both take the bytes of an image file and answer with JSON, an error as {"error": why}; with
-    /faces?whole=1 the picture is taken for a face. They wait `patience` seconds for each other.
+    Both take the bytes of an image file and answer with JSON: {"error": why} where they can make
+    nothing of it, or after they waited `patience` seconds for another. With /faces?whole=1 the
+    picture is taken for a face.
     """
     answers = _Answers(network, _page(network, origin), patience)
     return Starlette(
@@ -90,7 +91,6 @@ def app(network: Network, origin: Origin, *, patience: float = PATIENCE) -> Star
             Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
             Middleware(RequestBodyLimitMiddleware, max_body_size=MAX_MIB * 2**20),
         ],
-        exception_handlers={HTTPException: _error},
     )
 
 
@@ -110,11 +110,6 @@ def _page(network: Network, origin: Origin) -> str:
             body_type=BODY_TYPE,
         )
     )
-
-
-async def _error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code)
 
 
 class _Answers:
@@ -138,14 +133,14 @@ class _Answers:
 
     def _in_turn(self, answer: Callable[[], dict[str, Any]]) -> Response:
         if not self._turn.acquire(timeout=self._patience):
-            raise HTTPException(503, "It is busy with another picture: try again in a moment.")
+            return _error("It is busy with another picture: try again in a moment.")
         try:
             with warnings.catch_warnings():
                 # Pillow warns of flaws that it can work around: the pixels are sound.
                 warnings.simplefilter("ignore")
                 return JSONResponse(answer(), headers=HEADERS)
         except BadImageError as error:
-            raise HTTPException(422, f"It cannot be taken for a picture: {error}.") from error
+            return _error(f"It cannot be taken for a picture: {error}.")
         finally:
             self._turn.release()
 
@@ -193,6 +188,11 @@ class _Answers:
             "confidence": round(confidence, 6),
             "least": round(confidence - float(lost.max()), 6),
         }
+
+
+def _error(reason: str) -> Response:
+    # With a status of its own the browser would log it as an error of the page.
+    return JSONResponse({"error": reason}, headers=HEADERS)
 
 
 async def _body(request: Request) -> bytes:
