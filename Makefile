@@ -4,7 +4,7 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 LOCK := pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro data test lint audit bench ui send faults lock clean
+.PHONY: help repro data test lint audit bench ui demo send faults lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -31,6 +31,9 @@ audit: .venv/.dev  ## look up what is pinned among known vulnerabilities
 
 ui: .venv/.repro  ## browse the runs, at http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --port 5000
+
+demo: .venv/.repro  ## label the faces in photos on a page; MODEL=models/model.keras, PORT=5002
+	emotion-detection demo $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT))
 
 send: .venv/.repro  ## send MLflow what it missed while it was away
 	python -m emotion_detection.send

@@ -14,7 +14,7 @@ import yaml
 from mlflow.entities import Run
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("sample", "ingest", "profile", "tune", "train", "evaluate")
+STAGES = ("sample", "ingest", "profile", "tune", "train", "evaluate", "export")
 SMALL: dict[str, dict[str, object]] = {
     "sample": {"train": 120, "test": 60, "image_size": 24},
     "ingest": {"image_size": [24, 24]},

@@ -235,7 +235,7 @@ def _open(page: Page, url: str) -> None:
 def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Project) -> None:
     assert project.stages_run_by("dvc", "repro") == set()
     ran = project.stages_run_by("dvc", "exp", "run", "--name", "faster", "-S", "train.lr=1e-3")
-    assert ran == {"train", "evaluate"}
+    assert ran == {"train", "evaluate", "export"}
     newest = project.runs("train")[0]
     assert newest.data.params["train.lr"] == "0.001"
     assert newest.data.tags["dvc.experiment"] == "faster"
@@ -253,6 +253,39 @@ def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Projec
     assert "index.html" in plots
     for name in ("loss", "accuracy", "confusion matrix", "F1 by class", "calibration", "worse"):
         assert name in page
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_the_model_is_exported_where_a_param_asks_for_it(project: Project) -> None:
+    assert project.json("models/export/export.json") == {"onnx": None}
+    assert "reports/export/metrics.json" in project.run("dvc", "metrics", "show")
+    assert project.stages_run_by("dvc", "exp", "run", "-S", "export.onnx=true") == {"export"}
+    exported = project.json("models/export/export.json")["onnx"]
+    assert isinstance(exported, dict)
+    assert (exported["file"], exported["images"]) == ("model.onnx", [None, 24, 24, 1])
+    metrics = project.json("reports/export/metrics.json")
+    assert isinstance(metrics["largest_difference"], float)
+    assert metrics["largest_difference"] <= 1e-4
+    (train,) = (run for run in project.runs("train") if "dvc.experiment" not in run.data.tags)
+    assert train.data.metrics["export/onnx_images_per_second_256"] > 0
+    assert train.data.metrics["export/largest_difference"] == metrics["largest_difference"]
+    assert project.artifacts(train, "export") == {"model.onnx", "export.json"}
+
+    answers = [
+        project.run(
+            *(sys.executable, "-m", "emotion_detection.cli", "predict", "data/sample/test/happy"),
+            *("--format", "csv", "--model", model),
+        )
+        for model in ("models/export/model.onnx", "models/model.keras")
+    ]
+    by_onnx, by_keras = (
+        pd.read_csv(io.StringIO(text[text.index("file,") :].partition("\npredict:")[0]))
+        for text in answers
+    )
+    assert len(by_onnx) > 0
+    assert by_onnx["label"].tolist() == by_keras["label"].tolist()
+    np.testing.assert_allclose(by_onnx["confidence"], by_keras["confidence"], atol=1e-4)
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 
@@ -339,7 +372,7 @@ def test_one_changed_image_is_ingested_and_the_rest_follows(project: Project) ->
     image = source / "train/happy/im0.png"
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     ran = project.stages_run_by("dvc", "repro")
-    assert ran == {"ingest", "profile", "tune", "train", "evaluate"}
+    assert ran == {"ingest", "profile", "tune", "train", "evaluate", "export"}
     assert project.runs("train")[0].data.tags["dataset"] == "faces"
 
 

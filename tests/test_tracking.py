@@ -367,6 +367,21 @@ def test_a_logged_network_is_loaded_with_its_classes(
     )
 
 
+def test_a_logged_network_says_where_it_comes_from(
+    project: Project, toy: Dataset, network: keras.Model
+) -> None:
+    with start(toy) as run_id:
+        tracking.log_model(network, toy.images[:2], toy.classes)
+    uri = f"runs:/{run_id}/{tracking.MODEL_NAME}"
+    assert tracking.origin(uri) == tracking.Origin(uri, toy.source)
+    for number in ("1", "2"):
+        assert mlflow.register_model(uri, "faces").version == int(number)
+    mlflow.MlflowClient().set_registered_model_alias("faces", "best", "1")
+    assert tracking.origin("models:/faces@best") == tracking.Origin("faces, version 1", toy.source)
+    assert tracking.origin("models:/faces/2") == tracking.Origin("faces, version 2", toy.source)
+    assert tracking.origin("models:/gone/1") == tracking.Origin("models:/gone/1", None)
+
+
 def test_a_network_that_older_code_logged_is_loaded(
     project: Project, toy: Dataset, network: keras.Model
 ) -> None:

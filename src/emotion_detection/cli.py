@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from emotion_detection.console import UserError, log, progress, run
+from emotion_detection.console import UserError, log, progress, run, silence
 
 # What the help does not need is imported where it is: TensorFlow alone takes seconds.
 if TYPE_CHECKING:
@@ -29,9 +29,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="emotion-detection", description="Facial emotions, with a network that was trained."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    network = argparse.ArgumentParser(add_help=False)
+    network.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="a .keras or .onnx file or an MLflow URI (default: MLflow's "
+        "emotion-detection@champion)",
+    )
+    network.add_argument(
+        "--classes",
+        type=lambda text: text.split(","),
+        metavar="A,B,...",
+        help="the classes of a file that does not name them, in the order of its outputs",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
         "predict",
+        parents=[network],
         help="label the faces in pictures",
         description="Find the faces in pictures and label each with its emotion.",
         epilog="Exits with 0 if anything was labelled, else with 1.",
@@ -41,17 +55,6 @@ def main() -> None:
     )
     command.add_argument(
         "--camera", type=int, metavar="N", help="take a picture with camera N (0 is the first)"
-    )
-    command.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="a .keras file or an MLflow URI (default: MLflow's emotion-detection@champion)",
-    )
-    command.add_argument(
-        "--classes",
-        type=lambda text: text.split(","),
-        metavar="A,B,...",
-        help="the classes of a .keras file that does not name them, in the order of its outputs",
     )
     command.add_argument(
         "--detect",
@@ -71,7 +74,20 @@ def main() -> None:
         metavar="FOLDER",
         help="write the pictures there with boxes and labels drawn on them",
     )
+    page = commands.add_parser(
+        "demo",
+        parents=[network],
+        help="show a page that labels the faces in a photo",
+        description="Serve a page, on this machine alone, that labels the faces in a photo or "
+        "before the camera and shows what the network looked at.",
+    )
+    page.add_argument(
+        "--port", type=int, default=5002, metavar="N", help="0 is any (default: %(default)s)"
+    )
     arguments = parser.parse_args()
+    if arguments.command == "demo":
+        run(lambda: _demo(arguments))
+        return
     if not arguments.paths and arguments.camera is None:
         command.error("give a PATH or --camera")
     run(lambda: _until_nobody_reads(lambda: _predict(arguments)))
@@ -122,6 +138,14 @@ def _predict(arguments: argparse.Namespace) -> None:
                 _annotate(result, result.image, network.classes, arguments.annotate)
     if not any_label:
         raise UserError(f"nothing was labelled in {len(found):,} pictures")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    with silence():
+        from emotion_detection import demo, predict
+
+    network = predict.load(arguments.model, arguments.classes)
+    demo.serve(network, predict.origin(arguments.model), arguments.port)
 
 
 def _annotate(

@@ -194,6 +194,13 @@ class Evaluate(_Section):
     register_model: bool
 
 
+class Export(_Section):
+    """What the trained network is exported to."""
+
+    onnx: bool
+    tolerance: Positive
+
+
 class Params(_Section):
     """All of params.yaml."""
 
@@ -208,6 +215,7 @@ class Params(_Section):
     tune: Tune
     train: Train
     evaluate: Evaluate
+    export: Export
 
 
 def load(path: Path = Path("params.yaml")) -> Params:

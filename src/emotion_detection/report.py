@@ -191,12 +191,13 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
         ],
     }
     for name in (PAGE, CARD):
-        template = _environment(escape=name == PAGE).get_template(f"{name}.j2")
+        template = environment(escape=name == PAGE).get_template(f"{name}.j2")
         with whole(folder / name) as path:
             path.write_text(template.render(values), encoding="utf-8", newline="\n")
 
 
-def _environment(*, escape: bool) -> jinja2.Environment:
+def environment(*, escape: bool) -> jinja2.Environment:
+    """Give what fills in the package's templates; `escape` is for HTML."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("emotion_detection"),
         autoescape=escape,

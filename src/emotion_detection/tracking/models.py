@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -100,6 +101,35 @@ def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...
         raise UserError(
             f"{model_uri}: cannot be loaded from {without_password()} ({reason})"
         ) from error
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network comes from: what it is called, and the data set it learnt from, if known."""
+
+    name: str
+    dataset: str | None
+
+
+def origin(model_uri: str = CHAMPION) -> Origin:
+    """Say what the store knows of where one of its models comes from."""
+    connect()
+    client = mlflow.MlflowClient()
+    try:
+        named = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", model_uri)
+        if named is None:
+            name, run_id = model_uri, mlflow.models.get_model_info(model_uri).run_id
+        else:
+            registered, alias, number = named.groups()
+            version = (
+                client.get_model_version_by_alias(registered, alias)
+                if alias
+                else client.get_model_version(registered, number)
+            )
+            name, run_id = f"{registered}, version {version.version}", version.run_id
+        return Origin(name, client.get_run(run_id).data.tags.get("dataset"))
+    except MlflowException:
+        return Origin(model_uri, None)
 
 
 def _base64_png(image: np.ndarray) -> str:
