@@ -21,7 +21,7 @@ RUN = {
     "dvc repro ingest": "",
     "dvc repro tune": "",
     "dvc repro train": "",
-    "dvc exp run $(cat recipes/notebook) -S ingest.source=path/to/emotion-detection-fer.zip": (
+    "dvc exp run $(cat recipes/notebook) -S ingest.source=data/emotion-detection-fer.zip": (
         "-S train.epochs=1 -S train.batch_size=32 -S network.filters=[8,8] "
         "-S network.kernel_sizes=[3,3] -S evaluate.robustness_images=0"
     ),
@@ -38,6 +38,20 @@ ELSEWHERE = {
     "mlflow models serve -m models:/emotion-detection@champion --env-manager local --port 5001": (
         "test_serving.py, on a free port"
     ),
+    "python -m emotion_detection.download": "test_download.py",
+    "dvc add data/emotion-detection-fer.zip": "test_data.py",
+    "dvc remote add --default storage s3://BUCKET/PATH": "test_data.py",
+    "dvc remote modify storage endpointurl https://HOST": "test_data.py",
+    "dvc remote modify --local storage access_key_id KEY": "test_data.py",
+    "dvc remote modify --local storage secret_access_key SECRET": "test_data.py",
+    "dvc push data/emotion-detection-fer.zip": "test_data.py",
+    "dvc pull data/emotion-detection-fer.zip": "test_data.py",
+    "dvc queue start": "test_pipeline.py, with two jobs",
+    "dvc exp run -S ingest.source=PATH -S 'ingest.image_size=[32,48]' "
+    "-S ingest.color_mode=rgb": "test_other_sets.py: the photos, by params.yaml",
+    "dvc exp run -S export.onnx=true": "test_pipeline.py",
+    "emotion-detection demo": "test_demo.py, on a free port",
+    "emotion-detection predict --model models/export/model.onnx": "test_pipeline.py",
     "emotion-detection predict photo.jpg": "test_serving.py",
     "emotion-detection predict --model models/model.keras --annotate annotated photo.jpg faces": (
         "test_serving.py"
@@ -46,6 +60,28 @@ ELSEWHERE = {
 """What another test runs."""
 
 NOT_RUN = {
+    **dict.fromkeys(
+        (
+            "git add data/emotion-detection-fer.zip.dvc",
+            "git add .dvc/config",
+            'git commit --message "Add the archive"',
+            'git commit --message "Keep data on S3"',
+        ),
+        "test_data.py adds and commits all that there is",
+    ),
+    "dvc exp run --queue -S ingest.source=data/emotion-detection-fer.zip": (
+        "test_data.py runs it with --temp, in the same kind of copy"
+    ),
+    "dvc push": "test_data.py pushes the archive alone",
+    "dvc pull": "test_data.py pulls the archive alone",
+    "emotion-detection demo --model models/model.keras --port 8000": "test_demo.py says --port 0",
+    "emotion-detection predict": "a name, not a command",
+    "make .venv/.extras": "makes an environment from the package registry",
+    "pip install --require-hashes -r requirements-extras.txt": "needs the package registry",
+    "make data": "makes an environment; then `python -m emotion_detection.download`",
+    "make data DATASET=OWNER/NAME": "likewise",
+    "make demo": "makes an environment; then `emotion-detection demo`",
+    "make demo MODEL=models/model.keras": "likewise",
     "make repro": "makes an environment from the package registry",
     "make test": "makes an environment from the package registry",
     "make faults": "takes hours",
@@ -55,7 +91,7 @@ NOT_RUN = {
     "source .venv/bin/activate": "needs that environment",
     "pip install --require-hashes -r requirements.txt": "needs the package registry",
     "pip install --no-deps --no-build-isolation --editable .": "needs that environment",
-    "dvc exp run -S ingest.source=path/to/emotion-detection-fer.zip": (
+    "dvc exp run -S ingest.source=data/emotion-detection-fer.zip": (
         "the notebook's recipe is run on the same zip"
     ),
     "dvc exp run -S tune.trials=0": "the notebook's recipe says so too",

@@ -296,7 +296,7 @@ def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) ->
     program.chmod(0o755)
     environment = project.env | {"BROWSER": "true"}
     environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
-    source = project.root / "path/to/emotion-detection-fer.zip"
+    source = project.root / "data/emotion-detection-fer.zip"
     shutil.make_archive(str(source.with_suffix("")), "zip", project.root / "data/sample")
     Image.fromarray(skimage.data.astronaut()).save(project.root / "photo.jpg")
     for command, smaller in documents.RUN.items():

@@ -29,7 +29,7 @@ from starlette.routing import Route
 
 from emotion_detection import predict, saliency
 from emotion_detection.console import UserError, log
-from emotion_detection.dataset import CHANNELS
+from emotion_detection.dataset import CHANNELS, are_emotions
 from emotion_detection.figures import class_colour
 from emotion_detection.imagefile import BadImageError, decode, open_image, prepare
 from emotion_detection.predict import Network, Picture, Prediction
@@ -124,8 +124,8 @@ class _Answers:
 
     async def faces(self, request: Request) -> Response:
         data = await _body(request)
-        whole = "whole" in request.query_params
-        return await run_in_threadpool(lambda: self._in_turn(lambda: self._faces(data, whole)))
+        detect = are_emotions(self._network.classes) and "whole" not in request.query_params
+        return await run_in_threadpool(lambda: self._in_turn(lambda: self._faces(data, detect)))
 
     async def saliency(self, request: Request) -> Response:
         data = await _body(request)
@@ -144,11 +144,11 @@ class _Answers:
         finally:
             self._turn.release()
 
-    def _faces(self, data: bytes, whole: bool) -> dict[str, Any]:
+    def _faces(self, data: bytes, detect: bool) -> dict[str, Any]:
         network = self._network
         image = open_image(data)
         picture = Picture("", Path(), lambda: image)
-        (found,) = predict.predict([picture], network, detect=not whole, keep=False)
+        (found,) = predict.predict([picture], network, detect=detect, keep=False)
         # A picture that opened can lack nothing but a face.
         faces = found.faces if isinstance(found, Prediction) else ()
         shown = image.copy()
