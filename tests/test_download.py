@@ -204,6 +204,7 @@ def test_a_download_that_was_killed_goes_on_where_it_was(kaggle: Kaggle) -> None
     while not (KEPT.exists() and KEPT.stat().st_size):
         assert process.poll() is None
         time.sleep(0.05)
+    assert error_of() == "data/.download: another process downloads there; wait for it"
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not TARGET.exists()

@@ -70,15 +70,10 @@ def download(dataset: str) -> None:
     target = layout.DATA / f"{handle.dataset}.zip"
     if not target.exists():
         layout.DOWNLOADS.mkdir(parents=True, exist_ok=True)
-        with locked(layout.DOWNLOADS / "lock") as free, whole(target) as path:
+        with locked(layout.DOWNLOADS / "lock") as free:
             if not free:
                 raise UserError(f"{layout.DOWNLOADS}: another process downloads there; wait for it")
-            with _errors_of_kaggle(handle):
-                # Its default is in the home folder, where all of it would stay for good.
-                os.environ["KAGGLEHUB_CACHE"] = str(layout.DOWNLOADS.resolve())
-                logging.getLogger("kagglehub").handlers = log.handlers
-                folder = Path(kagglehub.dataset_download(str(handle)))
-            _pack(folder, path, f"{handle.owner}/{handle.dataset}/versions/{folder.name}")
+            _fetch(handle, target)
         shutil.rmtree(layout.DOWNLOADS)
     _describe(target, handle)
 
@@ -94,6 +89,16 @@ def _handle(dataset: str) -> DatasetHandle:
             f"--dataset: {dataset!r} is not OWNER/NAME, as in https://www.kaggle.com/datasets/{FER}"
         )
     return handle
+
+
+def _fetch(handle: DatasetHandle, target: Path) -> None:
+    with whole(target) as path:
+        with _errors_of_kaggle(handle):
+            # Its default is in the home folder, where all of it would stay for good.
+            os.environ["KAGGLEHUB_CACHE"] = str(layout.DOWNLOADS.resolve())
+            logging.getLogger("kagglehub").handlers = log.handlers
+            folder = Path(kagglehub.dataset_download(str(handle)))
+        _pack(folder, path, f"{handle.owner}/{handle.dataset}/versions/{folder.name}")
 
 
 @contextmanager
