@@ -15,6 +15,7 @@ from emotion_detection.tracking.models import (
 )
 from emotion_detection.tracking.runs import (
     child,
+    joined,
     load_run_id,
     log_epoch,
     log_files,
@@ -38,6 +39,7 @@ __all__ = [
     "champion",
     "child",
     "crown",
+    "joined",
     "load_network",
     "load_run_id",
     "load_version",
