@@ -21,8 +21,6 @@ from typing import Any, Protocol
 
 import grpc
 import psutil
-from keras_tuner.src import protos
-from keras_tuner.src.distribute.oracle_chief import OracleServicer
 
 from emotion_detection.console import UserError, log
 
@@ -41,6 +39,9 @@ TRIES = 3
 
 BEAT, SILENCE = 5.0, 300.0
 """Seconds between two signs of life, and without one before a worker's trial goes to another."""
+
+TENSORFLOW_STARTS = re.compile(r"WARNING: All log messages before absl|I\d{4} ")
+"""What it says of itself at its start, the chief has said."""
 
 GRACE = 15.0
 """Seconds that an ended process has to say so to MLflow."""
@@ -125,6 +126,10 @@ def lead(oracle: Oracle, *, workers: int, command: Sequence[str], folder: Path) 
         UserError: if the address is taken, or a worker does not get as far as its first trial.
 
     """
+    # It takes TensorFlow along, without which a worker's script may do.
+    from keras_tuner.src import protos
+    from keras_tuner.src.distribute.oracle_chief import OracleServicer
+
     host, wanted = os.environ.get(ADDRESS, LOOPBACK), os.environ.get(PORT, ANY_FREE)
     server = grpc.server(ThreadPoolExecutor(max_workers=1), options=[("grpc.so_reuseport", 0)])
     service = OracleServicer(oracle)
@@ -144,7 +149,7 @@ def lead(oracle: Oracle, *, workers: int, command: Sequence[str], folder: Path) 
         for number in range(workers)
     ]
     try:
-        with _ending(crew):
+        with _hushed(), _ending(crew):
             _watch(oracle, service, crew, folder)
             _take_leave(oracle, crew)
     finally:
@@ -163,10 +168,7 @@ class _Worker:
     def start(self) -> None:
         self.process = subprocess.Popen(
             self._command,
-            # What TensorFlow says of itself at its start, the chief has said.
-            env={"TF_CPP_MIN_LOG_LEVEL": "2"}
-            | os.environ
-            | {ID: self.name, LEASH: "1", **self._variables},
+            env={**os.environ, ID: self.name, LEASH: "1", **self._variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -182,7 +184,8 @@ class _Worker:
         """Say what the worker says, a line at a time, among what the others say."""
         with process:
             for line in process.stdout or ():
-                log.info("%s  %s", self.name, line.rstrip())
+                if not TENSORFLOW_STARTS.match(line):
+                    log.info("%s  %s", self.name, line.rstrip())
 
     def terminate(self) -> None:
         if self.process is not None:
@@ -218,7 +221,7 @@ def _ending(crew: Sequence[_Worker]) -> Iterator[None]:
                 worker.kill()
 
 
-def _watch(oracle: Oracle, service: OracleServicer, crew: Sequence[_Worker], folder: Path) -> None:
+def _watch(oracle: Oracle, service: Any, crew: Sequence[_Worker], folder: Path) -> None:
     """Keep the workers at work until no trial is left."""
     deaths: Counter[str] = Counter()
     signs = _SignsOfLife(folder)
@@ -313,9 +316,17 @@ def at_work(worker: str, folder: Path) -> Iterator[None]:
     if os.environ.get(LEASH):
         threading.Thread(target=_until_nobody_holds_stdin, args=(done,), daemon=True).start()
     try:
-        yield
+        with _hushed():
+            yield
     finally:
         done.set()
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Drop what is printed while the block lasts: KerasTuner's protocol prints what it packs."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _beat(sign: Path, done: threading.Event) -> None:
