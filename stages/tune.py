@@ -94,13 +94,14 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture | Non
             params={**described(architecture), "epochs": trial.epochs},
             tags={"stage": "trial"},
         ):
-            model = build(
-                architecture,
-                image_shape=image_shape,
-                classes=len(dataset.classes),
-                precision=precision,
-                seed=values.seed,
-            )
+            with training.strategy().scope():
+                model = build(
+                    architecture,
+                    image_shape=image_shape,
+                    classes=len(dataset.classes),
+                    precision=precision,
+                    seed=values.seed,
+                )
             tracking.log_params({"parameters": model.count_params()})
             if trial.continues:
                 model.load_weights(trial.continues)

@@ -111,7 +111,7 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
     table = pd.read_csv(tmp_path / layout.TUNE / "trials.csv")
     assert table["trial"].tolist() == [1, 2, 3, 4, 5]
     failed = table[table["status"] != "COMPLETED"]
-    assert (failed["blocks"] == 5).all()
+    assert (failed["blocks"] == 5).all(), "".join(lines)
     assert failed["message"].str.contains("5 blocks is too deep for images of 16x16").all()
     assert len(failed) == (table["blocks"] == 5).sum() > 0
 

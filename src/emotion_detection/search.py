@@ -144,6 +144,7 @@ class _Oracle:
         self._max_collisions = 2_000
         self.verbose = 0
         self.trouble: Exception | None = None
+        self.callers: set[str] = set()
         # KerasTuner's own lock stays closed after an exception.
         self._turn = threading.RLock()
         self._began, self._ended_before = time.monotonic(), 0
@@ -167,6 +168,7 @@ class _Oracle:
 
     def create_trial(self, tuner_id: str) -> Any:
         with self._in_turn():
+            self.callers.add(tuner_id)
             return super().create_trial(tuner_id)  # type: ignore[misc]
 
     def update_trial(self, trial_id: str, metrics: Mapping[str, float], step: int = 0) -> Any:

@@ -35,7 +35,7 @@ LEASH = "EMOTION_DETECTION_LEASH"
 """Set for the workers that a chief started: they end with it."""
 
 TRIES = 3
-"""How often a trial, or a worker before its first, may end its process."""
+"""How often a trial, or a start without one, may end a worker's process."""
 
 BEAT, SILENCE = 5.0, 300.0
 """Seconds between two signs of life, and without one before a worker's trial goes to another."""
@@ -57,6 +57,7 @@ class Oracle(Protocol):
     end_order: list[str]
     ongoing_trials: dict[str, Any]
     tuner_ids: set[str]
+    callers: set[str]
     trouble: Exception | None
 
     @property
@@ -230,7 +231,7 @@ def _watch(oracle: Oracle, service: Any, crew: Sequence[_Worker], folder: Path) 
         if over and not oracle.ongoing_trials and not oracle.waiting:
             return
         for worker in crew:
-            if worker.name in oracle.ongoing_trials:
+            if worker.name in oracle.callers:
                 worker.deaths_before_a_trial = 0
             if worker.process is None:
                 worker.start()
@@ -246,6 +247,9 @@ def _watch(oracle: Oracle, service: Any, crew: Sequence[_Worker], folder: Path) 
 
 def _start_again(worker: _Worker, status: int, oracle: Oracle, deaths: Counter[str]) -> None:
     trial = oracle.ongoing_trials.get(worker.name)
+    # The one that it had before may still be waiting for it.
+    got_it = worker.name in oracle.callers
+    oracle.callers.discard(worker.name)
     oracle.tuner_ids.discard(worker.name)
     if trial is None and status == 0:
         # It was told that nothing is left, and another's trial came back since.
@@ -253,7 +257,7 @@ def _start_again(worker: _Worker, status: int, oracle: Oracle, deaths: Counter[s
             worker.start()
         return
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    if trial is None:
+    if trial is None or not got_it:
         worker.deaths_before_a_trial += 1
         if worker.deaths_before_a_trial == TRIES:
             raise UserError(
