@@ -78,6 +78,10 @@ class Server:
             self._process.wait()
             self._process = None
 
+    def close(self) -> None:
+        """Stop it for good."""
+        self.stop()
+
 
 def mlflow_server(
     backend_store: str, artifacts: str, *, workers: int = 1, env: Mapping[str, str] | None = None
@@ -185,6 +189,6 @@ class ObjectStore:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End it, and what it keeps, which is in memory."""
-        self._server.stop()
+        self._server.close()

@@ -78,7 +78,7 @@ def object_store() -> Iterator[servers.ObjectStore]:
     """An S3 server with an empty bucket."""
     store = servers.ObjectStore()
     yield store
-    store.stop()
+    store.close()
 
 
 @pytest.fixture(scope="session")
