@@ -194,14 +194,14 @@ def test_a_trial_that_kills_every_worker_is_failed(place: Place) -> None:
 
 
 def test_workers_that_cannot_start_end_the_search(place: Place) -> None:
-    with pytest.raises(UserError, match=r"local-1 ended 3 times before it had a .*exit status 7"):
+    with pytest.raises(UserError, match=r"local-\d ended 3 times before it had a .*exit status 7"):
         place.look(number=1, script="raise SystemExit(7)", workers=2)
 
 
 def test_no_trial_is_failed_for_a_worker_that_cannot_start_any_more(place: Place) -> None:
     changed = f"if Path({str(place.journal)!r}).exists(): raise SystemExit(7)"
     script = WORKER.replace("TROUBLE", DIES).replace("def main():", f"{changed}\n\ndef main():")
-    with pytest.raises(UserError, match=r"local-1 ended 3 times before it had a .*exit status 7"):
+    with pytest.raises(UserError, match=r"local-\d ended 3 times before it had a .*exit status 7"):
         place.look(script=script, number=1, workers=2)
     _, table = place.look()
     assert table["status"].tolist() == ["COMPLETED"] * TRIALS
