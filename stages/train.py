@@ -31,13 +31,14 @@ def main() -> None:
     precision, why = training.resolve_precision(values.precision)
     if values.deterministic:
         training.be_deterministic(values.seed)
-    model = build(
-        architecture,
-        image_shape=dataset.images.shape[1:],
-        classes=len(dataset.classes),
-        precision=precision,
-        seed=values.seed,
-    )
+    with training.strategy().scope():
+        model = build(
+            architecture,
+            image_shape=dataset.images.shape[1:],
+            classes=len(dataset.classes),
+            precision=precision,
+            seed=values.seed,
+        )
     log.info(
         "training %s parameters on %s images, validating on %s, batches of %d; %s (%s)",
         f"{model.count_params():,}",

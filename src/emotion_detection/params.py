@@ -141,6 +141,7 @@ class Tune(_Section):
 
     oracle: Literal["random", "bayesian", "hyperband"]
     trials: Annotated[int, Field(ge=0)]
+    workers: Annotated[int, Field(ge=1, le=1024)]
     epochs: Count
     images: Count | None
     lr: Positive

@@ -17,6 +17,7 @@ from emotion_detection.tracking.models import (
 )
 from emotion_detection.tracking.runs import (
     child,
+    joined,
     load_run_id,
     log_epoch,
     log_files,
@@ -41,6 +42,7 @@ __all__ = [
     "champion",
     "child",
     "crown",
+    "joined",
     "load_network",
     "load_run_id",
     "load_version",

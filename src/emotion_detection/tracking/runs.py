@@ -103,6 +103,27 @@ def run(
 
 
 @contextlib.contextmanager
+def joined(run_id: str, worker: str) -> Iterator[str]:
+    """Log children of `run_id`, which another process has, while the block lasts.
+
+    What the same `worker` left unsent when it was killed is sent, and what it left open is ended.
+    """
+    try:
+        connect()
+        _tidy_up(keep=run_id)
+    except UserError as error:
+        # The run is there, and the journal waits for the store.
+        log.warning("%s", error)
+    journal = _open(run_id, f"{run_id}.{worker}")
+
+    def end(status: str) -> None:
+        _close(journal, run_id, hurried=status == "KILLED")
+
+    with _ending(end), _into(journal, run_id):
+        yield run_id
+
+
+@contextlib.contextmanager
 def child(
     name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], note: str = ""
 ) -> Iterator[None]:
@@ -306,10 +327,10 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _open(run_id: str) -> Journal:
+def _open(run_id: str, folder: str | None = None) -> Journal:
     def attempt() -> Journal:
         try:
-            return Journal(shelf() / run_id, _player())
+            return Journal(shelf() / (folder or run_id), _player())
         except BusyError:
             raise AwayError(f"run {run_id} is logged to by another process") from None
 
