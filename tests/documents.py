@@ -38,6 +38,9 @@ ELSEWHERE = {
     "mlflow models serve -m models:/emotion-detection@champion --env-manager local --port 5001": (
         "test_serving.py, on a free port"
     ),
+    "dvc exp run -S tune.workers=2": "test_workers.py, by the script",
+    "dvc exp run -S tune.workers=4": "likewise",
+    "KERASTUNER_TUNER_ID=machine-b python -m stages.tune": "test_workers.py",
     "python -m emotion_detection.download": "test_download.py",
     "dvc add data/emotion-detection-fer.zip": "test_data.py",
     "dvc remote add --default storage s3://BUCKET/PATH": "test_data.py",
@@ -72,6 +75,20 @@ NOT_RUN = {
     "dvc exp run --queue -S ingest.source=data/emotion-detection-fer.zip": (
         "test_data.py runs it with --temp, in the same kind of copy"
     ),
+    "KERASTUNER_TUNER_ID=chief dvc repro": "test_workers.py runs its stage",
+    "export KERASTUNER_ORACLE_IP=10.0.0.5 KERASTUNER_ORACLE_PORT=8000": (
+        "test_workers.py sets them to loopback"
+    ),
+    "TF_NUM_INTRAOP_THREADS=4 TF_NUM_INTEROP_THREADS=4 dvc queue start --jobs 2": (
+        "needs 8 cores; test_pipeline.py starts the queue"
+    ),
+    "mlflow server --host 0.0.0.0 --port 5000 --backend-store-uri "
+    "postgresql+psycopg2://mlflow:PASSWORD@database/mlflow --artifacts-destination s3://BUCKET": (
+        "test_scaling.py starts one on loopback"
+    ),
+    "export MLFLOW_TRACKING_URI=http://tracking:5000": "test_scaling.py sets it to that server",
+    "dvc remote add --default store s3://BUCKET/dvc": "test_data.py adds one by another name",
+    "dvc repro --pull": "pulls as `dvc pull` does",
     "dvc push": "test_data.py pushes the archive alone",
     "dvc pull": "test_data.py pulls the archive alone",
     "emotion-detection demo --model models/model.keras --port 8000": "test_demo.py says --port 0",
