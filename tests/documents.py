@@ -38,9 +38,9 @@ ELSEWHERE = {
     "mlflow models serve -m models:/emotion-detection@champion --env-manager local --port 5001": (
         "test_serving.py, on a free port"
     ),
-    "dvc exp run -S tune.workers=2": "test_workers.py, by the script",
+    "dvc exp run -S tune.workers=2": "test_scaling.py runs its stage",
     "dvc exp run -S tune.workers=4": "likewise",
-    "KERASTUNER_TUNER_ID=machine-b python -m stages.tune": "test_workers.py",
+    "KERASTUNER_TUNER_ID=machine-b python -m stages.tune": "test_workers.py, by a smaller script",
     "python -m emotion_detection.download": "test_download.py",
     "dvc add data/emotion-detection-fer.zip": "test_data.py",
     "dvc remote add --default storage s3://BUCKET/PATH": "test_data.py",
