@@ -80,10 +80,10 @@ class Queue:
                 self._dvc("exp", "run", "--queue", "--name", names[-1], "-S", lr)
             if status["Running"] < 2:
                 self._dvc("queue", "start", "--jobs", "2")
-            time.sleep(1)
+            time.sleep(5)
         self._dvc("queue", "remove", "--queued")
         while "Running" in self.status().values():
-            time.sleep(1)
+            time.sleep(5)
         ended = self.status()
         self._dvc("queue", "stop", "--kill")
         failed = [name for name, status in ended.items() if status == "Failed"]
