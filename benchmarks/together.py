@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,10 +81,10 @@ class Queue:
                 self._dvc("exp", "run", "--queue", "--name", names[-1], "-S", lr)
             if status["Running"] < 2:
                 self._dvc("queue", "start", "--jobs", "2")
-            time.sleep(1)
+            time.sleep(5)
         self._dvc("queue", "remove", "--queued")
         while "Running" in self.status().values():
-            time.sleep(1)
+            time.sleep(5)
         ended = self.status()
         self._dvc("queue", "stop", "--kill")
         failed = [name for name, status in ended.items() if status == "Failed"]
@@ -219,6 +220,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--store", choices=("sqlite", "postgresql"), default="sqlite")
     arguments = parser.parse_args()
+    # The servers end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if arguments.store == "postgresql" and (reason := servers.missing_postgresql()):
         sys.exit(reason)
     seconds = 60 * arguments.minutes

@@ -88,6 +88,10 @@ run(main)
 """
 DIES = "os.kill(os.getpid(), signal.SIGKILL)"
 HANGS = "time.sleep(600)"
+WAITS_FOR_THE_OTHER = (
+    "while len({line.split()[1] for line in journal.read_text().splitlines()}) < 2: "
+    "time.sleep(0.02)"
+)
 
 
 def pretend(trial: Trial) -> Outcome:
@@ -159,7 +163,7 @@ def test_workers_run_each_trial_once_and_find_what_one_process_does(
     place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "emotion_detection")
-    best, table = place.look()
+    best, table = place.look(WAITS_FOR_THE_OTHER)
     alone, expected = place.look(number=1, folder=tmp_path / "alone")
     assert best == alone
     assert decided(table) == decided(expected)
