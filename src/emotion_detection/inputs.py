@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from emotion_detection.augment import augment
 from emotion_detection.dataset import Dataset
-from emotion_detection.params import Augment
+from emotion_detection.params import Augment, LowResolution
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -32,12 +32,14 @@ def training_batches(
     *,
     seed: int,
     augmentation: Augment | None = None,
+    low_resolution: LowResolution | None = None,
     first_epoch: int = 0,
 ) -> tf.data.Dataset:
     """Give the images of `rows` for ever, each epoch in an order of its own.
 
     An epoch's order and augmentation depend on `seed` and the epoch alone, so that a training
-    taken up at `first_epoch` sees what an unbroken one would have seen.
+    taken up at `first_epoch` sees what an unbroken one would have seen. Images are smaller in the
+    first epochs where `low_resolution` says so.
     """
     rows = rows.astype(np.int64)
 
@@ -55,10 +57,26 @@ def training_batches(
         if augmentation is not None:
             seeds = tf.stack([seed + epoch * 2**32, batch])
             images, targets = augment(images, targets, augmentation, seeds)
+        if low_resolution is not None and low_resolution.epochs:
+            size = low_size(dataset.images.shape[1:3], low_resolution.scale)
+            images = tf.cond(
+                epoch < low_resolution.epochs, lambda: shrunk(images, size), lambda: images
+            )
         return images, targets
 
     epochs = tf.data.Dataset.counter(first_epoch)
     return _untuned(epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4))
+
+
+def low_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Give the height and width of images of `size` at `scale`, in pixels."""
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
+def shrunk(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Give `images` (N, H, W, C) uint8 at a smaller `size`, each pixel the mean of its area."""
+    return tf.cast(tf.round(tf.image.resize(images, size, method="area")), tf.uint8)
 
 
 def _untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
