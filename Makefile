@@ -4,13 +4,19 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 LOCK := pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test lint audit bench ui send faults lock clean
+.PHONY: help repro data tune-workers test lint audit bench ui demo send faults lock clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 repro: .venv/.repro  ## make the environment and run the pipeline
 	dvc repro
+
+data: .venv/.repro  ## download the faces from Kaggle, into data/; DATASET=owner/name downloads that set
+	python -m emotion_detection.download $(if $(DATASET),--dataset $(DATASET))
+
+tune-workers: .venv/.repro  ## search in N=2 processes at once, as tune.workers does
+	dvc exp run -S tune.workers=$(or $(N),2) tune
 
 test: .venv/.dev  ## make the environment and run the tests
 	python -m pytest
@@ -28,6 +34,9 @@ audit: .venv/.dev  ## look up what is pinned among known vulnerabilities
 
 ui: .venv/.repro  ## browse the runs, at http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --port 5000
+
+demo: .venv/.repro  ## label the faces in photos on a page; MODEL=models/model.keras, PORT=5002
+	emotion-detection demo $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT))
 
 send: .venv/.repro  ## send MLflow what it missed while it was away
 	python -m emotion_detection.send

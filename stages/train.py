@@ -32,14 +32,15 @@ def main() -> None:
     precision, why = training.resolve_precision(values.precision)
     if values.deterministic:
         training.be_deterministic(values.seed)
-    model = build(
-        architecture,
-        image_shape=dataset.images.shape[1:],
-        classes=len(dataset.classes),
-        precision=precision,
-        smallest=recipe.smallest(dataset.images.shape[1:3]),
-        seed=values.seed,
-    )
+    with training.strategy().scope():
+        model = build(
+            architecture,
+            image_shape=dataset.images.shape[1:],
+            classes=len(dataset.classes),
+            precision=precision,
+            smallest=recipe.smallest(dataset.images.shape[1:3]),
+            seed=values.seed,
+        )
     log.info(
         "training %s parameters on %s images, validating on %s, batches of %d; %s (%s)",
         f"{model.count_params():,}",

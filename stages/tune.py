@@ -1,14 +1,23 @@
-"""Search for a network; with tune.trials 0, take the one in params.yaml."""
+"""Search for a network; with tune.trials 0, take the one in params.yaml.
 
+With more tune.workers than one, this is the chief of as many processes that run the same.
+"""
+
+import logging
 import shutil
+import sys
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 from emotion_detection import figures, inputs, layout, network, params, search, tracking, training
-from emotion_detection.console import log, run
+from emotion_detection.console import UserError, log, run
 from emotion_detection.dataset import Dataset, Split, part, split
 from emotion_detection.files import fingerprint, whole, write_json
 from emotion_detection.network import Architecture, build
-from emotion_detection.search import Outcome, Trial, described
+from emotion_detection.search import Outcome, Trial, described, values_of
+from emotion_detection.workers import worker_id
+
+WORKER = (sys.executable, "-m", "stages.tune")
 
 
 def main() -> None:
@@ -20,13 +29,19 @@ def main() -> None:
         chosen = baseline
         with whole(layout.TUNE) as folder:
             folder.mkdir()
-            write_json(folder / layout.METRICS, {"trials": 0})
+            write_json(folder / layout.METRICS, {"tune/trials": 0})
     else:
-        chosen = _search(values, baseline)
+        found = _search(values, baseline)
+        if found is None:
+            # The chief writes what was found.
+            return
+        chosen = found
     write_json(layout.HYPERPARAMETERS, asdict(chosen))
 
 
-def _search(values: params.Params, baseline: Architecture) -> Architecture:
+def _search(values: params.Params, baseline: Architecture) -> Architecture | None:
+    """Give the network that was found, or None where this is a worker and nothing is left to do."""
+    worker = worker_id()
     settings = values.tune
     dataset = Dataset.open(layout.DATASET)
     rows = split(dataset, **values.split.model_dump(), seed=values.seed)
@@ -35,7 +50,8 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
     precision, why = training.resolve_precision(values.precision)
     if values.deterministic:
         training.be_deterministic(values.seed)
-    log.info(
+    log.log(
+        logging.INFO if worker is None else logging.DEBUG,
         "%s search, %d trials of at most %d epochs on %s train and %s validation images; %s (%s)",
         settings.oracle,
         settings.trials,
@@ -51,7 +67,8 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
         "deterministic": values.deterministic,
         "split": values.split.model_dump(),
         "network": values.network.model_dump(),
-        "tune": settings.model_dump(),
+        # The results are the same with any number of workers, and a search goes on with another.
+        "tune": settings.model_dump(exclude={"workers"}),
     }
     folder = layout.SEARCH_STATE / fingerprint(
         {"dataset": dataset.digest, **made_of}, [network, training, search, inputs]
@@ -74,16 +91,33 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
         )
         with tracking.child(
             f"trial {trial.number:02d}",
-            params={**described(architecture), "epochs": trial.epochs},
-            tags={"stage": "trial"},
+            params={
+                **described(architecture),
+                # One by one too: MLflow's charts over trials take numbers.
+                **values_of(architecture),
+                "gflops": round(architecture.forward_gflops(image_shape, len(dataset.classes)), 4),
+                "epochs": trial.epochs,
+            },
+            tags={
+                "stage": "trial",
+                "dataset": dataset.source,
+                "leaking": str(rows.leaking).lower(),
+            },
+            note=(
+                f"Trial {trial.number} of {trial.total} of the search above it, its parent run.\n\n"
+                "Its network is in the parameters; blocks, layers and sizes are there one by one "
+                "for charts over several trials.\n\n"
+                "`val_accuracy` is what the search goes by, `epoch/` the curves behind it."
+            ),
         ):
-            model = build(
-                architecture,
-                image_shape=image_shape,
-                classes=len(dataset.classes),
-                precision=precision,
-                seed=values.seed,
-            )
+            with training.strategy().scope():
+                model = build(
+                    architecture,
+                    image_shape=image_shape,
+                    classes=len(dataset.classes),
+                    precision=precision,
+                    seed=values.seed,
+                )
             tracking.log_params({"parameters": model.count_params()})
             if trial.continues:
                 model.load_weights(trial.continues)
@@ -121,16 +155,28 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
             model.save_weights(trial.checkpoint)
         return outcome
 
-    with tracking.run(
-        "tune",
-        note=_note(settings, dataset, rows),
-        dataset=dataset,
-        params=made_of,
-        tags={"leaking": str(rows.leaking).lower()},
-        run_id=tracking.load_run_id(folder / layout.RUN_FILE),
-    ) as run_id:
-        tracking.save_run_id(folder / layout.RUN_FILE, run_id)
-        chosen, trials = search.search(
+    def tracked() -> AbstractContextManager[str]:
+        run_id = tracking.load_run_id(folder / layout.RUN_FILE)
+        if worker is None:
+            return tracking.run(
+                "tune",
+                note=_note(settings, dataset, rows),
+                dataset=dataset,
+                params=made_of,
+                tags={"leaking": str(rows.leaking).lower(), "workers": str(settings.workers)},
+                run_id=run_id,
+            )
+        if run_id is None:
+            raise UserError(
+                f"{folder}: no search to work for; start its chief first, with the same params, "
+                "data and code in a folder that both see, and precision set"
+            )
+        return tracking.joined(run_id, worker)
+
+    with tracked() as run_id:
+        if worker is None:
+            tracking.save_run_id(folder / layout.RUN_FILE, run_id)
+        found = search.search(
             space=settings.space,
             baseline=baseline,
             oracle=settings.oracle,
@@ -142,21 +188,32 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture:
             seed=values.seed,
             folder=folder,
             run=run_trial,
+            workers=settings.workers,
+            command=WORKER,
         )
+        if found is None:
+            return None
+        chosen, trials = found
         metrics = {
-            "trials": len(trials),
-            "failed": int((trials["status"] != "COMPLETED").sum()),
-            "best_val_accuracy": float(trials["val_accuracy"].max()),
-            "seconds": float(trials["seconds"].sum()),
+            "tune/trials": len(trials),
+            "tune/failed": int((trials["status"] != "COMPLETED").sum()),
+            "tune/best_val_accuracy": float(trials["val_accuracy"].max()),
         }
         with whole(layout.TUNE) as report:
             report.mkdir()
             write_json(report / layout.METRICS, metrics)
             trials.to_csv(report / "trials.csv", index=False)
             figures.save(figures.trials(trials), report / "trials.png")
-        tracking.log_metrics(metrics)
+        # Not in DVC's tables, where it would seem a change between any two experiments.
+        tracking.log_metrics(metrics | {"tune/seconds": float(trials["seconds"].sum())})
         tracking.log_files(layout.TUNE, "search")
-        tracking.set_tags({f"best.{name}": str(v) for name, v in described(chosen).items()})
+        best = int(trials["trial"][trials["val_accuracy"].idxmax()])
+        tracking.set_tags(
+            {
+                "best.trial": f"{best:02d}",
+                **{f"best.{name}": str(value) for name, value in described(chosen).items()},
+            }
+        )
     # Its trials are in the reports now; what is kept would be taken for a search cut off.
     shutil.rmtree(folder)
     return chosen
@@ -167,7 +224,8 @@ def _note(settings: params.Tune, dataset: Dataset, rows: Split) -> str:
         f"A {settings.oracle} search of {settings.trials} trials on **{dataset.source}**.\n\n"
         f"Each learns from {len(rows.train):,} images for at most {settings.epochs} epochs and is "
         f"scored by val_accuracy on {len(rows.validation):,}.\n\n"
-        "Its trials are the child runs; the best one's hyperparameters are in the tags `best.*`."
+        "Its trials are the child runs: select them to compare. The tags `best.*` say which one "
+        "was taken, and its hyperparameters."
     )
 
 

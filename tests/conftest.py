@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from benchmarks import servers
 from emotion_detection.dataset import Dataset, Split, group_by_digest, set_digest, split
 
 # TensorFlow takes seconds to import, and half of the tests need none.
@@ -70,6 +71,27 @@ def chromium() -> str:
     if path is None:
         pytest.skip(f"needs a browser: one of {', '.join(BROWSERS)}")
     return path
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[servers.ObjectStore]:
+    """An S3 server with an empty bucket."""
+    store = servers.ObjectStore()
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def tracking_server(object_store: servers.ObjectStore) -> Iterator[servers.Server]:
+    """An `mlflow server` on PostgreSQL and S3; a test without PostgreSQL is skipped."""
+    missing = servers.missing_postgresql()
+    if missing:
+        pytest.skip(missing)
+    with servers.postgresql() as address:
+        server = servers.mlflow_server(address, object_store.uri, env=object_store.env)
+        server.start()
+        yield server
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -138,8 +138,8 @@ def test_only_a_better_model_takes_the_title(
         "dataset": "toy.zip",
         "dataset.digest": toy.digest,
         "leaking": "false",
-        "test.accuracy": "1",
-        "test.macro_f1": "1",
+        "test/accuracy": "1",
+        "test/macro_f1": "1",
     }
 
     # What anyone loads by the alias is what was evaluated.
@@ -177,7 +177,10 @@ def test_a_leaking_run_is_registered_and_never_champion(registry: Registry) -> N
     assert (verdict.version, verdict.champion) == ("1", False)
     assert "leaks" in verdict.why
     assert registry.aliases == {}
-    assert registry.versions[0].tags["leaking"] == "true"
+    (version,) = registry.versions
+    assert version.tags["leaking"] == "true"
+    assert version.description.startswith("**Leaking**, accuracy 1.0000, macro_f1 1.0000 on the 15")
+    assert "the network of the run *train (leaking) on toy.zip*" in version.description
 
 
 def test_a_champion_whose_files_are_gone_is_replaced(registry: Registry) -> None:

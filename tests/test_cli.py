@@ -141,7 +141,7 @@ def test_no_face_anywhere_is_an_error(command: Command, album: Path, tmp_path: P
     )
     assert (status, out) == (1, "")
     assert "gone.png: cannot be read: " in err
-    assert err.splitlines()[-1] == "error: no face was labelled in 2 pictures"
+    assert err.splitlines()[-1] == "error: nothing was labelled in 2 pictures"
     status, _, err = command("predict", tmp_path)
     assert (status, err) == (1, f"error: {tmp_path}: there is no picture in it\n")
 

@@ -11,6 +11,7 @@ from emotion_detection.console import UserError
 from emotion_detection.dataset import (
     BadFile,
     Dataset,
+    are_emotions,
     group_by_digest,
     sampled,
     set_digest,
@@ -263,3 +264,19 @@ def test_bad_settings_are_named() -> None:
             split(dataset, validation="holdout", fraction=fraction, seed=0)
     with pytest.raises(UserError, match=r"split\.validation"):
         split(dataset, validation="none", fraction=0.2, seed=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("classes", "emotions"),
+    [
+        (("angry", "neutral"), True),
+        (("0_Sad", "1_calm"), True),
+        (("neutral", "calm"), False),
+        (("saddle", "unhappy"), False),
+        (("0", "1"), False),
+    ],
+)
+def test_emotions_are_told_by_the_names_of_classes(
+    classes: tuple[str, ...], emotions: bool
+) -> None:
+    assert are_emotions(classes) is emotions

@@ -199,7 +199,8 @@ def test_no_text_overlaps_in_the_figures_without_classes(monkeypatch: pytest.Mon
 def test_class_balance_draws_counts_and_shares() -> None:
     figure = figures.class_balance({"train": TRAIN, "test": TEST})
     assert title_of(figure) == (
-        "Rarest class: disgusted, 436 of 28,709 train images (1.5 %); happy has 16.5 times as many"
+        "Rarest class: disgusted with 436 of 28,709 train images (1.5 %); "
+        "happy has 16.5 times as many"
     )
     for axes, counts in zip(figure.axes, (TRAIN, TEST), strict=True):
         assert [bar.get_width() for bar in bars(axes)] == list(counts.values())
@@ -214,8 +215,8 @@ def test_class_balance_draws_counts_and_shares() -> None:
     ("counts", "title"),
     [
         ({"train": {"a": 5, "b": 5}}, "All classes are equal: 5 train images each"),
-        ({"train": {"a": 5, "b": 0}}, "Rarest class: b, 0 of 5 train images"),
-        ({"train": {"a": 5}, "test": {"b": 1}}, "Rarest class: b, 0 of 5 train images"),
+        ({"train": {"a": 5, "b": 0}}, "Rarest class: b with 0 of 5 train images"),
+        ({"train": {"a": 5}, "test": {"b": 1}}, "Rarest class: b with 0 of 5 train images"),
     ],
 )
 def test_class_balance_of_unusual_counts(counts: dict[str, dict[str, int]], title: str) -> None:
@@ -250,6 +251,17 @@ def test_sample_grid_puts_each_class_in_its_row() -> None:
     np.testing.assert_array_equal(axes.images[3].get_array(), images[2, :, :, 0])
     assert texts(axes) == ["a", "b", "no images", "c", "d"]
     assert title_of(figure) == "Up to 3 samples of each of 4 classes (48×48, grey)"
+
+
+def test_images_that_are_not_square_keep_their_proportions() -> None:
+    wide = np.zeros((2, 24, 36, 3), np.uint8)
+    for figure in (
+        figures.sample_grid(wide, np.array([0, 1]), ("a", "b"), 1),
+        figures.mistakes(wide, ["a", "b"], ["b", "a"], [0.9, 0.8]),
+    ):
+        for image in figure.axes[0].images:
+            left, right, bottom, top = image.get_extent()
+            assert (right - left, bottom - top) == pytest.approx((1, 24 / 36))
 
 
 def test_sample_grid_draws_colour() -> None:
@@ -336,7 +348,7 @@ def test_confusion_matrix_shows_counts() -> None:
     assert positions[1] == (1, 0)  # the second predicted class of the first actual one
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "actual (images)")
     assert title_of(figure) == (
-        "1,250 of 1,700 images right (73.5 %); most frequent mistake: a taken for b, 300"
+        "1,250 of 1,700 images right (73.5 %); most frequent mistake: a taken for b (300)"
     )
 
 

@@ -2,11 +2,9 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +13,8 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
-from mlflow.entities import Run
 
+from benchmarks.servers import Server, mlflow_server
 from emotion_detection import tracking
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset, Split
@@ -38,54 +36,10 @@ def _in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-class Server:
-    """A real `mlflow server`, which keeps what it was told when it is stopped."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
-                *("--host", "127.0.0.1", "--port", str(self.port)),
-                *("--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"),
-                *("--artifacts-destination", str(self.folder / "artifacts")),
-            ],
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        while not self._answers():
-            assert self._process.poll() is None
-            time.sleep(0.1)
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def run(self, run_id: str) -> Run:
-        return mlflow.MlflowClient(self.uri).get_run(run_id)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+    folder = tmp_path_factory.mktemp("server")
+    server = mlflow_server(f"sqlite:///{folder / 'server.db'}", str(folder / "artifacts"))
     server.start()
     yield server
     server.stop()
@@ -152,7 +106,7 @@ def test_a_server_that_goes_away_for_a_while_costs_nothing(
         with tracking.child("trial 01", params={"filters": 8}, tags={"stage": "trial"}):
             tracking.log_metrics({"val_accuracy": 0.5})
         tracking.log_metrics({"best": 1.0})
-    run = server.run(run_id)
+    run = mlflow.MlflowClient(server.uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["best"] == 1.0
     assert curve(server.uri, run_id) == logged
@@ -192,7 +146,7 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
     # The evaluation that follows, and a training that cannot begin.
     with tracking.resumed(run_id) as found:
         assert found
-        tracking.log_metrics({"test/accuracy": 0.5})
+        tracking.log_metrics({"test/accuracy": 0.5}, training.toy)
     with (
         pytest.raises(UserError, match=rf"MLflow at {server.uri} cannot be reached \(.*refused\)"),
         start(training.toy),
@@ -208,10 +162,15 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
     )
     assert sent.returncode == 0, sent.stderr
     assert sent.stderr.endswith(f"nothing is left to send to {server.uri}\n")
-    run = server.run(run_id)
+    run = mlflow.MlflowClient(server.uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["val_accuracy"] == 0.75
     assert run.data.metrics["test/accuracy"] == 0.5
+    logged_model = mlflow.MlflowClient(server.uri).get_logged_model(
+        run.outputs.model_outputs[0].model_id
+    )
+    (score,) = (score for score in logged_model.metrics or () if score.key == "test/accuracy")
+    assert (score.value, score.dataset_name) == (0.5, "toy.zip")
     assert curve(server.uri, run_id) == logged
     artifact = mlflow.artifacts.download_artifacts(
         run_id=run_id, artifact_path="training/scores.csv", dst_path=str(tmp_path / "got")
@@ -314,7 +273,7 @@ def test_a_stage_that_is_ended_leaves_no_run_open(
             pass
     runs = client.search_runs([experiment], "tags.stage != 'train'")
     assert {run.info.run_name: run.info.status for run in runs} == {
-        "tune": "KILLED",
+        "tune on toy.zip": "KILLED",
         "trial 01": "KILLED",
     }
     (child,) = (run for run in runs if run.info.run_name == "trial 01")

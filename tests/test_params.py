@@ -156,6 +156,8 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "-1",
             "evaluate.robustness_images = -1: must be at least 0",
         ),
+        ("export.onnx", "yes", 'export.onnx = "yes": must be true or false'),
+        ("export.tolerance", "0", "export.tolerance = 0: must be more than 0"),
         ("tune.oracle", "grid", "tune.oracle = \"grid\": must be 'random', 'bayesian' or 'hyper"),
         ("ingest.source", "3", "ingest.source = 3: must be text"),
         ("ingest.source", "''", 'ingest.source = "": must not be empty'),

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -12,132 +11,22 @@ import sys
 import time
 from pathlib import Path
 
+import documents
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from mlflow.entities import Run
+import skimage.data
 from PIL import Image
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect, sync_playwright
-
-ROOT = Path(__file__).parents[1]
-STAGES = ("sample", "ingest", "profile", "tune", "train", "evaluate")
-SMALL: dict[str, dict[str, object]] = {
-    "sample": {"train": 120, "test": 60, "image_size": 24},
-    "ingest": {"image_size": [24, 24]},
-    "network": {
-        "filters": [16, 16, 16],
-        "kernel_sizes": [3, 3, 3],
-        "dense_units": [32],
-        "dense_dropout": 0.5,
-    },
-    "tune": {
-        "trials": 2,
-        "epochs": 1,
-        "batch_size": 32,
-        # Besides the baseline there is one network left to draw, too deep for 24 pixels.
-        "space": {
-            "blocks": [3, 5],
-            "filters": [16],
-            "kernel_size": [3],
-            "dense_layers": [1],
-            "dense_units": [32],
-            "dense_dropout": [0.5],
-        },
-    },
-    "train": {"epochs": 2, "batch_size": 32},
-    "evaluate": {"bootstrap": 100},
-}
-
-
-class Project:
-    """A copy of the project in a Git and DVC repository of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.env = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))
-        }
-        self.env |= {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(root / "src"),
-            "DVC_NO_ANALYTICS": "1",
-        }
-
-    def run(self, *command: str) -> str:
-        """Run a command as a person would, and give what it printed."""
-        done = subprocess.run(
-            command, cwd=self.root, env=self.env, text=True, capture_output=True, check=False
-        )
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    def stages_run_by(self, *command: str) -> set[str]:
-        output = self.run(*command)
-        return {stage for stage in STAGES if f"Running stage '{stage}'" in output}
-
-    def set_params(self, changes: dict[str, dict[str, object]]) -> None:
-        path = self.root / "params.yaml"
-        params = yaml.safe_load(path.read_text())
-        for section, values in changes.items():
-            for key, value in values.items():
-                if isinstance(value, dict):
-                    params[section][key] |= value
-                else:
-                    params[section][key] = value
-        path.write_text(yaml.safe_dump(params, sort_keys=False))
-
-    def commit(self, subject: str) -> None:
-        self.run("git", "add", "--all")
-        self.run("git", "commit", "--quiet", "--message", subject)
-
-    @property
-    def tracking_uri(self) -> str:
-        return f"sqlite:///{self.root / 'mlflow.db'}"
-
-    def runs(self, stage: str) -> list[Run]:
-        """Give the finished MLflow runs of `stage` in the project's store, newest first."""
-        client = mlflow.MlflowClient(self.tracking_uri)
-        experiment = client.get_experiment_by_name("emotion-detection")
-        assert experiment is not None
-        return list(client.search_runs([experiment.experiment_id], f"tags.stage = '{stage}'"))
-
-    def artifacts(self, run: Run, folder: str) -> set[str]:
-        client = mlflow.MlflowClient(self.tracking_uri)
-        listed = client.list_artifacts(run.info.run_id, folder)
-        return {artifact.path.removeprefix(f"{folder}/") for artifact in listed}
-
-    def json(self, path: str) -> dict[str, object]:
-        value = json.loads((self.root / path).read_text())
-        assert isinstance(value, dict)
-        return value
+from project import SMALL, STAGES, Project
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Give a project that ran `dvc repro` once, its lock file committed."""
-    root = tmp_path_factory.mktemp("project")
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in tracked:
-        if not name.startswith("tests/") and name != "dvc.lock" and (ROOT / name).exists():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
-    project = Project(root)
-    project.set_params(SMALL)
-    project.run("git", "init", "--quiet", "--initial-branch", "main")
-    project.run("git", "config", "user.name", "A Person")
-    project.run("git", "config", "user.email", "person@example.org")
-    project.commit("Begin")
+    project = Project.begin(tmp_path_factory.mktemp("project"), SMALL)
     assert project.stages_run_by("dvc", "repro") == set(STAGES)
     project.commit("Run the pipeline")
     return project
@@ -153,6 +42,7 @@ def test_every_stage_leaves_what_people_look_at(project: Project) -> None:
             "confusion_normalized.png",
             "per_class.png",
             "roc.png",
+            "scores.json",
             "reliability.png",
             "robustness.png",
             "mistakes.png",
@@ -174,9 +64,9 @@ def test_every_stage_leaves_what_people_look_at(project: Project) -> None:
     metrics = project.json("reports/evaluate/metrics.json")
     assert len(predictions) == 60
     robustness = pd.read_csv(project.root / "reports/evaluate/robustness.csv")
-    assert robustness["accuracy"].iloc[0] == pytest.approx(metrics["accuracy"], abs=1e-6)
+    assert robustness["accuracy"].iloc[0] == pytest.approx(metrics["test/accuracy"], abs=1e-6)
     assert (predictions["actual"] == predictions["predicted"]).mean() == pytest.approx(
-        metrics["accuracy"], abs=1e-6
+        metrics["test/accuracy"], abs=1e-6
     )
 
 
@@ -189,9 +79,20 @@ def test_the_search_is_a_run_with_a_child_a_trial(project: Project) -> None:
     assert table.loc[0, "filters"] == "16 16 16"
     assert table["status"].tolist() == ["COMPLETED", "FAILED"]
     assert "too deep" in table.loc[1, "message"]
+    assert project.json("reports/tune/metrics.json").items() <= tune.data.metrics.items()
+    assert tune.data.tags["best.trial"] == "01"
     by_name = {run.info.run_name: run for run in trials}
     assert by_name["trial 01"].info.status == "FINISHED"
     assert by_name["trial 02"].info.status == "FAILED"
+    assert by_name["trial 01"].data.tags["dataset"] == "sample"
+    assert by_name["trial 01"].data.tags["mlflow.note.content"].startswith("Trial 1 of 2")
+    assert by_name["trial 01"].data.params == {
+        **{"blocks": "3", "filters": "16 16 16", "kernel_sizes": "3 3 3"},
+        **{f"filters_{block}": "16" for block in (1, 2, 3)},
+        **{f"kernel_size_{block}": "3" for block in (1, 2, 3)},
+        **{"dense_layers": "1", "dense_units": "32", "dense_units_1": "32", "dense_dropout": "0.5"},
+        **{"parameters": "12951", "gflops": str(table.loc[0, "gflops"]), "epochs": "1"},
+    }
     client = mlflow.MlflowClient(project.tracking_uri)
     curve = client.get_metric_history(by_name["trial 01"].info.run_id, "epoch/val_accuracy")
     assert [point.step for point in curve] == [1]
@@ -212,8 +113,11 @@ def test_the_train_run_tells_what_made_the_model_and_what_it_scores(project: Pro
     curve = client.get_metric_history(train.info.run_id, "epoch/val_loss")
     assert [point.step for point in curve] == [1, 2]
     np.testing.assert_allclose([point.value for point in curve], history["val_loss"])
-    metrics = project.json("reports/evaluate/metrics.json")
-    assert train.data.metrics["test/accuracy"] == metrics["accuracy"]
+    # DVC and MLflow say the same by the same names.
+    for stage in ("train", "evaluate"):
+        metrics = project.json(f"reports/{stage}/metrics.json")
+        assert metrics.items() <= train.data.metrics.items()
+    assert "test/accuracy" in metrics
     assert any(name.startswith("system/") for name in train.data.metrics)
     assert "confusion_counts.png" in project.artifacts(train, "evaluation")
     assert "learning_curves.png" in project.artifacts(train, "training")
@@ -230,6 +134,18 @@ def test_the_logged_model_is_the_one_evaluated(project: Project) -> None:
     found = [list(row.values()) for row in answers["probabilities"]]
     np.testing.assert_allclose(found, predictions[columns].to_numpy(), atol=1e-4)
     assert answers["label"].tolist() == predictions["predicted"].tolist()
+    # Its page has its scores, the data that they are on, and a link to its version.
+    client = mlflow.MlflowClient(project.tracking_uri)
+    logged = client.get_logged_model(train.outputs.model_outputs[0].model_id)
+    digest = train.data.tags["dataset.digest"]
+    scores = {score.key: score for score in logged.metrics or () if "test/" in score.key}
+    assert scores["test/accuracy"].value == train.data.metrics["test/accuracy"]
+    assert {(score.dataset_name, score.dataset_digest) for score in scores.values()} == {
+        ("sample", digest[:8])
+    }
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [
+        {"name": "emotion-detection", "version": "1"}
+    ]
 
 
 def test_the_evaluated_model_is_registered_as_champion(project: Project) -> None:
@@ -238,7 +154,10 @@ def test_the_evaluated_model_is_registered_as_champion(project: Project) -> None
     version = client.get_model_version_by_alias("emotion-detection", "champion")
     assert version.run_id == train.info.run_id
     metrics = project.json("reports/evaluate/metrics.json")
-    assert float(version.tags["test.accuracy"]) == pytest.approx(metrics["accuracy"], abs=1e-6)
+    accuracy = metrics["test/accuracy"]
+    assert float(version.tags["test/accuracy"]) == pytest.approx(accuracy, abs=1e-6)
+    assert f"accuracy {accuracy:.4f}" in version.description
+    assert "60 test images of sample" in version.description
     assert version.tags["dataset.digest"] == train.data.tags["dataset.digest"]
     assert train.data.tags["registered.version"] == str(version.version)
     verdict = project.json("reports/evaluate/champion.json")
@@ -247,6 +166,7 @@ def test_the_evaluated_model_is_registered_as_champion(project: Project) -> None
 
 def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None:
     (train,), (tune,) = project.runs("train"), project.runs("tune")
+    digest = train.data.tags["dataset.digest"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -266,14 +186,30 @@ def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None
                 args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
             )
             page = browser.new_page(viewport={"width": 1500, "height": 950})
-            _open(page, runs)
-            for name in ("train", "tune"):
+            _open(page, f"http://127.0.0.1:{port}")
+            page.get_by_role("button", name="Model training").click()
+            page.get_by_role("link", name="emotion-detection").first.click()
+            for name in ("train on sample", "tune on sample"):
                 expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
+            expect(page.get_by_text("Emotions from faces. A run is named after")).to_be_visible()
+            expect(page.get_by_text(f"sample ({digest[:8]})").first).to_be_visible()
             _open(page, f"{runs}/{tune.info.run_id}")
             for name in ("trial 01", "trial 02"):
                 expect(page.get_by_role("link", name=name)).to_be_visible()
+            trials = json.dumps([run.info.run_id for run in project.runs("trial")])
+            experiment = json.dumps([train.info.experiment_id])
+            compared = f"/#/compare-runs?runs={trials}&experiments={experiment}"
+            _open(page, f"http://127.0.0.1:{port}{compared}")
+            axes = page.locator("svg .axis-title")
+            expect(axes.filter(has_text="blocks")).to_be_visible()
+            for name in ("filters_1", "gflops"):
+                page.get_by_role("combobox").first.click()
+                page.keyboard.type(name)
+                page.keyboard.press("Enter")
+                page.keyboard.press("Escape")
+                expect(axes.filter(has_text=name)).to_be_visible()
             _open(page, f"{runs}/{train.info.run_id}/model-metrics")
-            for name in ("train (epoch/accuracy)", "val_loss"):
+            for name in ("train on sample (epoch/accuracy)", "val_loss"):
                 expect(page.get_by_text(name, exact=True).first).to_be_visible()
             _open(page, f"{runs}/{train.info.run_id}/artifacts/evaluation/roc.png")
             page.wait_for_function("[...document.images].some(i => i.naturalWidth > 600)")
@@ -299,24 +235,85 @@ def _open(page: Page, url: str) -> None:
 def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Project) -> None:
     assert project.stages_run_by("dvc", "repro") == set()
     ran = project.stages_run_by("dvc", "exp", "run", "--name", "faster", "-S", "train.lr=1e-3")
-    assert ran == {"train", "evaluate"}
+    assert ran == {"train", "evaluate", "export"}
     newest = project.runs("train")[0]
     assert newest.data.params["train.lr"] == "0.001"
     assert newest.data.tags["dvc.experiment"] == "faster"
     assert "that of version 1, the champion so far" in newest.data.tags["champion.verdict"]
-    assert 0 <= newest.data.metrics["champion/p_value"] <= 1
+    assert newest.info.run_name == "train faster on sample"
+    assert 0 <= newest.data.metrics["versus_champion/p_value"] <= 1
 
     shown = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv")))
     assert {"workspace", "main", "faster"} <= set(shown["Experiment"].fillna(shown["rev"]))
-    assert "reports/evaluate/metrics.json:accuracy" in shown or "accuracy" in shown
+    assert {"val_accuracy", "test/accuracy", "tune/best_val_accuracy"} <= set(shown)
     difference = project.run("dvc", "metrics", "diff", "HEAD", "faster", "--all")
-    assert "macro_f1" in difference
+    assert "test/macro_f1" in difference
     plots = project.run("dvc", "plots", "diff", "HEAD", "faster", "--out", "dvc_plots")
     page = (project.root / "dvc_plots/index.html").read_text()
     assert "index.html" in plots
     for name in ("loss", "accuracy", "confusion matrix", "F1 by class", "calibration", "worse"):
         assert name in page
     project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_the_model_is_exported_where_a_param_asks_for_it(project: Project) -> None:
+    assert project.json("models/export/export.json") == {"onnx": None}
+    assert "reports/export/metrics.json" in project.run("dvc", "metrics", "show")
+    assert project.stages_run_by("dvc", "exp", "run", "-S", "export.onnx=true") == {"export"}
+    exported = project.json("models/export/export.json")["onnx"]
+    assert isinstance(exported, dict)
+    assert (exported["file"], exported["images"]) == ("model.onnx", [None, 24, 24, 1])
+    metrics = project.json("reports/export/metrics.json")
+    assert isinstance(metrics["largest_difference"], float)
+    assert metrics["largest_difference"] <= 1e-4
+    (train,) = (run for run in project.runs("train") if "dvc.experiment" not in run.data.tags)
+    assert train.data.metrics["export/onnx_images_per_second_256"] > 0
+    assert train.data.metrics["export/largest_difference"] == metrics["largest_difference"]
+    assert project.artifacts(train, "export") == {"model.onnx", "export.json"}
+
+    answers = [
+        project.run(
+            *(sys.executable, "-m", "emotion_detection.cli", "predict", "data/sample/test/happy"),
+            *("--format", "csv", "--model", model),
+        )
+        for model in ("models/export/model.onnx", "models/model.keras")
+    ]
+    by_onnx, by_keras = (
+        pd.read_csv(io.StringIO(text[text.index("file,") :].partition("\npredict:")[0]))
+        for text in answers
+    )
+    assert len(by_onnx) > 0
+    assert by_onnx["label"].tolist() == by_keras["label"].tolist()
+    np.testing.assert_allclose(by_onnx["confidence"], by_keras["confidence"], atol=1e-4)
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) -> None:
+    program = tmp_path / "emotion-detection"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m emotion_detection.cli "$@"\n')
+    program.chmod(0o755)
+    environment = project.env | {"BROWSER": "true"}
+    environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+    source = project.root / "data/emotion-detection-fer.zip"
+    shutil.make_archive(str(source.with_suffix("")), "zip", project.root / "data/sample")
+    Image.fromarray(skimage.data.astronaut()).save(project.root / "photo.jpg")
+    for command, smaller in documents.RUN.items():
+        done = subprocess.run(
+            ["sh", "-ec", f"{command.replace('EXP1', 'main').replace('EXP2', 'faster')} {smaller}"],
+            cwd=project.root,
+            env=environment,
+            text=True,
+            capture_output=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    # The last of them was the notebook's recipe, which looks at the test images while it trains.
+    notebook = project.runs("train")[0]
+    assert notebook.info.run_name.endswith(" (leaking) on emotion-detection-fer.zip")
+    assert notebook.data.tags["leaking"] == "true"
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("git", "clean", "--quiet", "--force", "-d")
     project.run("dvc", "checkout")
 
 
@@ -357,12 +354,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
 def test_queued_experiments_land_in_the_main_store(project: Project) -> None:
     for name, rate in (("low", "1e-4"), ("high", "2e-3")):
         project.run("dvc", "exp", "run", "--queue", "--name", name, "-S", f"train.lr={rate}")
-    # The workers stay for a while, at times for good, and would hold on to a pipe.
-    start = ("dvc", "queue", "start", "--jobs", "2")
-    subprocess.run(start, cwd=project.root, env=project.env, stdout=subprocess.DEVNULL, check=True)
-    while re.search("Queued|Running", project.run("dvc", "queue", "status")):
-        time.sleep(1)
-    project.run("dvc", "queue", "stop", "--kill")
+    project.run_queue(jobs=2)
     runs = {run.data.tags.get("dvc.experiment"): run for run in project.runs("train")}
     assert {"low", "high"} <= set(runs)
     for name in ("low", "high"):
@@ -380,7 +372,7 @@ def test_one_changed_image_is_ingested_and_the_rest_follows(project: Project) ->
     image = source / "train/happy/im0.png"
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     ran = project.stages_run_by("dvc", "repro")
-    assert ran == {"ingest", "profile", "tune", "train", "evaluate"}
+    assert ran == {"ingest", "profile", "tune", "train", "evaluate", "export"}
     assert project.runs("train")[0].data.tags["dataset"] == "faces"
 
 

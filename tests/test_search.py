@@ -117,7 +117,9 @@ def look(
         "classes": 3,
         "seed": 7,
     }
-    return search(folder=folder, run=run, **{**settings, **changes})
+    found = search(folder=folder, run=run, **{**settings, **changes})
+    assert found is not None
+    return found
 
 
 def drawn(table: pd.DataFrame) -> Drawn:

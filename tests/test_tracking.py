@@ -108,13 +108,13 @@ def test_a_run_says_what_made_it(project: Project, toy: Dataset) -> None:
         tracking.set_tags({"late": "yes"})
     run = project.client.get_run(run_id)
 
-    assert run.info.run_name == "train"
+    assert run.info.run_name == "train on toy.zip"
     assert run.info.status == "FINISHED"
     assert run.data.params == {
         "seed": "3",
         "train.lr": "0.0005",
-        "train.patience": "none",
-        "train.augment.flip": "True",
+        "train.patience": "null",
+        "train.augment.flip": "true",
         "filters": "32 64",
     }
     tags = run.data.tags
@@ -137,7 +137,7 @@ def test_a_run_says_what_made_it(project: Project, toy: Dataset) -> None:
 def test_a_run_names_its_data(project: Project, toy: Dataset) -> None:
     (found,) = finished(project, toy).inputs.dataset_inputs
     assert found.dataset.name == "toy.zip"
-    assert found.dataset.digest == toy.digest[:32]
+    assert found.dataset.digest == toy.digest[:8]
     assert json.loads(found.dataset.source) == {"uri": "toy.zip"}
     assert json.loads(found.dataset.profile) == {"train": 90, "test": 15}
 
@@ -176,7 +176,7 @@ def test_a_queued_experiments_run_outlives_its_copy(
         tracking.log_files(tmp_path, "training")
     run = project.client.get_run(run_id)
 
-    assert run.info.run_name == "train puffy-heart"
+    assert run.info.run_name == "train puffy-heart on toy.zip"
     assert run.data.tags["dvc.experiment"] == "puffy-heart"
     assert run.data.tags["dvc.baseline"] == "f00d"
     assert run.data.tags["git.commit"] == project.commit_of(project.copy)
@@ -365,6 +365,21 @@ def test_a_logged_network_is_loaded_with_its_classes(
     np.testing.assert_array_equal(
         loaded.predict(images, verbose=0), network.predict(images, verbose=0)
     )
+
+
+def test_a_logged_network_says_where_it_comes_from(
+    project: Project, toy: Dataset, network: keras.Model
+) -> None:
+    with start(toy) as run_id:
+        tracking.log_model(network, toy.images[:2], toy.classes)
+    uri = f"runs:/{run_id}/{tracking.MODEL_NAME}"
+    assert tracking.origin(uri) == tracking.Origin(uri, toy.source)
+    for number in ("1", "2"):
+        assert mlflow.register_model(uri, "faces").version == int(number)
+    mlflow.MlflowClient().set_registered_model_alias("faces", "best", "1")
+    assert tracking.origin("models:/faces@best") == tracking.Origin("faces, version 1", toy.source)
+    assert tracking.origin("models:/faces/2") == tracking.Origin("faces, version 2", toy.source)
+    assert tracking.origin("models:/gone/1") == tracking.Origin("models:/gone/1", None)
 
 
 def test_a_network_that_older_code_logged_is_loaded(

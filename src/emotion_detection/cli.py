@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from emotion_detection.console import UserError, log, progress, run
+from emotion_detection.console import UserError, log, progress, run, silence
 
 # What the help does not need is imported where it is: TensorFlow alone takes seconds.
 if TYPE_CHECKING:
@@ -29,12 +29,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="emotion-detection", description="Facial emotions, with a network that was trained."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    network = argparse.ArgumentParser(add_help=False)
+    network.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="a .keras or .onnx file or an MLflow URI (default: MLflow's "
+        "emotion-detection@champion)",
+    )
+    network.add_argument(
+        "--classes",
+        type=lambda text: text.split(","),
+        metavar="A,B,...",
+        help="the classes of a file that does not name them, in the order of its outputs",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
         "predict",
+        parents=[network],
         help="label the faces in pictures",
         description="Find the faces in pictures and label each with its emotion.",
-        epilog="Exits with 0 if any face was labelled, else with 1.",
+        epilog="Exits with 0 if anything was labelled, else with 1.",
     )
     command.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH", help="a picture, or a folder of pictures"
@@ -43,21 +57,10 @@ def main() -> None:
         "--camera", type=int, metavar="N", help="take a picture with camera N (0 is the first)"
     )
     command.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="a .keras file or an MLflow URI (default: MLflow's emotion-detection@champion)",
-    )
-    command.add_argument(
-        "--classes",
-        type=lambda text: text.split(","),
-        metavar="A,B,...",
-        help="the classes of a .keras file that does not name them, in the order of its outputs",
-    )
-    command.add_argument(
-        "--no-detect",
-        dest="detect",
-        action="store_false",
-        help="look for no faces: every picture is one",
+        "--detect",
+        action=argparse.BooleanOptionalAction,
+        help="look for faces, or take every picture whole (default: look if the network's classes "
+        "are emotions)",
     )
     command.add_argument(
         "--format",
@@ -71,7 +74,20 @@ def main() -> None:
         metavar="FOLDER",
         help="write the pictures there with boxes and labels drawn on them",
     )
+    page = commands.add_parser(
+        "demo",
+        parents=[network],
+        help="show a page that labels the faces in a photo",
+        description="Serve a page, on this machine alone, that labels the faces in a photo or "
+        "before the camera and shows what the network looked at.",
+    )
+    page.add_argument(
+        "--port", type=int, default=5002, metavar="N", help="0 is any (default: %(default)s)"
+    )
     arguments = parser.parse_args()
+    if arguments.command == "demo":
+        run(lambda: _demo(arguments))
+        return
     if not arguments.paths and arguments.camera is None:
         command.error("give a PATH or --camera")
     run(lambda: _until_nobody_reads(lambda: _predict(arguments)))
@@ -88,7 +104,7 @@ def _until_nobody_reads(command: Callable[[], None]) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     from emotion_detection import predict
-    from emotion_detection.dataset import BadFile
+    from emotion_detection.dataset import BadFile, are_emotions
 
     found = predict.pictures(arguments.paths)
     if arguments.camera is not None:
@@ -99,26 +115,37 @@ def _predict(arguments: argparse.Namespace) -> None:
     # A name may hold any bytes, and the terminal may know few characters.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     write = WRITERS[arguments.format](network.classes)
+    detect = arguments.detect
+    if detect is None:
+        detect = are_emotions(network.classes)
     results: Iterator[Prediction | BadFile] = predict.predict(
-        found, network, detect=arguments.detect, keep=arguments.annotate is not None
+        found, network, detect=detect, keep=arguments.annotate is not None
     )
     if not sys.stdout.isatty():
         # Shown at once, since lines that come between would show it anyhow.
         results = progress(
             results, description="predict", unit="pictures", total=len(found), delay=0.0
         )
-    any_face = False
+    any_label = False
     with logging_redirect_tqdm([log]):
         for result in results:
             if isinstance(result, BadFile):
                 log.warning("%s: %s", result.path, result.reason)
                 continue
-            any_face = True
+            any_label = True
             write(result)
             if result.image is not None:
                 _annotate(result, result.image, network.classes, arguments.annotate)
-    if not any_face:
-        raise UserError(f"no face was labelled in {len(found):,} pictures")
+    if not any_label:
+        raise UserError(f"nothing was labelled in {len(found):,} pictures")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    with silence():
+        from emotion_detection import demo, predict
+
+    network = predict.load(arguments.model, arguments.classes)
+    demo.serve(network, predict.origin(arguments.model), arguments.port)
 
 
 def _annotate(

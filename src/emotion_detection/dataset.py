@@ -7,6 +7,7 @@ a line for each row of it; and `dataset.json`, what holds for the whole set.
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ SPLITS = ("train", "test")
 ColorMode = Literal["grayscale", "rgb"]
 CHANNELS: dict[ColorMode, int] = {"grayscale": 1, "rgb": 3}
 DIGEST_BYTES = 16
+# As sets of faces name them; neutral and calm may be anything's, and never stand alone.
+EMOTIONS = {
+    *("anger", "contempt", "disgust", "fear", "happiness", "joy", "sadness", "surprise"),
+    *("angry", "contemptuous", "disgusted", "fearful", "happy", "sad", "surprised"),
+}
 
 # File names are bytes on Linux, and need not be UTF-8: this carries any of them there and back.
 _TEXT_ERRORS = "surrogateescape"
@@ -173,6 +179,11 @@ class Dataset:
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         (folder / SUMMARY_FILE).write_text(text, "utf-8", errors=_TEXT_ERRORS, newline="\n")
+
+
+def are_emotions(classes: Sequence[str]) -> bool:
+    """Tell whether any of the classes is named as an emotion, so that the images show faces."""
+    return any(EMOTIONS & set(re.findall("[a-z]+", name.casefold())) for name in classes)
 
 
 def set_digest(

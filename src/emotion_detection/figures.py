@@ -99,7 +99,7 @@ def _balance_title(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
     rarest, commonest = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     if values[commonest] == values[rarest]:
         return f"All classes are equal: {values[rarest]:,} {split} images each"
-    title = f"Rarest class: {_short(rarest)}, {values[rarest]:,} of {total:,} {split} images"
+    title = f"Rarest class: {_short(rarest)} with {values[rarest]:,} of {total:,} {split} images"
     if values[rarest] == 0:
         return title
     title += f" ({_percent(values[rarest] / total)})"
@@ -292,7 +292,7 @@ def _mistakes_title(matrix: npt.NDArray[np.integer], classes: Sequence[str]) -> 
     i, j = np.unravel_index(wrong.argmax(), wrong.shape)
     return (
         f"{title}; most frequent mistake: {_short(classes[i])} taken for "
-        f"{_short(classes[j])}, {wrong[i, j]:,}"
+        f"{_short(classes[j])} ({wrong[i, j]:,})"
     )
 
 
@@ -686,13 +686,16 @@ def _canvas(figure: Figure, width: float, height: float) -> Axes:
 
 
 def _place(axes: Axes, image: npt.NDArray[np.uint8], left: float, top: float) -> None:
+    """Draw an image as large as it fits into the square of side 1 there, in its middle."""
     grey = image.ndim == 2 or image.shape[-1] == 1
+    height, width = (side / max(image.shape[:2]) for side in image.shape[:2])
+    left, top = left + (1 - width) / 2, top + (1 - height) / 2
     axes.imshow(
         image.reshape(image.shape[:2]) if grey else image,
         cmap="gray",
         vmin=0,
         vmax=255,
-        extent=(left, left + 1, top + 1, top),
+        extent=(left, left + width, top + height, top),
         interpolation="bilinear",
     )
 

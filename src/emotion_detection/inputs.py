@@ -16,12 +16,14 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return math.ceil(images / batch_size)
 
 
-def evaluation_batches(dataset: Dataset, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+def evaluation_batches(
+    dataset: Dataset, rows: np.ndarray, batch_size: int, *, replicas: int = 1
+) -> tf.data.Dataset:
     """Give the images of `rows` once, in their order, and what is to be said of them.
 
-    Batches are ((b, H, W, C) uint8, (b, classes) float32, one-hot).
+    Batches are ((b, H, W, C) uint8, (b, classes) float32, one-hot), and come in `replicas` parts.
     """
-    numbers = tf.data.Dataset.from_tensor_slices(rows.astype(np.int64)).batch(batch_size)
+    numbers = _batches(tf.constant(rows.astype(np.int64)), batch_size, replicas)
     return _untuned(numbers.map(_reader(dataset)).prefetch(2))
 
 
@@ -34,8 +36,11 @@ def training_batches(
     augmentation: Augment | None = None,
     low_resolution: LowResolution | None = None,
     first_epoch: int = 0,
+    replicas: int = 1,
 ) -> tf.data.Dataset:
     """Give the images of `rows` for ever, each epoch in an order of its own.
+
+    Batches are those of `evaluation_batches`, augmented.
 
     An epoch's order and augmentation depend on `seed` and the epoch alone, so that a training
     taken up at `first_epoch` sees what an unbroken one would have seen. Images are smaller in the
@@ -47,7 +52,7 @@ def training_batches(
         order = tf.random.experimental.stateless_shuffle(
             tf.constant(rows), seed=tf.stack([tf.constant(seed, tf.int64), epoch])
         )
-        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+        batches = _batches(order, batch_size, replicas)
         return batches.enumerate().map(lambda batch, numbers: (epoch, batch, numbers))
 
     read = _reader(dataset)
@@ -66,6 +71,17 @@ def training_batches(
 
     epochs = tf.data.Dataset.counter(first_epoch)
     return _untuned(epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4))
+
+
+def _batches(numbers: tf.Tensor, batch_size: int, replicas: int) -> tf.data.Dataset:
+    if replicas == 1:
+        return tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size)
+    # As many batches, of one size: no replica may be left without an image by a small last one.
+    images = int(numbers.shape[0])
+    parts = steps_per_epoch(images, batch_size) * replicas
+    return tf.data.Dataset.range(parts).map(
+        lambda part: numbers[part * images // parts : (part + 1) * images // parts]
+    )
 
 
 def low_size(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -3,13 +3,18 @@
 import os
 from pathlib import Path
 
-SAMPLE = Path("data/sample")
-DATASET = Path("data/dataset")
+DATA = Path("data")
+SAMPLE = DATA / "sample"
+DATASET = DATA / "dataset"
+
+DOWNLOADS = DATA / ".download"
+"""What came of a data set so far; gone once it is there."""
 
 PROFILE = Path("reports/profile")
 TUNE = Path("reports/tune")
 TRAIN = Path("reports/train")
 EVALUATE = Path("reports/evaluate")
+EXPORT_REPORT = Path("reports/export")
 
 METRICS = "metrics.json"
 """The name, in each report folder, of what `dvc metrics show` reads."""
@@ -17,6 +22,11 @@ METRICS = "metrics.json"
 HYPERPARAMETERS = Path("models/hyperparameters.json")
 MODEL = Path("models/model.keras")
 TRAIN_RUN = Path("models/train_run.json")
+
+EXPORT = Path("models/export")
+ONNX = EXPORT / "model.onnx"
+EXPORTED = EXPORT / "export.json"
+"""What was exported, also where that is nothing: every stage of DVC's leaves its outputs."""
 
 SEARCH_STATE = Path("models/.search")
 """KerasTuner's folders: no output of a stage, since DVC deletes those before it runs one."""

@@ -112,11 +112,29 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             # The kernel gives the unbiased variance; Keras's moving average keeps the biased one.
             count = tf.cast(tf.reduce_prod(tf.shape(images)[:3]), tf.float32)
             batch_variance *= (count - 1) / count
+            batch_mean, batch_variance = _of_all_replicas(batch_mean, batch_variance, count)
             self.moving_mean.assign(mean * self.momentum + batch_mean * (1 - self.momentum))
             self.moving_variance.assign(
                 variance * self.momentum + batch_variance * (1 - self.momentum)
             )
         return tf.reshape(outputs, shape)
+
+
+def _of_all_replicas(
+    mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Give the mean and variance (C,) of the whole batch, of which this replica saw a part.
+
+    Left to itself a replica of `tf.distribute` keeps moving statistics of its own, and those of
+    the first are saved.
+    """
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return mean, variance
+    sums = [count * mean, count * (variance + mean**2), count]
+    total, squares, images = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+    mean = total / images
+    return mean, tf.maximum(squares / images - mean**2, 0.0)
 
 
 def build(

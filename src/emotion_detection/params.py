@@ -141,6 +141,7 @@ class Tune(_Section):
 
     oracle: Literal["random", "bayesian", "hyperband"]
     trials: Annotated[int, Field(ge=0)]
+    workers: Annotated[int, Field(ge=1, le=1024)]
     epochs: Count
     images: Count | None
     lr: Positive
@@ -202,6 +203,13 @@ class Evaluate(_Section):
     register_model: bool
 
 
+class Export(_Section):
+    """What the trained network is exported to."""
+
+    onnx: bool
+    tolerance: Positive
+
+
 class Params(_Section):
     """All of params.yaml."""
 
@@ -216,6 +224,7 @@ class Params(_Section):
     tune: Tune
     train: Train
     evaluate: Evaluate
+    export: Export
 
 
 def load(path: Path = Path("params.yaml")) -> Params:

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
@@ -18,13 +19,17 @@ import numpy as np
 from cv2.data import haarcascades
 from PIL import Image
 
+from emotion_detection import onnxfile
 from emotion_detection.archive import FolderSource, natural_key
 from emotion_detection.console import UserError, silence
 from emotion_detection.dataset import CHANNELS, BadFile, ColorMode
 from emotion_detection.imagefile import FORMATS, BadImageError, open_image, prepare
+from emotion_detection.onnxfile import OnnxNetwork
 
 if TYPE_CHECKING:
     import keras
+
+    from emotion_detection.tracking import Origin
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
 # A large photo is searched in this size, since the time grows with the area. The cascade knows
@@ -110,7 +115,7 @@ class Prediction:
 
 
 def load(model: str | None, classes: Sequence[str] | None) -> Network:
-    """Load a network: a .keras file, a model in MLflow by its URI, or the champion there if None.
+    """Load a network: a .keras or .onnx file, or a model in MLflow by its URI, None the champion.
 
     `classes` names the outputs of a file that does not name them itself.
 
@@ -118,15 +123,13 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
         UserError: if it cannot be loaded, or takes no images or names no classes.
 
     """
-    with silence():
-        # TensorFlow's C++ writes to stderr whatever it is told.
-        from emotion_detection import modelfile
-    if model is None or re.match(r"[a-z]{2,}:/", model):
+    network: keras.Model | OnnxNetwork
+    if _is_logged(model):
         if classes:
             raise UserError("--classes: only for a file, since a model in MLflow names its classes")
         network, names = _logged(model)
     else:
-        network, names = _saved(Path(model), classes)
+        network, names = _saved(Path(str(model)), classes)
     where = model or "the champion"
     shape, outputs = network.input_shape, network.output_shape[-1]
     if len(shape) != 4 or None in shape[1:] or shape[3] not in CHANNELS.values():
@@ -137,14 +140,37 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
             f"{', '.join(names)}"
         )
     return Network(
-        probabilities=modelfile.compiled(network),
+        probabilities=(
+            network if isinstance(network, OnnxNetwork) else _modelfile().compiled(network)
+        ),
         classes=names,
         image_size=shape[1:3],
         color_mode="grayscale" if shape[3] == CHANNELS["grayscale"] else "rgb",
     )
 
 
+def origin(model: str | None) -> "Origin":
+    """Say where the network that `load` loads comes from."""
+    from emotion_detection import tracking
+
+    if _is_logged(model):
+        return tracking.origin(model or tracking.CHAMPION)
+    return tracking.Origin(str(model), None)
+
+
+def _is_logged(model: str | None) -> bool:
+    return model is None or re.match(r"[a-z]{2,}:/", model) is not None
+
+
+def _modelfile() -> ModuleType:
+    with silence():
+        # TensorFlow's C++ writes to stderr whatever it is told.
+        from emotion_detection import modelfile
+    return modelfile
+
+
 def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:
+    _modelfile()
     from emotion_detection import tracking
 
     if uri is not None:
@@ -158,11 +184,13 @@ def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:
         ) from error
 
 
-def _saved(path: Path, classes: Sequence[str] | None) -> tuple["keras.Model", tuple[str, ...]]:
-    from emotion_detection import modelfile
-
+def _saved(
+    path: Path, classes: Sequence[str] | None
+) -> tuple["keras.Model | OnnxNetwork", tuple[str, ...]]:
     try:
-        network, found = modelfile.load(path)
+        network, found = (onnxfile if path.suffix == ".onnx" else _modelfile()).load(path)
+    except UserError:
+        raise
     except Exception as error:  # Keras lets nearly any exception out of a malformed file.
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"--model: {path}: cannot be loaded ({reason})") from error

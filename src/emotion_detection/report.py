@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from emotion_detection.champion import Verdict
-from emotion_detection.dataset import Dataset
+from emotion_detection.dataset import Dataset, are_emotions
 from emotion_detection.evaluation import Estimate, Evaluation
 from emotion_detection.files import whole
 from emotion_detection.params import Params
@@ -30,7 +30,7 @@ QUALITY = 88
 # the page's own above the other.
 LEGIBLE, LARGEST = 0.6, 0.85
 
-LIMITS = (
+LIMITS_OF_EMOTIONS = (
     "A label is the expression that somebody saw in a picture. It is not what the person felt: "
     "faces do not show feelings reliably, nor alike in all people and situations (Barrett et al., "
     '"Emotional expressions reconsidered", Psychological Science in the Public Interest 20, 2019).',
@@ -44,6 +44,12 @@ LIMITS = (
     "Who is in the pictures is not recorded: not their age, their gender, their skin nor where "
     "they live. So nobody can say for whom it works worse, and it has to be taken that it does.",
     "It answers for any picture, also where there is no face, and has no answer for none of these.",
+)
+LIMITS = (
+    "How the pictures were gathered, and how many of their labels are wrong, is not recorded. The "
+    "scores hold for pictures gathered alike, and are worth what the labels are.",
+    "It answers for any picture, also of something else altogether, and has no answer for none of "
+    "these.",
 )
 DRAWN = (
     "These faces are drawn by a program. The scores show that the pipeline works, and say nothing "
@@ -153,7 +159,10 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
     pictures = {
         name: _picture(folder / f"{name}.png", figures[name]) for name in FIGURES if name in figures
     }
+    emotions = are_emotions(subject.result.classes)
+    limits = LIMITS_OF_EMOTIONS if emotions else LIMITS
     values = {
+        "emotions": emotions,
         "result": subject.result,
         "dataset": subject.dataset,
         "robustness": subject.robustness,
@@ -163,7 +172,7 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
         "verdict": subject.verdict,
         "leaking": subject.leaking,
         "facts": [*_data_facts(subject.dataset), *subject.facts],
-        "limits": (*((DRAWN,) if subject.drawn else ()), *LIMITS),
+        "limits": (*((DRAWN,) if subject.drawn else ()), *limits),
         "loss_of_chance": math.log(len(subject.result.classes)),
         "worst_confusion": _worst_confusion(subject.result),
         "pictures": pictures,
@@ -182,12 +191,13 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
         ],
     }
     for name in (PAGE, CARD):
-        template = _environment(escape=name == PAGE).get_template(f"{name}.j2")
+        template = environment(escape=name == PAGE).get_template(f"{name}.j2")
         with whole(folder / name) as path:
             path.write_text(template.render(values), encoding="utf-8", newline="\n")
 
 
-def _environment(*, escape: bool) -> jinja2.Environment:
+def environment(*, escape: bool) -> jinja2.Environment:
+    """Give what fills in the package's templates; `escape` is for HTML."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("emotion_detection"),
         autoescape=escape,

@@ -1,12 +1,15 @@
 """The search for a network: KerasTuner's oracles over the space in params.yaml.
 
-Finished trials are kept on disk, so a search that was cut off goes on with the next one.
+Finished trials are kept on disk, so a search that was cut off goes on with the next one. It runs
+in this process, or in the workers of which this process is the chief or one.
 """
 
+import contextlib
 import json
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,17 @@ import numpy as np
 import pandas as pd
 
 from emotion_detection.console import UserError, log
+from emotion_detection.files import write_json
 from emotion_detection.network import Architecture
 from emotion_detection.params import Network, Space, validate
 from emotion_detection.training import duration
+from emotion_detection.workers import at_work, is_chief, lead, worker_id
 
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
+
+MESSAGE = "message.txt"
+"""The name, in a trial's folder, of what its worker says of its failure: KerasTuner's protocol has
+no place for it."""
 
 
 @dataclass(frozen=True)
@@ -106,33 +115,151 @@ def _contains(space: Space, architecture: Architecture) -> bool:
     )
 
 
-class _FromBaseline:
-    """An oracle that looks at the baseline first, and draws no network above a cost."""
+class _Oracle:
+    """An oracle that looks at the baseline first, and draws no network above a cost.
 
-    baseline: dict[str, Any] | None
-    affordable: Callable[[Mapping[str, Any]], bool]
+    It tells how the search stands whenever a trial ends, keeps its state whole on disk, and lets
+    trials be taken from workers that are gone.
+    """
+
+    # KerasTuner's, by the class that this one is mixed into.
+    trials: dict[str, Any]
+    ongoing_trials: dict[str, Any]
+    start_order: list[str]
+    end_order: list[str]
+    tuner_ids: set[str]
+    max_trials: int
+    _retry_queue: list[str]
+
+    def __init__(
+        self,
+        *,
+        baseline: dict[str, Any] | None,
+        affordable: Callable[[Mapping[str, Any]], bool],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._baseline, self._affordable = baseline, affordable
+        # A ceiling can rule out most of a space, and a draw takes about two milliseconds.
+        self._max_collisions = 2_000
+        self.verbose = 0
+        self.trouble: Exception | None = None
+        self.callers: set[str] = set()
+        # KerasTuner's own lock stays closed after an exception.
+        self._turn = threading.RLock()
+        self._began, self._ended_before = time.monotonic(), 0
 
     def _random_values(self) -> dict[str, Any] | None:
-        if not self.trials and self.baseline is not None:  # type: ignore[attr-defined]
-            return dict(self.baseline)
+        if not self.trials and self._baseline is not None:
+            return dict(self._baseline)
         return super()._random_values()  # type: ignore[misc]
 
     def _duplicate(self, values: Mapping[str, Any]) -> bool:
-        return not self.affordable(values) or super()._duplicate(values)  # type: ignore[misc]
+        return not self._affordable(values) or super()._duplicate(values)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        with self._turn:
+            try:
+                yield
+            except Exception as error:
+                self.trouble = error
+                raise
+
+    def create_trial(self, tuner_id: str) -> Any:
+        with self._in_turn():
+            self.callers.add(tuner_id)
+            return super().create_trial(tuner_id)  # type: ignore[misc]
+
+    def update_trial(self, trial_id: str, metrics: Mapping[str, float], step: int = 0) -> Any:
+        with self._in_turn():
+            if trial_id in self.end_order:
+                return self.trials[trial_id]
+            return super().update_trial(trial_id, metrics, step)  # type: ignore[misc]
+
+    def end_trial(self, trial: Any) -> None:
+        with self._in_turn():
+            trial_id = trial.trial_id
+            if trial_id in self.end_order:
+                # Its worker was taken for dead, and another has run it.
+                return
+            if trial_id in self._retry_queue:
+                self._retry_queue.remove(trial_id)
+            if trial.status != "COMPLETED" and trial.message is None:
+                with contextlib.suppress(OSError):
+                    message = Path(self._get_trial_dir(trial_id)) / MESSAGE  # type: ignore[attr-defined]
+                    trial.message = message.read_text(encoding="utf-8")
+            super().end_trial(trial)  # type: ignore[misc]
+            self._tell(self.trials[trial_id])
+
+    def _tell(self, ended: Any) -> None:
+        done, total = len(self.end_order), self.max_trials
+        mean = (time.monotonic() - self._began) / max(1, done - self._ended_before)
+        if ended.status == "COMPLETED":
+            what = f"val_accuracy {ended.score:.4f}"
+        else:
+            what = f"failed: {_last_line(ended.message)}"
+        best = self.get_best_trials(1)[0]  # type: ignore[attr-defined]
+        so_far = (
+            f"best so far {best.score:.4f} (trial {int(best.trial_id) + 1})"
+            if best.status == "COMPLETED"
+            else "no result so far"
+        )
+        log.info(
+            "trial %d/%d  %s; %s; about %s left",
+            int(ended.trial_id) + 1,
+            total,
+            what,
+            so_far,
+            duration(mean * (total - done)),
+        )
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._retry_queue)
+
+    def give_back(self, worker: str) -> None:
+        with self._in_turn():
+            self.tuner_ids.discard(worker)
+            trial = self.ongoing_trials.pop(worker, None)
+            if trial is not None:
+                self._retry_queue.append(trial.trial_id)
+                self.save()
+
+    def fail(self, worker: str, message: str) -> None:
+        with self._in_turn():
+            trial = self.ongoing_trials[worker]
+            trial.status, trial.message = "FAILED", message
+            self.end_trial(trial)
+
+    def save(self) -> None:
+        path = self._get_oracle_fname()  # type: ignore[attr-defined]
+        write_json(Path(path), self.get_state())  # type: ignore[attr-defined]
+
+    def _save_trial(self, trial: Any) -> None:
+        folder = self._get_trial_dir(trial.trial_id)  # type: ignore[attr-defined]
+        write_json(Path(folder) / "trial.json", trial.get_state())
+
+    def reload(self) -> None:
+        super().reload()  # type: ignore[misc]
+        # KerasTuner reads them in any order, and the first of equals is the best; one that was
+        # drawn and not yet written down as begun is drawn again.
+        self.trials = {number: self.trials[number] for number in sorted(self.start_order)}
+        self._ended_before = len(self.end_order)
 
 
-class _RandomOracle(_FromBaseline, keras_tuner.oracles.RandomSearchOracle):
+class _RandomOracle(_Oracle, keras_tuner.oracles.RandomSearchOracle):
     pass
 
 
-class _HyperbandOracle(_FromBaseline, keras_tuner.oracles.HyperbandOracle):
+class _HyperbandOracle(_Oracle, keras_tuner.oracles.HyperbandOracle):
     def first_round(self) -> tuple[int, int]:
         """Give how many networks the first round looks at, and for how many epochs each."""
         bracket = self._get_num_brackets() - 1
         return self._get_size(bracket, 0), self._get_epochs(bracket, 0)
 
 
-class _BayesianOracle(_FromBaseline, keras_tuner.oracles.BayesianOptimizationOracle):
+class _BayesianOracle(_Oracle, keras_tuner.oracles.BayesianOptimizationOracle):
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         # It is not among what KerasTuner saves, and a search taken up again would differ.
         self._random_state = np.random.RandomState(self.seed + len(self.trials))
@@ -149,8 +276,11 @@ class _Tuner(keras_tuner.Tuner):
     def __init__(self, run: RunTrial, baseline: Architecture, epochs: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._run, self._baseline, self._epochs = run, baseline, epochs
-        self._began = time.monotonic()
-        self._finished_before = len(self.oracle.end_order)
+
+    def pre_create_trial(self) -> None:
+        if self._is_worker():
+            # Hyperband has workers wait for each other, and KerasTuner asks again at once.
+            time.sleep(0.2)
 
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         values = trial.hyperparameters.values
@@ -175,29 +305,19 @@ class _Tuner(keras_tuner.Tuner):
         return Path(self.get_trial_dir(trial_id)) / "last.weights.h5"
 
     def on_trial_end(self, trial: Any) -> None:
+        if trial.message is not None:
+            message = Path(self.get_trial_dir(trial.trial_id)) / MESSAGE
+            message.write_text(trial.message, encoding="utf-8")
         super().on_trial_end(trial)
-        oracle = self.oracle
-        done, total = len(oracle.end_order), oracle.max_trials
-        mean = (time.monotonic() - self._began) / max(1, done - self._finished_before)
-        ended = oracle.trials[trial.trial_id]
-        if ended.status == "COMPLETED":
-            what = f"val_accuracy {ended.score:.4f}"
-        else:
-            what = f"failed: {_last_line(ended.message)}"
-        best = oracle.get_best_trials(1)[0]
-        so_far = (
-            f"best so far {best.score:.4f} (trial {int(best.trial_id) + 1})"
-            if best.status == "COMPLETED"
-            else "no result so far"
-        )
-        log.info(
-            "trial %d/%d  %s; %s; about %s left",
-            int(trial.trial_id) + 1,
-            total,
-            what,
-            so_far,
-            duration(mean * (total - done)),
-        )
+
+    def save(self) -> None:
+        if not self._is_worker():
+            super().save()
+
+    def _get_tuner_fname(self) -> str:
+        # One name, so that a search goes on with however many workers.
+        name = f"{self.tuner_id}.json" if self._is_worker() else "tuner.json"
+        return str(Path(self.project_dir) / name)
 
 
 def search(
@@ -213,16 +333,21 @@ def search(
     seed: int,
     folder: Path,
     run: RunTrial,
-) -> tuple[Architecture, pd.DataFrame]:
+    workers: int = 1,
+    command: Sequence[str] = (),
+) -> tuple[Architecture, pd.DataFrame] | None:
     """Look at `trials` networks, `baseline` first if it is in `space`, and give the best.
+
+    More than one of `workers` are processes of `command`, which call this with the same arguments,
+    and run the trials while this one is their chief. A worker gives None when nothing is left.
 
     What is already in `folder` is not done again: the caller names it after all that a trial's
     outcome depends on. The table has a row a trial: trial, status (COMPLETED or FAILED),
     val_accuracy, val_loss, parameters, gflops, epochs, seconds, the hyperparameters, message.
 
     Raises:
-        UserError: if every trial failed, no network of `space` is under `max_gflops`, or what is
-            in `folder` is damaged.
+        UserError: if every trial failed, no network of `space` is under `max_gflops`, what is in
+            `folder` is damaged, or a worker cannot be started.
 
     """
 
@@ -232,6 +357,7 @@ def search(
     def affordable(values: Mapping[str, Any]) -> bool:
         return max_gflops is None or gflops(values) <= max_gflops
 
+    worker = worker_id()
     common = {
         "objective": OBJECTIVE,
         "hyperparameters": declare(space),
@@ -240,6 +366,8 @@ def search(
         # KerasTuner takes a seed of 0 for none.
         "seed": seed + 1,
         "max_consecutive_failed_trials": trials + 1,
+        "baseline": values_of(baseline) if _contains(space, baseline) else None,
+        "affordable": affordable,
     }
     chosen: Any
     if oracle == "hyperband":
@@ -247,7 +375,7 @@ def search(
         chosen = _HyperbandOracle(max_epochs=epochs, hyperband_iterations=0, **common)
         chosen.max_trials = trials
         networks, first_epochs = chosen.first_round()
-        if trials <= networks and first_epochs < epochs:
+        if trials <= networks and first_epochs < epochs and worker is None:
             log.warning(
                 "hyperband first looks at %d networks for %d of tune.epochs = %d epochs each, and "
                 "tune.trials = %d leaves none to train the best of them further; raise tune.trials",
@@ -263,12 +391,7 @@ def search(
         )
     else:
         chosen = _RandomOracle(max_trials=trials, **common)
-    chosen.verbose = 0
-    # A ceiling can rule out most of a space, and a draw takes about two milliseconds.
-    chosen._max_collisions = 2_000
-    chosen.affordable = affordable
-    chosen.baseline = values_of(baseline) if _contains(space, baseline) else None
-    if chosen.baseline is None:
+    if common["baseline"] is None and worker is None:
         log.info("the network in params.yaml is outside tune.space, so no trial looks at it")
 
     place = {"directory": str(folder.parent), "project_name": folder.name}
@@ -279,11 +402,17 @@ def search(
         raise UserError(
             f"{folder}: damaged state of a search ({error}); remove it to search anew"
         ) from error
-    # KerasTuner reads them back in any order, and the first of equals is the best.
-    chosen.trials = dict(sorted(chosen.trials.items()))
+    if worker is not None:
+        with at_work(worker, folder):
+            tuner.search()
+        return None
     if chosen.end_order:
         log.info("going on with a search of %d finished trials", len(chosen.end_order))
-    tuner.search()
+    if is_chief(workers):
+        tuner.save()
+        lead(chosen, workers=workers, command=command, folder=folder)
+    else:
+        tuner.search()
 
     if not chosen.trials:
         raise UserError(

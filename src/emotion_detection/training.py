@@ -1,5 +1,6 @@
 """Training a network: precision, loss, callbacks and what is shown meanwhile."""
 
+import functools
 import hashlib
 import json
 import platform
@@ -82,6 +83,20 @@ def resolve_precision(wanted: str) -> tuple[str, str]:
         if flag in _processor_flags():
             return "mixed_bfloat16", f"the processor has {flag}"
     return "float32", "the processor has no bfloat16 arithmetic that is known to be faster"
+
+
+@functools.cache
+def strategy(kind: str = "GPU") -> tf.distribute.Strategy:
+    """Give what a network is to be built under: all devices of `kind` where there are several.
+
+    Each then has a copy of the network and a part of every batch (`tf.distribute`); a single one,
+    or none, is left to TensorFlow.
+    """
+    devices = tf.config.list_logical_devices(kind)
+    if len(devices) < 2:
+        return tf.distribute.get_strategy()
+    log.info("each batch is shared among %d devices", len(devices))
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
 def be_deterministic(seed: int) -> None:
@@ -193,10 +208,11 @@ def fit(
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, a training that was cut off goes on after its last finished epoch, and the
     model ends with the weights of the best epoch; without, it starts at `first_epoch` and ends
-    with those of the last.
+    with those of the last. What was built under a `strategy` of several devices trains on them.
 
     Raises:
-        UserError: if the batch is larger than the training rows, or a checkpoint is damaged.
+        UserError: if the batch is larger than the training rows or too small for the devices, or
+            a checkpoint is damaged.
 
     """
     if recipe.batch_size > len(train):
@@ -205,17 +221,27 @@ def fit(
             f"use at most {len(train):,}"
         )
     steps = steps_per_epoch(len(train), recipe.batch_size)
-    model.compile(
-        _optimizer(recipe, steps * recipe.epochs),
-        keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-        metrics=["accuracy"],
-        # XLA's convolutions on a CPU are slower than oneDNN's.
-        jit_compile=False,
-    )
+    devices = model.distribute_strategy
+    replicas = devices.num_replicas_in_sync
+    for images in (len(train), len(validation)):
+        if images < steps_per_epoch(images, recipe.batch_size) * replicas:
+            raise UserError(
+                f"batch_size = {recipe.batch_size} leaves some of {replicas} devices without an "
+                f"image; use at least {2 * replicas}"
+            )
+    with devices.scope():
+        model.compile(
+            _optimizer(recipe, steps * recipe.epochs),
+            keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+            metrics=["accuracy"],
+            # XLA's convolutions on a CPU are slower than oneDNN's.
+            jit_compile=False,
+        )
     rows: list[dict[str, float]] = []
     ended = False
     if checkpoints is not None:
-        rows, ended = checkpoints.resume(model)
+        with devices.scope():
+            rows, ended = checkpoints.resume(model)
         first_epoch = len(rows)
         if rows:
             log.info("going on after epoch %d of a training that was cut off", first_epoch)
@@ -228,26 +254,39 @@ def fit(
         if checkpoints is not None:
             callbacks.append(_Keep(checkpoints, rows))
         model.fit(
-            training_batches(
-                dataset,
-                train,
-                recipe.batch_size,
-                seed=seed,
-                augmentation=recipe.augment,
-                low_resolution=recipe.low_resolution,
-                first_epoch=first_epoch,
+            _spread(
+                _weighed(
+                    training_batches(
+                        dataset,
+                        train,
+                        recipe.batch_size,
+                        seed=seed,
+                        augmentation=recipe.augment,
+                        low_resolution=recipe.low_resolution,
+                        first_epoch=first_epoch,
+                        replicas=replicas,
+                    ),
+                    _class_weights(dataset, train, recipe.class_weights),
+                ),
+                devices,
             ),
             steps_per_epoch=steps,
             epochs=recipe.epochs,
             initial_epoch=first_epoch,
-            validation_data=evaluation_batches(dataset, validation, recipe.batch_size),
-            class_weight=_class_weights(dataset, train, recipe.class_weights),
+            validation_data=_spread(
+                evaluation_batches(dataset, validation, recipe.batch_size, replicas=replicas),
+                devices,
+            ),
+            validation_steps=(
+                steps_per_epoch(len(validation), recipe.batch_size) if replicas > 1 else None
+            ),
             callbacks=callbacks,
             shuffle=False,
             verbose=0,
         )
     if checkpoints is not None:
-        checkpoints.load_best(model, rows)
+        with devices.scope():
+            checkpoints.load_best(model, rows)
     return pd.DataFrame(rows)
 
 
@@ -301,11 +340,33 @@ def best_epoch(history: pd.DataFrame) -> pd.Series:
     return history.iloc[int(history["val_accuracy"].argmax())]
 
 
-def _class_weights(dataset: Dataset, rows: np.ndarray, kind: str) -> dict[int, float] | None:
+def _class_weights(dataset: Dataset, rows: np.ndarray, kind: str) -> np.ndarray | None:
     if kind == "none":
         return None
     counts = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))
-    return {label: len(rows) / (len(counts) * count) for label, count in enumerate(counts)}
+    return (len(rows) / (len(counts) * counts)).astype(np.float32)
+
+
+def _weighed(batches: tf.data.Dataset, weights: np.ndarray | None) -> tf.data.Dataset:
+    """Give `batches` with the weights of their images' classes, as Keras would of `class_weight`.
+
+    It cannot where a batch is shared among devices.
+    """
+    if weights is None:
+        return batches
+
+    def weigh(images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return images, targets, tf.gather(weights, tf.argmax(targets, axis=-1))
+
+    return batches.map(weigh)
+
+
+def _spread(batches: tf.data.Dataset, devices: tf.distribute.Strategy) -> Any:
+    """Hand each part of a batch to a device of its own, pass after pass."""
+    if devices.num_replicas_in_sync == 1:
+        return batches
+    # Keras would take the number of parts for that of batches; it is told where a pass ends.
+    return devices.distribute_datasets_from_function(lambda _: batches.repeat())
 
 
 class _Epochs(keras.callbacks.Callback):

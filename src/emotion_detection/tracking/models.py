@@ -3,7 +3,9 @@
 import base64
 import contextlib
 import io
+import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Map
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from PIL import Image
 
 from emotion_detection import layout, modelfile, serving
@@ -100,6 +103,35 @@ def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...
         ) from error
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a network comes from: what it is called, and the data set it learnt from, if known."""
+
+    name: str
+    dataset: str | None
+
+
+def origin(model_uri: str = CHAMPION) -> Origin:
+    """Say what the store knows of where one of its models comes from."""
+    connect()
+    client = mlflow.MlflowClient()
+    try:
+        named = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", model_uri)
+        if named is None:
+            name, run_id = model_uri, mlflow.models.get_model_info(model_uri).run_id
+        else:
+            registered, alias, number = named.groups()
+            version = (
+                client.get_model_version_by_alias(registered, alias)
+                if alias
+                else client.get_model_version(registered, number)
+            )
+            name, run_id = f"{registered}, version {version.version}", version.run_id
+        return Origin(name, client.get_run(run_id).data.tags.get("dataset"))
+    except MlflowException:
+        return Origin(model_uri, None)
+
+
 def _base64_png(image: np.ndarray) -> str:
     """Encode an image (H, W, C) uint8."""
     buffer = io.BytesIO()
@@ -124,8 +156,9 @@ class Version:
 def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Version:
     """Make the model that `run_id` logged a version of REGISTERED_MODEL, once, and tag it.
 
-    The tags are the data set's name and digest, `scores` as test.<name>, and whether the run
-    leaks. Raises RegistryError, as where the run has no model.
+    The tags are the data set's name and digest, `scores` as test/<name>, and whether the run
+    leaks; its description says the same in words. Raises RegistryError, as where the run has no
+    model.
     """
     with _registry() as client:
         run = client.get_run(run_id)
@@ -133,7 +166,7 @@ def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Vers
             "dataset": dataset.source,
             "dataset.digest": dataset.digest,
             "leaking": run.data.tags.get("leaking", "false"),
-            **{f"test.{name}": f"{score:.6g}" for name, score in scores.items()},
+            **{f"test/{name}": f"{score:.6g}" for name, score in scores.items()},
         }
         _make_registered_model(client)
         found = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'")
@@ -142,11 +175,29 @@ def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Vers
             for key, value in tags.items():
                 client.set_model_version_tag(REGISTERED_MODEL, str(number), key, value)
         else:
-            model_id = _logged_model(client, run)
+            model_id = logged_model(client, run)
+            if model_id is None:
+                raise ValueError(f"run {run_id} logged no model")
             number = client.create_model_version(
                 REGISTERED_MODEL, f"models:/{model_id}", run_id, tags, model_id=model_id
             ).version
+            # As mlflow.register_model does: the page of the logged model links to the version.
+            link = json.dumps([{"name": REGISTERED_MODEL, "version": str(number)}])
+            client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: link})
+        client.update_model_version(REGISTERED_MODEL, str(number), _described(run, dataset, scores))
         return _version(client, str(number))
+
+
+def _described(run: mlflow.entities.Run, dataset: Dataset, scores: Mapping[str, float]) -> str:
+    """Say in a line what a version is; the list of versions has room for its first words."""
+    leaking = run.data.tags.get("leaking") == "true"
+    return (
+        f"{'**Leaking**, ' if leaking else ''}"
+        f"{', '.join(f'{name} {score:.4f}' for name, score in scores.items())} on the "
+        f"{int(dataset.is_test.sum()):,} test images of {dataset.source}"
+        f"{', on which its epoch or its network was chosen' if leaking else ''}; the network of "
+        f"the run *{run.info.run_name}*."
+    )
 
 
 def champion(digest: str | None = None) -> Version | None:
@@ -206,11 +257,12 @@ def _make_registered_model(client: mlflow.MlflowClient) -> None:
             raise
 
 
-def _logged_model(client: mlflow.MlflowClient, run: mlflow.entities.Run) -> str:
+def logged_model(client: mlflow.MlflowClient, run: mlflow.entities.Run) -> str | None:
+    """Give the id of the model that `run` logged, None where it did not."""
     logged = run.outputs.model_outputs if run.outputs else []
     models = [client.get_logged_model(output.model_id) for output in logged]
     if not models:
-        raise ValueError(f"run {run.info.run_id} logged no model")
+        return None
     # A training that was killed while it logged its model logs it again.
     newest = max(models, key=lambda model: model.creation_timestamp)
     return str(newest.model_id)

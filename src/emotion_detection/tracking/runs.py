@@ -21,6 +21,7 @@ from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from emotion_detection import layout
 from emotion_detection.console import UserError, log
@@ -62,9 +63,10 @@ def run(
 ) -> Iterator[str]:
     """Log to a new run, or go on with `run_id`, while the block lasts, and give its id.
 
-    It is named after `stage` and the DVC experiment, and carries what made it: `params`, the
-    data's name and digest, commit, versions and machine. It ends FINISHED, KILLED after Ctrl-C or
-    SIGTERM, or FAILED after another exception. Runs that a killed process left open are ended.
+    It is named after `stage`, the DVC experiment and the data, says there if it leaks, and carries
+    what made it: `params`, the data's digest, commit, versions and machine. It ends FINISHED,
+    KILLED after Ctrl-C or SIGTERM, or FAILED after another exception. Runs that a killed process
+    left open are ended.
 
     Raises:
         UserError: if MLflow cannot be reached at the start.
@@ -74,7 +76,9 @@ def run(
     _tidy_up(keep=run_id)
     if not at_once(lambda: exists(run_id)):
         run_id = None
-    name = " ".join(filter(None, (stage, os.environ.get("DVC_EXP_NAME"))))
+    leaking = "(leaking)" if tags.get("leaking") == "true" else None
+    words = (stage, os.environ.get("DVC_EXP_NAME"), leaking, "on", dataset.source)
+    name = " ".join(filter(None, words))
     active = at_once(
         lambda: mlflow.start_run(
             run_id, run_name=name, description=note, tags={"process": this_process()}
@@ -99,17 +103,41 @@ def run(
 
 
 @contextlib.contextmanager
-def child(name: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[None]:
+def joined(run_id: str, worker: str) -> Iterator[str]:
+    """Log children of `run_id`, which another process has, while the block lasts.
+
+    What the same `worker` left unsent when it was killed is sent, and what it left open is ended.
+    """
+    try:
+        connect()
+        _tidy_up(keep=run_id)
+    except UserError as error:
+        # The run is there, and the journal waits for the store.
+        log.warning("%s", error)
+    journal = _open(run_id, f"{run_id}.{worker}")
+
+    def end(status: str) -> None:
+        _close(journal, run_id, hurried=status == "KILLED")
+
+    with _ending(end), _into(journal, run_id):
+        yield run_id
+
+
+@contextlib.contextmanager
+def child(
+    name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], note: str = ""
+) -> Iterator[None]:
     """Log to a child of the current run while the block lasts."""
     journal, parent = _current[-1]
     run = uuid.uuid4().hex
+    noted = {MLFLOW_RUN_NOTE: note} if note else {}
     journal.append(
         {
             "do": "create",
             "run": run,
             "parent": parent,
             "name": name,
-            "tags": resolve_tags({**tags, "process": this_process()}),
+            "tags": resolve_tags({**tags, **noted, "process": this_process()}),
             "at": _now(),
         }
     )
@@ -203,9 +231,16 @@ def log_params(params: Mapping[str, Any]) -> None:
     _log(params={key: _shown(value) for key, value in params.items()})
 
 
-def log_metrics(metrics: Mapping[str, float]) -> None:
-    """Log `metrics` to the current run."""
-    _log(metrics={name: float(value) for name, value in metrics.items()})
+def log_metrics(metrics: Mapping[str, float], dataset: Dataset | None = None) -> None:
+    """Log `metrics` to the current run.
+
+    With a `dataset` they are what the model that the run logged comes to on it, and stand beside
+    the model too.
+    """
+    _log(
+        metrics={name: float(value) for name, value in metrics.items()},
+        **({} if dataset is None else {"dataset": [dataset.source, _short_digest(dataset)]}),
+    )
 
 
 def log_epoch(metrics: Mapping[str, float], epoch: int) -> None:
@@ -292,10 +327,10 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _open(run_id: str) -> Journal:
+def _open(run_id: str, folder: str | None = None) -> Journal:
     def attempt() -> Journal:
         try:
-            return Journal(shelf() / run_id, _player())
+            return Journal(shelf() / (folder or run_id), _player())
         except BusyError:
             raise AwayError(f"run {run_id} is logged to by another process") from None
 
@@ -374,10 +409,16 @@ def _created(client: mlflow.MlflowClient, entry: Entry) -> str:
 
 
 def _play_log(client: mlflow.MlflowClient, run_id: str, entry: Entry) -> None:
+    of: dict[str, str] = {}
+    if "dataset" in entry:
+        model_id = models.logged_model(client, client.get_run(run_id))
+        if model_id is not None:
+            name, digest = entry["dataset"]
+            of = {"model_id": model_id, "dataset_name": name, "dataset_digest": digest}
     client.log_batch(
         run_id,
         metrics=[
-            Metric(name, value, entry["at"], entry.get("step", 0))
+            Metric(name, value, entry["at"], entry.get("step", 0), **of)
             for name, value in entry.get("metrics", {}).items()
         ],
         params=[Param(name, value) for name, value in entry.get("params", {}).items()],
@@ -435,14 +476,18 @@ def _log_dataset(run_id: str, dataset: Dataset) -> None:
     test = int(dataset.is_test.sum())
     entity = MlflowDataset(
         name=dataset.source,
-        # MLflow's own digests have eight characters, and its column holds 36.
-        digest=dataset.digest[:32],
+        digest=_short_digest(dataset),
         source_type="local",
         source=json.dumps({"uri": dataset.source}),
         profile=json.dumps({"train": len(dataset) - test, "test": test}),
     )
     tag = InputTag(key="mlflow.data.context", value="train, test")
     mlflow.MlflowClient().log_inputs(run_id, [DatasetInput(entity, [tag])])
+
+
+def _short_digest(dataset: Dataset) -> str:
+    # MLflow's own digests have eight characters, and so has the champion's alias.
+    return dataset.digest[:8]
 
 
 def _log_diff() -> None:
@@ -468,6 +513,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
+    """Write `value` as params.yaml does, but a list without brackets."""
     if isinstance(value, (list, tuple)):
         return " ".join(map(str, value))
-    return "none" if value is None else str(value)
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -13,6 +13,7 @@ import mlflow
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
 from emotion_detection import layout
@@ -23,6 +24,14 @@ from emotion_detection.journal import AwayError, persist
 T = TypeVar("T")
 
 EXPERIMENT = "emotion-detection"
+
+EXPERIMENT_NOTE = """\
+Emotions from faces. A run is named after its DVC stage, its DVC experiment and its data.
+
+- `tune`: a search for a network; its trials are the child runs, made to be compared.
+- `train`: a network's training, and under `test/` what evaluate scored it. `(leaking)` is one whose
+  epoch or network was chosen on the test images: too good to be compared with the others.
+"""
 
 PATIENCE_VARIABLE = "EMOTION_DETECTION_PATIENCE"
 
@@ -75,7 +84,8 @@ def connect() -> None:
 
 def _enter_experiment(location: str | None) -> None:
     client = mlflow.MlflowClient()
-    if client.get_experiment_by_name(EXPERIMENT) is None:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
         try:
             client.create_experiment(EXPERIMENT, artifact_location=location)
         except MlflowException as error:
@@ -84,6 +94,8 @@ def _enter_experiment(location: str | None) -> None:
     mlflow.set_experiment(EXPERIMENT)
     # Opens the page of training runs; the default is the one for language models.
     mlflow.set_experiment_tag("mlflow.experimentKind", "custom_model_development")
+    if found is None or MLFLOW_RUN_NOTE not in found.tags:
+        mlflow.set_experiment_tag(MLFLOW_RUN_NOTE, EXPERIMENT_NOTE)
 
 
 def exists(run_id: str | None) -> bool:

@@ -1,0 +1,76 @@
+"""Give the trained network to programs without TensorFlow, as ONNX, if a param asks for it."""
+
+import numpy as np
+
+from emotion_detection import layout, params
+from emotion_detection.console import UserError, log, run
+from emotion_detection.files import whole, write_json
+
+TIMED_BATCHES = (1, 256)
+
+
+def main() -> None:
+    """Read params, export and compare with Keras; or write down that nothing was asked for."""
+    settings = params.load().export
+    if settings.onnx:
+        _onnx(settings.tolerance)
+        return
+    with whole(layout.EXPORT) as folder:
+        folder.mkdir()
+        write_json(folder / layout.EXPORTED.name, {"onnx": None})
+    with whole(layout.EXPORT_REPORT) as report:
+        report.mkdir()
+        write_json(report / layout.METRICS, {"onnx": False})
+    log.info("export.onnx = false: nothing to export")
+
+
+def _onnx(tolerance: float) -> None:
+    # Imported here, since most runs export nothing, and TensorFlow takes seconds.
+    from emotion_detection import modelfile, network, onnxfile, tracking
+    from emotion_detection.dataset import Dataset
+
+    dataset = Dataset.open(layout.DATASET)
+    rows = dataset.is_test.nonzero()[0]
+    model = network.load(layout.MODEL)
+    by_keras = modelfile.compiled(model)
+    with whole(layout.EXPORT) as folder:
+        folder.mkdir()
+        path = folder / layout.ONNX.name
+        onnxfile.save(model, path, dataset.classes)
+        by_onnx, _ = onnxfile.load(path)
+        difference = onnxfile.largest_difference(by_keras, by_onnx, dataset.images, rows)
+        if not difference <= tolerance:
+            raise UserError(
+                f"{layout.ONNX}: a probability is {difference:.1e} from that of {layout.MODEL}, "
+                f"and export.tolerance = {tolerance:g}: raise it if that is near enough"
+            )
+        exported = {"file": path.name, "images": model.input_shape, "classes": dataset.classes}
+        write_json(folder / layout.EXPORTED.name, {"onnx": exported})
+    speeds = {
+        f"{name}_images_per_second_{size}": onnxfile.images_per_second(
+            probabilities, np.resize(dataset.images[rows[:size]], (size, *model.input_shape[1:]))
+        )
+        for size in TIMED_BATCHES
+        for name, probabilities in (("keras", by_keras), ("onnx", by_onnx))
+    }
+    metrics = {"largest_difference": difference, **speeds}
+    with whole(layout.EXPORT_REPORT) as report:
+        report.mkdir()
+        write_json(report / layout.METRICS, {"onnx": True, **metrics})
+    with tracking.resumed(tracking.load_run_id(layout.TRAIN_RUN)) as tracked:
+        if tracked:
+            tracking.log_metrics({f"export/{name}": value for name, value in metrics.items()})
+            tracking.log_files(layout.EXPORT, "export")
+    log.info(
+        "%s is at most %.1e from Keras in a probability of %s test images; images a second, Keras "
+        "and ONNX: %.0f and %.0f one by one, %.0f and %.0f in batches of %d",
+        layout.ONNX,
+        difference,
+        f"{len(rows):,}",
+        *speeds.values(),
+        TIMED_BATCHES[-1],
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,139 @@
+"""A copy of the project that tests run as a person would, and params that make it quick."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import yaml
+from mlflow.entities import Run
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("sample", "ingest", "profile", "tune", "train", "evaluate", "export")
+SMALL: dict[str, dict[str, object]] = {
+    "sample": {"train": 120, "test": 60, "image_size": 24},
+    "ingest": {"image_size": [24, 24]},
+    "network": {
+        "filters": [16, 16, 16],
+        "kernel_sizes": [3, 3, 3],
+        "dense_units": [32],
+        "dense_dropout": 0.5,
+    },
+    "tune": {
+        "trials": 2,
+        "epochs": 1,
+        "batch_size": 32,
+        # Besides the baseline there is one network left to draw, too deep for 24 pixels.
+        "space": {
+            "blocks": [3, 5],
+            "filters": [16],
+            "kernel_size": [3],
+            "dense_layers": [1],
+            "dense_units": [32],
+            "dense_dropout": [0.5],
+        },
+    },
+    "train": {"epochs": 2, "batch_size": 32},
+    "evaluate": {"bootstrap": 100},
+}
+
+
+class Project:
+    """A copy of the project in a Git and DVC repository of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))
+        }
+        self.env |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(root / "src"),
+            "DVC_NO_ANALYTICS": "1",
+        }
+
+    @classmethod
+    def begin(cls, root: Path, params: dict[str, dict[str, object]]) -> "Project":
+        """Copy the project to `root`, change these params, and commit all of it there."""
+        tracked = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            check=True,
+        ).stdout.splitlines()
+        for name in tracked:
+            if not name.startswith("tests/") and name != "dvc.lock" and (ROOT / name).exists():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, root / name)
+        project = cls(root)
+        project.set_params(params)
+        project.run("git", "init", "--quiet", "--initial-branch", "main")
+        project.run("git", "config", "user.name", "A Person")
+        project.run("git", "config", "user.email", "person@example.org")
+        project.commit("Begin")
+        return project
+
+    def run(self, *command: str) -> str:
+        """Run a command as a person would, and give what it printed."""
+        done = subprocess.run(
+            command, cwd=self.root, env=self.env, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def stages_run_by(self, *command: str) -> set[str]:
+        output = self.run(*command)
+        return {stage for stage in STAGES if f"Running stage '{stage}'" in output}
+
+    def set_params(self, changes: dict[str, dict[str, object]]) -> None:
+        path = self.root / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        for section, values in changes.items():
+            for key, value in values.items():
+                if isinstance(value, dict):
+                    params[section][key] |= value
+                else:
+                    params[section][key] = value
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def commit(self, subject: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", subject)
+
+    def run_queue(self, jobs: int) -> None:
+        """Run all queued experiments, and come back when they have ended."""
+        # The workers stay for a while, at times for good, and would hold on to a pipe.
+        start = ("dvc", "queue", "start", "--jobs", str(jobs))
+        subprocess.run(start, cwd=self.root, env=self.env, stdout=subprocess.DEVNULL, check=True)
+        while re.search("Queued|Running", self.run("dvc", "queue", "status")):
+            time.sleep(1)
+        self.run("dvc", "queue", "stop", "--kill")
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.root / 'mlflow.db'}"
+
+    def runs(self, stage: str) -> list[Run]:
+        """Give the finished MLflow runs of `stage` in the project's store, newest first."""
+        client = mlflow.MlflowClient(self.tracking_uri)
+        experiment = client.get_experiment_by_name("emotion-detection")
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id], f"tags.stage = '{stage}'"))
+
+    def artifacts(self, run: Run, folder: str) -> set[str]:
+        client = mlflow.MlflowClient(self.tracking_uri)
+        listed = client.list_artifacts(run.info.run_id, folder)
+        return {artifact.path.removeprefix(f"{folder}/") for artifact in listed}
+
+    def json(self, path: str) -> dict[str, object]:
+        value = json.loads((self.root / path).read_text())
+        assert isinstance(value, dict)
+        return value

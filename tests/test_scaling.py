@@ -1,0 +1,145 @@
+"""What docs/scaling.md promises of several machines, on one: real servers, real processes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from mlflow.entities import Run
+
+from benchmarks.servers import ObjectStore, Server
+from emotion_detection import layout
+from emotion_detection.dataset import Dataset
+
+ROOT = Path(__file__).parents[1]
+
+
+class Project:
+    """A folder with the toy set and small params, in which stages run."""
+
+    def __init__(self, root: Path, toy: Dataset, tracking_uri: str) -> None:
+        self.root = root
+        self.env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("DVC_", "MLFLOW_", "KERASTUNER_", "AWS_"))
+        }
+        self.env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'src'}"
+        self.env["MLFLOW_TRACKING_URI"] = tracking_uri
+        dataset = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
+        (root / layout.DATASET).parent.mkdir()
+        (root / layout.DATASET).symlink_to(dataset, target_is_directory=True)
+
+    def set_params(self, **changes: dict[str, Any]) -> None:
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        for section, values in changes.items():
+            params[section] |= values
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def start(self, stage: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"stages.{stage}"],
+            cwd=self.root,
+            env=self.env,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def worker_of(chief: subprocess.Popen[str], name: str) -> psutil.Process:
+    (found,) = (
+        child
+        for child in psutil.Process(chief.pid).children()
+        if child.environ().get("KERASTUNER_TUNER_ID") == name
+    )
+    return found
+
+
+def runs_of(client: mlflow.MlflowClient, condition: str) -> list[Run]:
+    experiment = client.get_experiment_by_name("emotion-detection")
+    return list(client.search_runs([experiment.experiment_id], condition)) if experiment else []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_and_s3(
+    tmp_path: Path, toy: Dataset, tracking_server: Server, object_store: ObjectStore
+) -> None:
+    project = Project(tmp_path, toy, tracking_server.uri)
+    project.set_params(
+        network={"filters": [4, 4], "kernel_sizes": [3, 3], "dense_units": []},
+        tune={
+            "trials": 5,
+            "workers": 2,
+            "epochs": 3,
+            "batch_size": 24,
+            "space": {
+                # Five blocks halve 16 pixels to nothing.
+                "blocks": [2, 5],
+                "filters": [4, 8],
+                "kernel_size": [3],
+                "dense_layers": [0],
+                "dense_units": [8],
+                "dense_dropout": [0.3],
+            },
+        },
+    )
+    chief = project.start("tune")
+    assert chief.stderr is not None
+    client = mlflow.MlflowClient(tracking_server.uri)
+    lines: list[str] = []
+    killed = ""
+    for line in chief.stderr:
+        lines.append(line)
+        begun = re.match(r"(local-\d)  trial (\d)/5  blocks of \d \d;", line)
+        if begun and not killed:
+            killed = f"trial {begun[2]:>02}"
+            while not runs_of(client, f"run_name = '{killed}'"):
+                time.sleep(0.02)
+            worker_of(chief, begun[1]).kill()
+    assert chief.wait() == 0, "".join(lines)
+    assert any("ended in its trial (killed by SIGKILL) and starts again" in line for line in lines)
+
+    table = pd.read_csv(tmp_path / layout.TUNE / "trials.csv")
+    assert table["trial"].tolist() == [1, 2, 3, 4, 5]
+    failed = table[table["status"] != "COMPLETED"]
+    assert (failed["blocks"] == 5).all(), "".join(lines)
+    assert failed["message"].str.contains("5 blocks is too deep for images of 16x16").all()
+    assert len(failed) == (table["blocks"] == 5).sum() > 0
+
+    (search,) = runs_of(client, "tags.stage = 'tune'")
+    assert search.info.status == "FINISHED"
+    assert search.data.tags["workers"] == "2"
+    trials = runs_of(client, "tags.stage = 'trial'")
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {search.info.run_id}
+    ended = {(run.info.run_name, run.info.status) for run in trials}
+    assert len(trials) == len(ended) == 6
+    assert ended == {(killed, "KILLED")} | {
+        (f"trial {row.trial:02d}", "FINISHED" if row.status == "COMPLETED" else "FAILED")
+        for row in table.itertuples()
+    }
+    for run in trials:
+        if run.info.status == "FINISHED":
+            row = table.iloc[int(run.info.run_name.removeprefix("trial ")) - 1]
+            assert run.data.metrics["val_accuracy"] == pytest.approx(row["val_accuracy"])
+            assert run.data.params["filters"] == row["filters"]
+            points = client.get_metric_history(run.info.run_id, "epoch/val_loss")
+            assert sorted(point.step for point in points) == [1, 2, 3]
+
+    best = table.iloc[table["val_accuracy"].argmax()]
+    assert search.data.metrics["best_val_accuracy"] == best["val_accuracy"]
+    chosen = json.loads((tmp_path / layout.HYPERPARAMETERS).read_text())
+    assert " ".join(map(str, chosen["filters"])) == best["filters"]
+    assert search.data.tags["best.filters"] == best["filters"]
+    stored = {key.rpartition(f"{search.info.run_id}/artifacts/")[2] for key in object_store.names()}
+    assert {"search/trials.csv", "search/trials.png", "search/metrics.json"} <= stored
+    assert not list(tmp_path.glob("mlruns/.unsent/*/*/"))
+    assert not list((tmp_path / layout.SEARCH_STATE).iterdir())
