@@ -25,6 +25,7 @@ def main() -> None:
     """Read params, train, write the model, its history and its MLflow run's id."""
     values = params.load()
     settings = values.train
+    recipe = training.Recipe(**dict(settings))
     architecture = load_hyperparameters(layout.HYPERPARAMETERS)
     dataset = Dataset.open(layout.DATASET)
     rows = split(dataset, **values.split.model_dump(), seed=values.seed)
@@ -37,6 +38,7 @@ def main() -> None:
             image_shape=dataset.images.shape[1:],
             classes=len(dataset.classes),
             precision=precision,
+            smallest=recipe.smallest(dataset.images.shape[1:3]),
             seed=values.seed,
         )
     log.info(
@@ -85,7 +87,7 @@ def main() -> None:
             dataset,
             train=rows.train,
             validation=rows.validation,
-            recipe=training.Recipe(**dict(settings)),
+            recipe=recipe,
             seed=values.seed,
             log_epoch=tracking.log_epoch,
             checkpoints=training.Checkpoints(state),
@@ -105,7 +107,7 @@ def main() -> None:
             write_json(report / layout.METRICS, metrics)
             history.drop(columns="seconds").to_csv(report / "history.csv", index=False)
             figures.save(curves, report / "learning_curves.png")
-        model = export(model, architecture)
+        model = export(model, architecture, dataset.images.shape[1:])
         with whole(layout.MODEL) as path:
             modelfile.save(model, path, dataset.classes)
         tracking.log_metrics(metrics)

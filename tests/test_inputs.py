@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from emotion_detection.dataset import Dataset, Split
 from emotion_detection.inputs import evaluation_batches, steps_per_epoch, training_batches
-from emotion_detection.params import Augment
+from emotion_detection.params import Augment, LowResolution
 
 BATCH = 20  # which does not divide the 72 training rows
 FLIPS = Augment(
@@ -140,3 +140,16 @@ def test_images_are_read_a_batch_at_a_time(toy: Dataset, rows: Split) -> None:
     assert max(images.reads) == BATCH
     # A few batches ahead of the training, not the whole stream.
     assert len(images.reads) < 20
+
+
+def test_the_first_epochs_may_be_of_smaller_images(toy: Dataset, rows: Split) -> None:
+    low = LowResolution(epochs=1, scale=0.5)
+    stream = training_batches(toy, rows.train, BATCH, seed=1, low_resolution=low)
+    first, second = epochs_of(stream, 2)
+    in_full, _ = epochs_of(training_batches(toy, rows.train, BATCH, seed=1), 2)
+    for (small, targets), (images, same) in zip(first, in_full, strict=True):
+        assert small.dtype == np.uint8
+        areas = images.reshape(len(images), 8, 2, 8, 2, 3).mean(axis=(2, 4))
+        np.testing.assert_allclose(small, areas, atol=0.5)
+        np.testing.assert_array_equal(targets, same)
+    assert {images.shape[1:] for images, _ in second} == {(16, 16, 3)}

@@ -230,6 +230,18 @@ def test_a_network_as_deep_as_fits_is_built_and_no_deeper(
         build(architecture((2,) * (most + 1)), image_shape=image_shape, classes=3)
 
 
+def test_a_network_for_smaller_images_must_fit_them_and_flatten_nothing(
+    architecture: Make,
+) -> None:
+    plain = architecture((2, 2, 2), (), family="plain")
+    model = build(plain, image_shape=(16, 16, 3), classes=3, smallest=(10, 9))
+    assert model(np.zeros((1, 10, 9, 3), np.uint8)).shape == (1, 3)
+    with pytest.raises(UserError, match="3 blocks is too deep for images of 7x16"):
+        build(plain, image_shape=(16, 16, 3), classes=3, smallest=(7, 16))
+    with pytest.raises(UserError, match=r"low_resolution.*family notebook.*one size"):
+        build(architecture(), image_shape=(16, 16, 3), classes=3, smallest=(10, 9))
+
+
 def operations_of(model: keras.Model) -> float:
     """Count two operations for each weight of a kernel, everywhere that it is applied."""
     operations = 0

@@ -16,8 +16,8 @@ import tensorflow as tf
 from emotion_detection import training
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset, Split
-from emotion_detection.network import Architecture, build
-from emotion_detection.params import Augment
+from emotion_detection.network import Architecture, build, export
+from emotion_detection.params import Augment, LowResolution
 from emotion_detection.training import (
     Checkpoints,
     Recipe,
@@ -327,6 +327,35 @@ def test_what_is_validated_and_kept_are_the_averaged_weights(
     assert -np.log(own).mean() == pytest.approx(history["val_loss"][0], rel=1e-4)
 
 
+def test_a_network_that_began_on_smaller_images_ends_on_full_ones(
+    toy: Dataset, rows: Split, architecture: Make
+) -> None:
+    chosen = architecture((8, 8), (), family="plain")
+    recipe = replace(
+        RECIPE, epochs=12, low_resolution=LowResolution(epochs=6, scale=0.5), average_window=0.05
+    )
+    model = build(
+        chosen, image_shape=(16, 16, 3), classes=3, smallest=recipe.smallest((16, 16)), seed=0
+    )
+    history = fit(
+        model,
+        toy,
+        train=rows.train,
+        validation=rows.validation,
+        recipe=recipe,
+        seed=0,
+        log_epoch=silent,
+        verbose=False,
+    )
+    assert history["val_accuracy"].iloc[-1] > 0.9
+    saved = export(model, chosen, (16, 16, 3))
+    assert saved.input_shape == (None, 16, 16, 3)
+    some = rows.validation
+    np.testing.assert_allclose(
+        predict(saved, toy, some, 18), predict(model, toy, some, 18), atol=1e-5
+    )
+
+
 def test_smoothed_labels_are_never_quite_believed(trainer: Trainer) -> None:
     history = trainer(replace(RECIPE, label_smoothing=0.3))
     # The least loss that targets of 0.8, 0.1 and 0.1 leave.
@@ -384,7 +413,7 @@ import sys
 from pathlib import Path
 from emotion_detection import training
 from emotion_detection.dataset import Dataset, split
-from emotion_detection.network import Architecture, build
+from emotion_detection.network import Architecture, build, export
 
 dataset = Dataset.open(Path(sys.argv[1]))
 rows = split(dataset, validation="holdout", fraction=0.2, seed=0)

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from emotion_detection.augment import augment
 from emotion_detection.dataset import Dataset
-from emotion_detection.params import Augment
+from emotion_detection.params import Augment, LowResolution
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -34,6 +34,7 @@ def training_batches(
     *,
     seed: int,
     augmentation: Augment | None = None,
+    low_resolution: LowResolution | None = None,
     first_epoch: int = 0,
     replicas: int = 1,
 ) -> tf.data.Dataset:
@@ -42,7 +43,8 @@ def training_batches(
     Batches are those of `evaluation_batches`, augmented.
 
     An epoch's order and augmentation depend on `seed` and the epoch alone, so that a training
-    taken up at `first_epoch` sees what an unbroken one would have seen.
+    taken up at `first_epoch` sees what an unbroken one would have seen. Images are smaller in the
+    first epochs where `low_resolution` says so.
     """
     rows = rows.astype(np.int64)
 
@@ -60,6 +62,11 @@ def training_batches(
         if augmentation is not None:
             seeds = tf.stack([seed + epoch * 2**32, batch])
             images, targets = augment(images, targets, augmentation, seeds)
+        if low_resolution is not None and low_resolution.epochs:
+            size = low_size(dataset.images.shape[1:3], low_resolution.scale)
+            images = tf.cond(
+                epoch < low_resolution.epochs, lambda: shrunk(images, size), lambda: images
+            )
         return images, targets
 
     epochs = tf.data.Dataset.counter(first_epoch)
@@ -75,6 +82,17 @@ def _batches(numbers: tf.Tensor, batch_size: int, replicas: int) -> tf.data.Data
     return tf.data.Dataset.range(parts).map(
         lambda part: numbers[part * images // parts : (part + 1) * images // parts]
     )
+
+
+def low_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Give the height and width of images of `size` at `scale`, in pixels."""
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
+def shrunk(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Give `images` (N, H, W, C) uint8 at a smaller `size`, each pixel the mean of its area."""
+    return tf.cast(tf.round(tf.image.resize(images, size, method="area")), tf.uint8)
 
 
 def _untuned(batches: tf.data.Dataset) -> tf.data.Dataset:

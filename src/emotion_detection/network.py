@@ -144,20 +144,28 @@ def build(
     classes: int,
     precision: str = "float32",
     fast: bool = True,
+    smallest: tuple[int, int] | None = None,
     seed: int | None = None,
 ) -> keras.Model:
     """Build the network, uncompiled: images (N, H, W, C) uint8 -> (N, classes).
 
     The outputs are float32 probabilities. `precision` is a Keras dtype policy; with `fast` false
-    every layer is Keras's own. `seed` fixes the initial weights and the dropout masks.
+    every layer is Keras's own. With `smallest` (H, W) the network takes images of any size from
+    that on. `seed` fixes the initial weights and the dropout masks.
 
     Raises:
-        UserError: if the network is too deep for the images.
+        UserError: if the network is too deep for the images, or its family takes one size alone.
 
     """
-    architecture.check(image_shape)
+    architecture.check(image_shape if smallest is None else (*smallest, image_shape[2]))
+    if smallest is not None and architecture.family == "notebook":
+        raise UserError(
+            "train.low_resolution.epochs: a network of the family notebook takes images of one "
+            "size alone; set it to 0, or take another family"
+        )
     layers = _Layers(precision, fast, seed)
-    inputs = x = keras.Input(image_shape, dtype="uint8", name="images")
+    shape = image_shape if smallest is None else (None, None, image_shape[2])
+    inputs = x = keras.Input(shape, dtype="uint8", name="images")
     x = keras.layers.Rescaling(1 / 255, dtype=precision, name="rescaling")(x)
     for block, (filters, kernel) in enumerate(
         zip(architecture.filters, architecture.kernel_sizes, strict=True), start=1
@@ -259,13 +267,21 @@ def _weighed(x: Any, filters: int, architecture: Architecture, layers: _Layers, 
     return keras.layers.Multiply(dtype=x.dtype, name=f"{name}_weigh")([x, weights])
 
 
-def export(model: keras.Model, architecture: Architecture) -> keras.Model:
+def export(
+    model: keras.Model,
+    architecture: Architecture,
+    image_shape: tuple[int, int, int] | None = None,
+) -> keras.Model:
     """Give the same network with the same weights in plain Keras layers and float32.
 
-    With `average_flips` it holds it once and asks it twice.
+    It takes images of `image_shape` (H, W, C), which a `model` for any size does not know. With
+    `average_flips` it holds the network once and asks it twice.
     """
     plain = build(
-        architecture, image_shape=model.input_shape[1:], classes=model.output_shape[-1], fast=False
+        architecture,
+        image_shape=image_shape or model.input_shape[1:],
+        classes=model.output_shape[-1],
+        fast=False,
     )
     plain.set_weights(model.get_weights())
     if not architecture.average_flips:

@@ -166,6 +166,13 @@ class Augment(_Section):
     cutmix: Annotated[Float, Field(ge=0)]
 
 
+class LowResolution(_Section):
+    """How many epochs begin on smaller images, and how small."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    scale: OpenFraction
+
+
 class Train(_Section):
     """The training of the final network."""
 
@@ -182,6 +189,7 @@ class Train(_Section):
     reduce_lr_patience: Count | None
     reduce_lr_factor: OpenFraction
     class_weights: Literal["none", "balanced"]
+    low_resolution: LowResolution
     augment: Augment
 
 

@@ -20,8 +20,13 @@ from tqdm import tqdm
 from emotion_detection.console import UserError, log
 from emotion_detection.dataset import Dataset
 from emotion_detection.files import whole, write_json
-from emotion_detection.inputs import evaluation_batches, steps_per_epoch, training_batches
-from emotion_detection.params import Augment
+from emotion_detection.inputs import (
+    evaluation_batches,
+    low_size,
+    steps_per_epoch,
+    training_batches,
+)
+from emotion_detection.params import Augment, LowResolution
 
 WEIGHTS = "model.weights.h5"
 
@@ -37,7 +42,8 @@ class Recipe:
     along a cosine (arXiv 1708.07120); `plateau` lowers it as val_loss says. `weight_decay` is
     decoupled (arXiv 1711.05101) and leaves biases and normalisations alone. With `average_window`,
     what is validated and kept is an exponential moving average of the weights over about that
-    share of all steps.
+    share of all steps. `low_resolution` begins on smaller images (progressive resizing, as in arXiv
+    2104.00298), for a network that was built for any size.
     """
 
     lr: float
@@ -53,7 +59,13 @@ class Recipe:
     average_window: float = 0.0
     label_smoothing: float = 0.0
     class_weights: str = "none"
+    low_resolution: LowResolution | None = None
     augment: Augment | None = None
+
+    def smallest(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Give the smallest height and width of images of `size`, where they have several."""
+        low = self.low_resolution
+        return low_size(size, low.scale) if low is not None and low.epochs else None
 
 
 def resolve_precision(wanted: str) -> tuple[str, str]:
@@ -250,6 +262,7 @@ def fit(
                         recipe.batch_size,
                         seed=seed,
                         augmentation=recipe.augment,
+                        low_resolution=recipe.low_resolution,
                         first_epoch=first_epoch,
                         replicas=replicas,
                     ),
@@ -370,6 +383,7 @@ class _Epochs(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._rows, self._epochs, self._steps = rows, recipe.epochs, steps
+        self._low = recipe.low_resolution
         self._scheduled = recipe.schedule == "one_cycle"
         self._log_epoch, self._followers, self._verbose = log_epoch, followers, verbose
 
@@ -408,7 +422,14 @@ class _Epochs(keras.callbacks.Callback):
         self._rows.append(row)
         self._log_epoch({name: value for name, value in row.items() if name != "epoch"}, epoch + 1)
         if self._verbose:
-            log.info("%s", _line(row, self._epochs))
+            log.info("%s", _line(row, self._epochs, self._seconds_left(row)))
+
+    def _seconds_left(self, row: Mapping[str, float]) -> float:
+        low, done = self._low, int(row["epoch"])
+        if low is None or done > low.epochs:
+            return (self._epochs - done) * row["seconds"]
+        in_full = row["seconds"] / low.scale**2
+        return (low.epochs - done) * row["seconds"] + (self._epochs - low.epochs) * in_full
 
 
 class _Keep(keras.callbacks.Callback):
@@ -422,8 +443,7 @@ class _Keep(keras.callbacks.Callback):
         self._checkpoints.save(self.model, self._rows, ended=self.model.stop_training)
 
 
-def _line(row: Mapping[str, float], epochs: int) -> str:
-    left = (epochs - row["epoch"]) * row["seconds"]
+def _line(row: Mapping[str, float], epochs: int, left: float) -> str:
     return (
         f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.3f}  "
         f"accuracy {row['accuracy']:.3f}  val_loss {row['val_loss']:.3f}  "
