@@ -33,7 +33,7 @@ from emotion_detection.dataset import CHANNELS, are_emotions
 from emotion_detection.figures import class_colour
 from emotion_detection.imagefile import BadImageError, decode, open_image, prepare
 from emotion_detection.predict import Network, Picture, Prediction
-from emotion_detection.report import LIMITS, environment
+from emotion_detection.report import environment, limits
 from emotion_detection.tracking import Origin
 
 HOST = "127.0.0.1"
@@ -105,7 +105,7 @@ def _page(network: Network, origin: Origin) -> str:
             colours=[class_colour(index) for index in range(len(network.classes))],
             pixels=f"{width}×{height}",
             color_mode=network.color_mode,
-            limits=LIMITS,
+            limits=limits(network.classes),
             max_mib=MAX_MIB,
             body_type=BODY_TYPE,
         )

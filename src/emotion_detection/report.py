@@ -154,15 +154,18 @@ def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield layer
 
 
+def limits(classes: Sequence[str]) -> tuple[str, ...]:
+    """Give what a network of these classes cannot tell and must not be used for, a text each."""
+    return LIMITS_OF_EMOTIONS if are_emotions(classes) else LIMITS
+
+
 def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None:
     """Write the page and the card into `folder`, where each of `figures` lies as <name>.png."""
     pictures = {
         name: _picture(folder / f"{name}.png", figures[name]) for name in FIGURES if name in figures
     }
-    emotions = are_emotions(subject.result.classes)
-    limits = LIMITS_OF_EMOTIONS if emotions else LIMITS
     values = {
-        "emotions": emotions,
+        "emotions": are_emotions(subject.result.classes),
         "result": subject.result,
         "dataset": subject.dataset,
         "robustness": subject.robustness,
@@ -172,7 +175,7 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
         "verdict": subject.verdict,
         "leaking": subject.leaking,
         "facts": [*_data_facts(subject.dataset), *subject.facts],
-        "limits": (*((DRAWN,) if subject.drawn else ()), *limits),
+        "limits": (*((DRAWN,) if subject.drawn else ()), *limits(subject.result.classes)),
         "loss_of_chance": math.log(len(subject.result.classes)),
         "worst_confusion": _worst_confusion(subject.result),
         "pictures": pictures,
