@@ -23,6 +23,11 @@ TOY_SIDE = 16
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # By far the longest file: the others run beside it, and nothing waits for it in the end.
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 def _draw_toy(folder: Path, train: int, test: int) -> None:
     """Write `train` and `test` images a class: noise, and a bright quarter that says the class.
 

@@ -123,9 +123,11 @@ def test_the_train_run_tells_what_made_the_model_and_what_it_scores(project: Pro
     assert "learning_curves.png" in project.artifacts(train, "training")
 
 
-def test_the_logged_model_is_the_one_evaluated(project: Project) -> None:
+def test_the_logged_model_is_the_one_evaluated(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (train,) = project.runs("train")
-    mlflow.set_tracking_uri(project.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.tracking_uri)
     model = mlflow.pyfunc.load_model(f"runs:/{train.info.run_id}/model")
     images = np.load(project.root / "data/dataset/images.npy", mmap_mode="r")[-60:]
     predictions = pd.read_csv(project.root / "reports/evaluate/predictions.csv")
