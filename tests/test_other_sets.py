@@ -92,7 +92,7 @@ def read(project: Project, name: str) -> str:
 def test_ten_classes_of_tiny_grey_images_without_a_test_split(digits: Project) -> None:
     assert digits.json("data/dataset/dataset.json")["classes"] == list("0123456789")
     assert digits.json("reports/profile/metrics.json")["images"] == {"train": 1438, "test": 359}
-    accuracy = digits.json("reports/evaluate/metrics.json")["accuracy"]
+    accuracy = digits.json("reports/evaluate/metrics.json")["test/accuracy"]
     assert isinstance(accuracy, float)
     assert accuracy > 0.6  # chance: 0.1
     client = mlflow.MlflowClient(digits.tracking_uri)
@@ -103,7 +103,7 @@ def test_ten_classes_of_tiny_grey_images_without_a_test_split(digits: Project) -
 def test_colour_images_that_are_not_square(photos: Project) -> None:
     dataset = photos.json("data/dataset/dataset.json")
     assert dataset["image_size"] == [24, 36]
-    accuracy = photos.json("reports/evaluate/metrics.json")["accuracy"]
+    accuracy = photos.json("reports/evaluate/metrics.json")["test/accuracy"]
     assert isinstance(accuracy, float)
     assert accuracy > 0.4  # chance: 0.2
     assert "36×24 pixels (rgb), one thing each" in read(photos, "model_card.md")

@@ -135,7 +135,7 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
             assert sorted(point.step for point in points) == [1, 2, 3]
 
     best = table.iloc[table["val_accuracy"].argmax()]
-    assert search.data.metrics["best_val_accuracy"] == best["val_accuracy"]
+    assert search.data.metrics["tune/best_val_accuracy"] == best["val_accuracy"]
     chosen = json.loads((tmp_path / layout.HYPERPARAMETERS).read_text())
     assert " ".join(map(str, chosen["filters"])) == best["filters"]
     assert search.data.tags["best.filters"] == best["filters"]

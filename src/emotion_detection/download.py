@@ -96,7 +96,7 @@ def _fetch(handle: DatasetHandle, target: Path) -> None:
         with _errors_of_kaggle(handle):
             # Its default is in the home folder, where all of it would stay for good.
             os.environ["KAGGLEHUB_CACHE"] = str(layout.DOWNLOADS.resolve())
-            logging.getLogger("kagglehub").handlers = log.handlers
+            logging.getLogger("kagglehub").handlers = list(log.handlers)
             folder = Path(kagglehub.dataset_download(str(handle)))
         _pack(folder, path, f"{handle.owner}/{handle.dataset}/versions/{folder.name}")
 

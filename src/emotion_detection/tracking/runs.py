@@ -441,7 +441,10 @@ class _SystemMetrics(SystemMetricsMonitor):
         self._journal, self._run = journal, run_id
 
     def monitor(self) -> None:
-        while not self._shutdown_event.wait(self.sampling_interval):
+        ended = False
+        while not ended:
+            # Once more at the end: a run may be over before the first interval is.
+            ended = self._shutdown_event.wait(self.sampling_interval)
             self.collect_metrics()
             metrics = {f"system/{name}": value for name, value in self.aggregate_metrics().items()}
             for monitor in self.monitors:
