@@ -21,6 +21,10 @@ RUN = {
     "dvc repro ingest": "",
     "dvc repro tune": "",
     "dvc repro train": "",
+    "dvc exp run $(cat recipes/quick) -S ingest.source=data/emotion-detection-fer.zip": (
+        "-S train.epochs=1 -S train.batch_size=32 -S network.filters=[8,8] "
+        "-S network.kernel_sizes=[3,3] -S split.fraction=0.2 -S evaluate.robustness_images=0"
+    ),
     "dvc exp run $(cat recipes/notebook) -S ingest.source=data/emotion-detection-fer.zip": (
         "-S train.epochs=1 -S train.batch_size=32 -S network.filters=[8,8] "
         "-S network.kernel_sizes=[3,3] -S evaluate.robustness_images=0"
@@ -111,6 +115,15 @@ NOT_RUN = {
     "source .venv/bin/activate": "needs that environment",
     "pip install --require-hashes -r requirements.txt": "needs the package registry",
     "pip install --no-deps --no-build-isolation --editable .": "needs that environment",
+    **dict.fromkeys(
+        (
+            "dvc exp run",
+            "dvc exp run $(cat recipes/quick)",
+            "dvc exp run $(cat recipes/notebook)",
+            "dvc exp run $(cat recipes/notebook) -S split.validation=holdout",
+        ),
+        "the recipes are run with the source that the table's head adds",
+    ),
     "dvc exp run -S ingest.source=data/emotion-detection-fer.zip": (
         "the notebook's recipe is run on the same zip"
     ),
