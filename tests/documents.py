@@ -105,6 +105,7 @@ NOT_RUN = {
     "make demo MODEL=models/model.keras": "likewise",
     "make repro": "makes an environment from the package registry",
     "make test": "makes an environment from the package registry",
+    "make bench": "takes most of an hour",
     "make faults": "takes a quarter of an hour and more",
     "python -m benchmarks.together --minutes 1 --store postgresql": "takes minutes",
     "python -m benchmarks.together --store postgresql": "takes ten minutes",
