@@ -22,6 +22,7 @@ NOTEBOOK = Architecture(
     dense_dropout=0.5,
     norm_momentum=0.8,
     average_flips=False,
+    average_shifts=0,
 )
 """The notebook's last network."""
 TRANSFORMS = {

@@ -119,6 +119,7 @@ def architecture() -> Callable[..., Architecture]:
         dropout: float = 0.0,
         squeeze_excitation: bool = False,
         average_flips: bool = False,
+        average_shifts: int = 0,
     ) -> Architecture:
         return Architecture(
             family=family,
@@ -130,6 +131,7 @@ def architecture() -> Callable[..., Architecture]:
             dense_dropout=dropout,
             norm_momentum=0.8,
             average_flips=average_flips,
+            average_shifts=average_shifts,
         )
 
     return make

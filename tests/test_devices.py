@@ -43,7 +43,7 @@ def train(kind, epochs=4, folder=None, stop=False, lr=1e-2):
             raise KeyboardInterrupt
     recipe = training.Recipe(
         lr=lr, batch_size=20, epochs=epochs, early_stopping_patience=None, schedule="one_cycle",
-        warmup=0.3, weight_decay=0.01, average_window=0.1, class_weights="balanced",
+        warmup=0.3, weight_decay=0.01, average_window=0.1, class_weights=1.0,
     )
     history = training.fit(
         model, dataset, train=rows.train, validation=rows.validation, recipe=recipe, seed=0,

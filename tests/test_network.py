@@ -26,6 +26,7 @@ NOTEBOOK = Architecture(
     dense_dropout=0.5,
     norm_momentum=0.9,
     average_flips=False,
+    average_shifts=0,
 )
 
 
@@ -212,6 +213,22 @@ def test_with_average_flips_an_image_and_its_mirror_image_are_one(
         np.testing.assert_allclose(found(images), mean, rtol=1e-5, atol=1e-6)
     assert served.count_params() == model.count_params()
     assert served.input_shape == model.input_shape
+
+
+def test_with_average_shifts_an_image_and_its_neighbours_are_one(
+    architecture: Make, tmp_path: Path
+) -> None:
+    chosen = architecture(family="plain", average_flips=True, average_shifts=2)
+    model = small(chosen)
+    images = noise(6)
+    wider = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="symmetric")
+    views = [images, *(wider[:, y : y + 16, x : x + 16] for y in (0, 4) for x in (0, 4))]
+    views += [view[:, :, ::-1] for view in views]
+    mean = np.mean([model(view).numpy() for view in views], axis=0)
+    export(model, chosen).save(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        network.load(tmp_path / "model.keras")(images), mean, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

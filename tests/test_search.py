@@ -45,6 +45,7 @@ BASELINE = Architecture(
     dense_dropout=0.2,
     norm_momentum=0.8,
     average_flips=False,
+    average_shifts=0,
 )
 OUTSIDE = replace(BASELINE, filters=(5, 5))
 SHAPE = (16, 16, 3)

@@ -44,6 +44,7 @@ BASELINE = Architecture(
     dense_dropout=0.2,
     norm_momentum=0.8,
     average_flips=False,
+    average_shifts=0,
 )
 TRIALS = 6
 

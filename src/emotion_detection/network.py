@@ -29,7 +29,8 @@ class Architecture:
     (VGG, arXiv 1409.1556, as it is trained today); `residual` adds a block's input to its output
     (arXiv 1512.03385). `squeeze_excitation` weighs a block's channels by the whole image (arXiv
     1709.01507). With `average_flips` the saved network gives the mean of what it sees in an image
-    and in its mirror image.
+    and in its mirror image, with `average_shifts` also in the image moved by so many pixels to each
+    of its four corners.
     """
 
     family: Family
@@ -41,6 +42,7 @@ class Architecture:
     dense_dropout: float
     norm_momentum: float
     average_flips: bool
+    average_shifts: int
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raise `UserError` where the blocks halve an image (H, W, C) to nothing."""
@@ -275,7 +277,7 @@ def export(
     """Give the same network with the same weights in plain Keras layers and float32.
 
     It takes images of `image_shape` (H, W, C), which a `model` for any size does not know. With
-    `average_flips` it holds the network once and asks it twice.
+    `average_flips` or `average_shifts` it holds the network once and asks it several times.
     """
     plain = build(
         architecture,
@@ -284,12 +286,22 @@ def export(
         fast=False,
     )
     plain.set_weights(model.get_weights())
-    if not architecture.average_flips:
-        return plain
     inputs = keras.Input(plain.input_shape[1:], dtype="uint8", name="images")
-    both = [plain(inputs), plain(keras.ops.flip(inputs, axis=2))]
-    outputs = keras.layers.Average(name="average_of_flips")(both)
-    return keras.Model(inputs, outputs, name="emotion_network_and_flip")
+    views = [inputs]
+    if shift := architecture.average_shifts:
+        height, width = plain.input_shape[1:3]
+        # What comes in at an edge is the edge's mirror image.
+        around = [(0, 0), (shift, shift), (shift, shift), (0, 0)]
+        wider = keras.ops.pad(inputs, around, mode="symmetric")
+        views += [
+            wider[:, y : y + height, x : x + width] for y in (0, 2 * shift) for x in (0, 2 * shift)
+        ]
+    if architecture.average_flips:
+        views += [keras.ops.flip(view, axis=2) for view in views]
+    if len(views) == 1:
+        return plain
+    outputs = keras.layers.Average(name="average_of_views")([plain(view) for view in views])
+    return keras.Model(inputs, outputs, name="emotion_network_of_views")
 
 
 def load(path: Path) -> keras.Model:

@@ -112,6 +112,7 @@ class Network(_Section):
     dense_dropout: Fraction
     norm_momentum: Fraction
     average_flips: bool
+    average_shifts: Annotated[int, Field(ge=0, le=32)]
 
     @model_validator(mode="after")
     def _one_kernel_a_block(self) -> Self:
@@ -188,7 +189,7 @@ class Train(_Section):
     early_stopping_patience: Count | None
     reduce_lr_patience: Count | None
     reduce_lr_factor: OpenFraction
-    class_weights: Literal["none", "balanced"]
+    class_weights: Annotated[Float, Field(ge=0, le=1)]
     low_resolution: LowResolution
     augment: Augment
 

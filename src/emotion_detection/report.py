@@ -119,6 +119,11 @@ def training_facts(
         for name, value in recipe.augment.model_dump().items()
         if value and name != "fill_mode"
     ]
+    weighed = (
+        f"classes weighed by their inverse frequency to the power of {recipe.class_weights:g}"
+        if recipe.class_weights
+        else "no class weights"
+    )
     held = (
         "the test images, which leaks"
         if split.validation == "test"
@@ -134,8 +139,8 @@ def training_facts(
         (
             "training",
             f"{optimizer}, {rate}, batches of {recipe.batch_size}, weight decay "
-            f"{recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}, class weights: "
-            f"{recipe.class_weights}, augmentation: {', '.join(shaken) or 'none'}",
+            f"{recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}, {weighed}, "
+            f"augmentation: {', '.join(shaken) or 'none'}",
         ),
         ("validation", held),
         (

@@ -42,8 +42,9 @@ class Recipe:
     along a cosine (arXiv 1708.07120); `plateau` lowers it as val_loss says. `weight_decay` is
     decoupled (arXiv 1711.05101) and leaves biases and normalisations alone. With `average_window`,
     what is validated and kept is an exponential moving average of the weights over about that
-    share of all steps. `low_resolution` begins on smaller images (progressive resizing, as in arXiv
-    2104.00298), for a network that was built for any size.
+    share of all steps. `class_weights` is the power of its class's inverse frequency that weighs an
+    image's loss: at 1 every class has the same say. `low_resolution` begins on smaller images
+    (progressive resizing, as in arXiv 2104.00298), for a network that was built for any size.
     """
 
     lr: float
@@ -58,7 +59,7 @@ class Recipe:
     weight_decay: float = 0.0
     average_window: float = 0.0
     label_smoothing: float = 0.0
-    class_weights: str = "none"
+    class_weights: float = 0.0
     low_resolution: LowResolution | None = None
     augment: Augment | None = None
 
@@ -340,23 +341,25 @@ def best_epoch(history: pd.DataFrame) -> pd.Series:
     return history.iloc[int(history["val_accuracy"].argmax())]
 
 
-def _class_weights(dataset: Dataset, rows: np.ndarray, kind: str) -> np.ndarray | None:
-    if kind == "none":
+def _class_weights(dataset: Dataset, rows: np.ndarray, power: float) -> np.ndarray | None:
+    """Give a weight a class whose mean over `rows` is 1."""
+    if power == 0:
         return None
     counts = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))
-    return (len(rows) / (len(counts) * counts)).astype(np.float32)
+    weights = 1 / counts**power
+    return (weights * len(rows) / (weights * counts).sum()).astype(np.float32)
 
 
 def _weighed(batches: tf.data.Dataset, weights: np.ndarray | None) -> tf.data.Dataset:
-    """Give `batches` with the weights of their images' classes, as Keras would of `class_weight`.
+    """Give `batches` with the weights of their images' classes, or of the shares of them in each.
 
-    It cannot where a batch is shared among devices.
+    Keras's `class_weight` knows no shares, and no batch that several devices have parts of.
     """
     if weights is None:
         return batches
 
     def weigh(images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return images, targets, tf.gather(weights, tf.argmax(targets, axis=-1))
+        return images, targets, tf.linalg.matvec(targets, weights)
 
     return batches.map(weigh)
 
