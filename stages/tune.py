@@ -128,6 +128,7 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture | Non
                 validation=rows.validation,
                 recipe=training.Recipe(
                     lr=settings.lr,
+                    schedule=settings.schedule,
                     batch_size=settings.batch_size,
                     epochs=trial.epochs,
                     early_stopping_patience=settings.early_stopping_patience,

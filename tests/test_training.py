@@ -277,6 +277,7 @@ def test_a_stalled_training_goes_on_with_a_lower_rate(trainer: Trainer) -> None:
         batch_size=12,
         epochs=4,
         early_stopping_patience=None,
+        schedule="plateau",
         reduce_lr_patience=1,
         reduce_lr_factor=0.1,
     )
@@ -295,6 +296,13 @@ def test_one_cycle_raises_the_rate_and_lowers_it_to_nothing(trainer: Trainer) ->
     assert rates[3] == pytest.approx(1e-2)
     assert (np.diff(rates[3:]) < 0).all()
     assert rates[-1] < 1e-3
+
+
+def test_a_training_that_starts_later_has_a_cycle_of_its_own(trainer: Trainer) -> None:
+    recipe = replace(RECIPE, epochs=12, schedule="one_cycle", warmup=0.3)
+    later = trainer(recipe, first_epoch=2)["lr"]
+    whole = trainer(replace(recipe, epochs=10))["lr"]
+    assert later.tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

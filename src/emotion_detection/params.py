@@ -146,6 +146,7 @@ class Tune(_Section):
     epochs: Count
     images: Count | None
     lr: Positive
+    schedule: Literal["one_cycle", "constant"]
     batch_size: Count
     early_stopping_patience: Count | None
     max_gflops: Positive | None

@@ -39,7 +39,8 @@ class Recipe:
     """How a network is trained, whatever the network; `None` switches a patience off.
 
     `one_cycle` raises lr from a 25th over the `warmup` share of all steps and lowers it to nothing
-    along a cosine (arXiv 1708.07120); `plateau` lowers it as val_loss says. `weight_decay` is
+    along a cosine (arXiv 1708.07120), `plateau` lowers it as val_loss says, and `constant` keeps
+    it. `weight_decay` is
     decoupled (arXiv 1711.05101) and leaves biases and normalisations alone. With `average_window`,
     what is validated and kept is an exponential moving average of the weights over about that
     share of all steps. `class_weights` is the power of its class's inverse frequency that weighs an
@@ -54,8 +55,8 @@ class Recipe:
     reduce_lr_patience: int | None = None
     reduce_lr_factor: float = 0.5
     optimizer: str = "adam"
-    schedule: str = "plateau"
-    warmup: float = 0.0
+    schedule: str = "constant"
+    warmup: float = 0.3
     weight_decay: float = 0.0
     average_window: float = 0.0
     label_smoothing: float = 0.0
@@ -208,8 +209,9 @@ def fit(
 
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, a training that was cut off goes on after its last finished epoch, and the
-    model ends with the weights of the best epoch; without, it starts at `first_epoch` and ends
-    with those of the last. What was built under a `strategy` of several devices trains on them.
+    model ends with the weights of the best epoch; without, it starts at `first_epoch`, its schedule
+    with it, and ends with those of the last. What was built under a `strategy` of several devices
+    trains on them.
 
     Raises:
         UserError: if the batch is larger than the training rows or too small for the devices, or
@@ -232,7 +234,7 @@ def fit(
             )
     with devices.scope():
         model.compile(
-            _optimizer(recipe, steps * recipe.epochs),
+            _optimizer(recipe, steps * (recipe.epochs - first_epoch)),
             keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
             metrics=["accuracy"],
             # XLA's convolutions on a CPU are slower than oneDNN's.
