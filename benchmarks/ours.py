@@ -11,7 +11,7 @@ import tensorflow as tf
 from benchmarks.material import SEED
 from benchmarks.turns import Turn
 from emotion_detection.dataset import Dataset
-from emotion_detection.inputs import training_batches
+from emotion_detection.inputs import training_batches, untuned
 from emotion_detection.network import Architecture, build, load
 from emotion_detection.params import Augment
 from emotion_detection.training import Recipe, fit, predict, resolve_precision
@@ -70,6 +70,36 @@ def train(
         log_epoch=next_turn,
         verbose=False,
     )
+
+
+def step(
+    turn: Turn,
+    architecture: Architecture,
+    packed: Path,
+    rows: np.ndarray,
+    batch_size: int,
+    *,
+    metrics: bool = True,
+    optimizer: str = "adam",
+    steps_per_execution: int = 1,
+) -> None:
+    """Train for ever on one batch that is there already, a turn as many steps as `rows` have."""
+    dataset = Dataset.open(packed)
+    model = make(architecture, dataset)
+    model.compile(
+        optimizer,
+        keras.losses.CategoricalCrossentropy(),
+        metrics=["accuracy"] if metrics else None,
+        steps_per_execution=steps_per_execution,
+        jit_compile=False,
+    )
+    batch = next(iter(training_batches(dataset, rows, batch_size, seed=SEED)))
+    batches = untuned(tf.data.Dataset.from_tensors(batch).repeat())
+    steps = len(rows) // batch_size
+    while True:
+        turn.begin()
+        model.fit(batches, steps_per_epoch=steps, verbose=0)
+        turn.end(steps * batch_size)
 
 
 def feed(turn: Turn, packed: Path, rows: np.ndarray, batch_size: int, augment: Augment) -> None:

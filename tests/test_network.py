@@ -13,7 +13,13 @@ import tensorflow as tf
 
 from emotion_detection import network
 from emotion_detection.console import UserError
-from emotion_detection.network import Architecture, FusedBatchNormalization, build, export
+from emotion_detection.network import (
+    Architecture,
+    FewBitsDropout,
+    FusedBatchNormalization,
+    build,
+    export,
+)
 
 Make = Callable[..., Architecture]
 NOTEBOOK = Architecture(
@@ -129,6 +135,29 @@ def test_fused_normalisation_computes_what_keras_does(
     assert learnt == (trainable and training)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.5])
+def test_dropout_is_keras_own(dtype: str, rate: float) -> None:
+    layer = FewBitsDropout(rate, seed=1, dtype=dtype)
+    assert layer.get_config() == keras.layers.Dropout(rate, seed=1, dtype=dtype).get_config() | {
+        "name": layer.name
+    }
+    inputs = tf.Variable(tf.ones((101, 7, 7, 21), dtype))
+    np.testing.assert_array_equal(layer(inputs, training=False), inputs.numpy())
+    with tf.GradientTape() as tape:
+        outputs = layer(inputs, training=True)
+    found = outputs.numpy().astype(np.float32)
+    zeros = [] if rate == 0 else [0.0]
+    np.testing.assert_allclose(np.unique(found), [*zeros, 1 / (1 - rate)], rtol=1e-2)
+    # Within five deviations of a share of 103,929 values.
+    tolerance = 5 * np.sqrt(rate * (1 - rate) / found.size)
+    assert np.mean(found == 0) == pytest.approx(rate, abs=tolerance)
+    np.testing.assert_array_equal(tape.gradient(outputs, inputs).numpy(), outputs.numpy())
+    assert rate == 0 or not np.array_equal(found, layer(inputs, training=True).numpy())
+    again = FewBitsDropout(rate, seed=1, dtype=dtype)
+    np.testing.assert_array_equal(found, again(inputs, training=True).numpy())
+
+
 FAMILIES = pytest.mark.parametrize(
     "options",
     [
@@ -184,7 +213,8 @@ def test_a_trained_network_is_saved_as_plain_keras(
     plain = export(model, chosen)
 
     assert {layer.dtype_policy.name for layer in plain.layers[1:]} == {"float32"}
-    assert not any(isinstance(layer, FusedBatchNormalization) for layer in plain.layers)
+    fast = (FusedBatchNormalization, FewBitsDropout)
+    assert not any(isinstance(layer, fast) for layer in plain.layers)
     assert same_weights(plain, model)
     images = noise(20, seed=1)
     outputs = plain.predict(images, verbose=0)

@@ -24,7 +24,7 @@ def evaluation_batches(
     Batches are ((b, H, W, C) uint8, (b, classes) float32, one-hot), and come in `replicas` parts.
     """
     numbers = _batches(tf.constant(rows.astype(np.int64)), batch_size, replicas)
-    return _untuned(numbers.map(_reader(dataset)).prefetch(2))
+    return untuned(numbers.map(_reader(dataset)).prefetch(2))
 
 
 def training_batches(
@@ -70,7 +70,7 @@ def training_batches(
         return images, targets
 
     epochs = tf.data.Dataset.counter(first_epoch)
-    return _untuned(epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4))
+    return untuned(epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4))
 
 
 def _batches(numbers: tf.Tensor, batch_size: int, replicas: int) -> tf.data.Dataset:
@@ -95,9 +95,11 @@ def shrunk(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     return tf.cast(tf.round(tf.image.resize(images, size, method="area")), tf.uint8)
 
 
-def _untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
-    # Nothing here is left to tf.data's tuner, whose thread sleeps in steps that double: a pass
-    # over the data would end only with the step it is in, at worst in twice its time.
+def untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Leave nothing of `batches` to tf.data's tuner, whose thread sleeps in steps that double.
+
+    A pass over the data would end only with the step it is in, at worst in twice its time.
+    """
     options = tf.data.Options()
     options.autotune.enabled = False
     return batches.with_options(options)

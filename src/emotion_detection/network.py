@@ -1,7 +1,8 @@
 """The CNN families: blocks of two convolutions, each halving the image, then dense layers.
 
 What trains here is what Keras computes, faster: batch normalisation runs through TensorFlow's
-fused kernel instead of Keras's elementwise spelling, and in bfloat16 where the processor has it.
+fused kernel instead of Keras's elementwise spelling, dropout draws fewer random bits, and both are
+in bfloat16 where the processor has it.
 `export` gives the same network in plain Keras layers and float32, so that a saved model needs
 nothing of this package.
 """
@@ -122,6 +123,27 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return tf.reshape(outputs, shape)
 
 
+class FewBitsDropout(keras.layers.Dropout):
+    """Keras's dropout, with 16 random bits a value where Keras draws a number of 32.
+
+    State, config and what it computes are those of the parent class, with `rate` rounded to a
+    multiple of 2**-16; only `call` differs.
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Set a share of `rate` of `inputs` to 0 when training, and scale the others up for it."""
+        if not training or self.rate == 0:
+            return inputs
+        values = tf.size(inputs)
+        seed = tf.cast(self.seed_generator.next(), tf.int64)
+        drawn = tf.random.stateless_uniform([(values + 1) // 2], seed, None, None, tf.uint32)
+        bits = tf.reshape(tf.bitcast(drawn, tf.uint16), [-1])[:values]
+        dropped = round(self.rate * 2**16)
+        kept = tf.cast(bits >= tf.constant(dropped, tf.uint16), inputs.dtype)
+        scale = tf.constant(2**16 / (2**16 - dropped), inputs.dtype)
+        return inputs * tf.reshape(kept * scale, tf.shape(inputs))
+
+
 def _of_all_replicas(
     mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -226,7 +248,8 @@ class _Layers:
         return keras.layers.Activation("relu", dtype=self._precision, name=name)
 
     def dropout(self, rate: float, name: str) -> Any:
-        return keras.layers.Dropout(rate, seed=self.seed(), dtype=self._precision, name=name)
+        kind = FewBitsDropout if self._fast else keras.layers.Dropout
+        return kind(rate, seed=self.seed(), dtype=self._precision, name=name)
 
 
 def _block(

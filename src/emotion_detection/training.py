@@ -40,12 +40,12 @@ class Recipe:
 
     `one_cycle` raises lr from a 25th over the `warmup` share of all steps and lowers it to nothing
     along a cosine (arXiv 1708.07120), `plateau` lowers it as val_loss says, and `constant` keeps
-    it. `weight_decay` is
-    decoupled (arXiv 1711.05101) and leaves biases and normalisations alone. With `average_window`,
-    what is validated and kept is an exponential moving average of the weights over about that
-    share of all steps. `class_weights` is the power of its class's inverse frequency that weighs an
-    image's loss: at 1 every class has the same say. `low_resolution` begins on smaller images
-    (progressive resizing, as in arXiv 2104.00298), for a network that was built for any size.
+    it. `weight_decay` is decoupled (arXiv 1711.05101) and leaves biases and normalisations alone.
+    With `average_window`, what is validated and kept is an exponential moving average of the
+    weights over about that share of all steps. `class_weights` is the power of its class's inverse
+    frequency that weighs an image's loss: at 1 every class has the same say. `low_resolution`
+    begins on smaller images (progressive resizing, as in arXiv 2104.00298), for a network that was
+    built for any size.
     """
 
     lr: float
