@@ -8,7 +8,7 @@ from benchmarks.report import Section
 from emotion_detection.dataset import Dataset, Split, part
 from emotion_detection.training import best_epoch, fit
 
-IMAGES = 6000
+IMAGES = 4000
 EPOCHS = 8
 SEEDS = (1, 2, 3)
 

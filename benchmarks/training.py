@@ -38,8 +38,8 @@ def run(material: Material, turns: int) -> Section:
     section.say(
         f"The notebook's last network, {3 * forward:.2f} GFLOP an image and training step. A "
         f"4096-square matrix product through TensorFlow runs at {teraflops['float32']:.2f} TFLOP/s "
-        f"in float32 and {teraflops['bfloat16']:.2f} in bfloat16 here, so that no code can train "
-        f"it at more than about {1e3 * teraflops['bfloat16'] / (3 * forward):,.0f} images/s."
+        f"in float32 and {teraflops['bfloat16']:.2f} in bfloat16 here; at that rate a network "
+        f"would train at {1e3 * teraflops['bfloat16'] / (3 * forward):,.0f} images/s."
     )
     for batch_size in (256, 64):
         rows = material.some(STEPS * batch_size)
