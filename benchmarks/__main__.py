@@ -30,7 +30,7 @@ def main() -> None:
         for name in arguments.only:
             log.info("measuring %s", name)
             keep(name, importlib.import_module(f"benchmarks.{name}").run(material, arguments.turns))
-            assemble(SECTIONS)
+            assemble()
 
 
 if __name__ == "__main__":
