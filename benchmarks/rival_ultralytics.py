@@ -15,7 +15,8 @@ from ultralytics import YOLO
 
 NETWORK = "yolo26n-cls.yaml"
 STRIDE = 32
-BATCH_SIZE = 64
+BATCH_SIZE = 128
+"""Trains more images a second on two cores than its default of 16, or 64."""
 
 
 def main() -> None:

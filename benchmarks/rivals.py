@@ -189,7 +189,7 @@ def describe(trained: Trained, all_of_them: Sequence[Contender], minutes: float)
     section.say(
         f"Ultralytics' network is trained from scratch for {minutes:g} minutes on the same images "
         "and has its epoch chosen on the same others, by the mean of top-1 and top-5 accuracy. All "
-        "is as Ultralytics has it, but for batches of 64, images decoded once, and the size, a "
+        "is as Ultralytics has it, but for batches of 128, images decoded once, and the size, a "
         "multiple of 32. `fer` ships its networks: its own code scales a whole image in place of "
         "the faces that it would detect, and its probabilities are taken before it rounds them. "
         "The code it derives from trains on FER-2013's first 28,709 images and keeps the epoch "
