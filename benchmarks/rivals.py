@@ -57,6 +57,7 @@ class Trained:
     dataset: Dataset
     rows: Split
     seed: int
+    run_name: str
     commit: str
 
 
@@ -92,7 +93,8 @@ def ours(project: Path) -> Trained:
         f"{sum(each.value for each in seconds) / 60:.1f} min, {len(seconds)} epochs",
         predict(model, dataset, rows.test, BATCH_SIZE),
     )
-    return Trained(contender, dataset, rows, seed, tags.get("git.commit", "unknown")[:7])
+    commit = tags.get("git.commit", "unknown")[:7]
+    return Trained(contender, dataset, rows, seed, tracked.info.run_name, commit)
 
 
 def write(dataset: Dataset, rows: Split, folder: Path) -> None:
@@ -160,8 +162,9 @@ def describe(trained: Trained, all_of_them: Sequence[Contender], minutes: float)
     section.say(
         f"{len(rows.test):,} test images of `{dataset.source}`, {leaked.sum():,} of them also in "
         "train, scored by the same code; intervals are 95 %, by bootstrap over these images. This "
-        f"project's network was trained by the code of commit {trained.commit} on "
-        f"{len(rows.train):,} images, its epoch chosen on {len(rows.validation):,} others."
+        f"project's network is that of the MLflow run *{trained.run_name}*, commit "
+        f"{trained.commit}, trained on {len(rows.train):,} images and its epoch chosen on "
+        f"{len(rows.validation):,} others."
     )
     table = []
     for contender in all_of_them:
