@@ -14,8 +14,8 @@ from emotion_detection.files import whole
 
 SECTIONS = Path("reports/benchmarks")
 ORDER = (
-    *("training", "quality", "feeding", "searching", "stages", "memory", "predicting"),
-    "rivals",
+    *("training", "families", "quality", "feeding", "searching", "stages", "memory"),
+    *("predicting", "rivals"),
 )
 """Of the sections in the document."""
 DOCUMENT = Path("docs/benchmarks.md")
