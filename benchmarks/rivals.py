@@ -194,10 +194,10 @@ def describe(trained: Trained, all_of_them: Sequence[Contender], minutes: float)
         "and has its epoch chosen on the same others, by the mean of top-1 and top-5 accuracy. All "
         "is as Ultralytics has it, but for batches of 128, images decoded once, and the size, a "
         "multiple of 32. `fer` ships its networks: its own code scales a whole image in place of "
-        "the faces that it would detect, and its probabilities are taken before it rounds them. "
-        "The code it derives from trains on FER-2013's first 28,709 images and keeps the epoch "
-        "with the lowest loss on the other 7,178, which are the archive's test images: there, its "
-        "figures are chosen on what they are measured on."
+        "the faces that it would detect, and its probabilities are taken before it rounds them. It "
+        "does not say how it trained them; the code that it names as its origin, "
+        "oarriaga/face_classification, trains on FER-2013's first 28,709 images and keeps the "
+        "epoch with the lowest loss on the other 7,178, which are the archive's test images."
     )
     return section
 
