@@ -27,8 +27,8 @@ class Architecture:
     `filters` (32, 128, 128, 32), `kernel_sizes` 3 and `dense_units` (64,) it is the network the
     notebook ended with. `plain` is convolution, normalisation, ReLU, and averages over the image
     (VGG, arXiv 1409.1556, as it is trained today); `depthwise` splits plain's convolutions, all but
-    the first, into one a channel and one across channels, for a ninth of the arithmetic where there
-    are many channels (arXiv 1704.04861); `residual` is plain and adds a block's input to its output
+    the first, into one a channel and one across channels, about a ninth of the arithmetic where the
+    kernel is 3 (arXiv 1704.04861); `residual` is plain and adds a block's input to its output
     (arXiv 1512.03385). `squeeze_excitation` weighs a block's channels by the whole image (arXiv
     1709.01507). With `average_flips` the saved network gives the mean of what it sees in an image
     and in its mirror image.
