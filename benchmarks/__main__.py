@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.material import Material
-from benchmarks.report import assemble, keep
+from benchmarks.report import ORDER, assemble, keep
 from emotion_detection import params
 from emotion_detection.console import log, run
 
-SECTIONS = ("training", "quality", "feeding", "searching", "stages", "memory", "predicting")
+SECTIONS = tuple(name for name in ORDER if name != "rivals")
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         for name in arguments.only:
             log.info("measuring %s", name)
             keep(name, importlib.import_module(f"benchmarks.{name}").run(material, arguments.turns))
-            assemble(SECTIONS)
+            assemble()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,11 @@ from pathlib import Path
 from emotion_detection.files import whole
 
 SECTIONS = Path("reports/benchmarks")
+ORDER = (
+    *("training", "families", "quality", "feeding", "searching", "stages", "memory"),
+    *("predicting", "rivals"),
+)
+"""Of the sections in the document."""
 DOCUMENT = Path("docs/benchmarks.md")
 PACKAGES = ("tensorflow", "keras", "keras-tuner", "numpy", "pillow", "torch")
 
@@ -43,13 +48,14 @@ def keep(name: str, section: Section) -> None:
         path.write_text(text + "\n", encoding="utf-8")
 
 
-def assemble(names: Sequence[str]) -> None:
-    """Write the document from the sections kept, in the order of `names`."""
-    kept = [SECTIONS / f"{name}.md" for name in names]
+def assemble() -> None:
+    """Write the document from the sections kept."""
+    kept = [SECTIONS / f"{name}.md" for name in ORDER]
     texts = [path.read_text(encoding="utf-8") for path in kept if path.exists()]
     head = (
         "# Benchmarks\n\n"
-        "Written by `make bench`. Contenders run in processes of their own and take turns; the "
+        "Written by `make bench`, and the last section by `python -m benchmarks.rivals`. "
+        "Contenders run in processes of their own and take turns; the "
         "first turn of each is left out. A figure is the median of the turns, with the lowest and "
         "the highest.\n"
     )

@@ -107,6 +107,18 @@ NOT_RUN = {
     "make test": "makes an environment from the package registry",
     "make bench": "takes most of an hour",
     "make faults": "takes a quarter of an hour and more",
+    **dict.fromkeys(
+        (
+            "python3 -m venv rivals",
+            'rivals/bin/pip install ultralytics "opencv-python<5" tensorflow "setuptools<81"',
+            "rivals/bin/pip install --no-deps fer",
+        ),
+        "needs the package registry",
+    ),
+    "python -m benchmarks.rivals --minutes 6 --python rivals/bin/python": (
+        "needs that environment; test_rivals.py runs it without"
+    ),
+    "python -m benchmarks.rivals": "a name, not a command",
     "python -m benchmarks.together --minutes 1 --store postgresql": "takes minutes",
     "python -m benchmarks.together --store postgresql": "takes ten minutes",
     "python -m stages.tune": "a name, not a command",

@@ -165,8 +165,9 @@ FAMILIES = pytest.mark.parametrize(
         {"family": "plain", "dense_units": ()},
         {"family": "residual", "dense_units": ()},
         {"family": "residual", "squeeze_excitation": True, "kernel": 5},
+        {"family": "depthwise", "squeeze_excitation": True},
     ],
-    ids=["notebook", "plain", "residual", "squeeze"],
+    ids=["notebook", "plain", "residual", "squeeze", "depthwise"],
 )
 
 
@@ -200,6 +201,21 @@ model = keras.models.load_model(sys.argv[1])
 assert not any(name.startswith("emotion_detection") for name in sys.modules)
 np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), verbose=0))
 """
+
+
+def test_depthwise_splits_all_convolutions_but_the_first(architecture: Make) -> None:
+    model = small(architecture((4, 6), (), family="depthwise"))
+    kernels = [tuple(weight.shape) for weight in model.trainable_weights if weight.ndim == 4]
+    assert kernels == [
+        *((3, 3, 3, 4), (3, 3, 4, 1), (1, 1, 4, 4)),
+        *((3, 3, 4, 1), (1, 1, 4, 6), (3, 3, 6, 1), (1, 1, 6, 6)),
+    ]
+
+
+def test_depthwise_keeps_the_spread_of_its_inputs(architecture: Make) -> None:
+    model = small(architecture((4, 256), (), family="depthwise"))
+    kernel = model.get_layer("block2b_depthwise").kernel
+    assert np.std(kernel) == pytest.approx((2 / 9) ** 0.5, rel=0.1)
 
 
 @FAMILIES
@@ -293,7 +309,7 @@ def operations_of(model: keras.Model) -> float:
     """Count two operations for each weight of a kernel, everywhere that it is applied."""
     operations = 0
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2D):
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
             _, height, width, _ = layer.output.shape
             operations += 2 * height * width * int(np.prod(layer.kernel.shape))
         elif isinstance(layer, keras.layers.Dense):
@@ -310,6 +326,7 @@ def test_the_cost_of_a_network_is_that_of_its_layers(
         architecture((4, 9, 5), (8, 6), kernel=5),
         architecture((4, 9, 9), (), family="plain"),
         architecture((4, 9, 9), (6,), family="residual", squeeze_excitation=True),
+        architecture((4, 9, 9), (), family="depthwise", kernel=5),
     ):
         model = build(chosen, image_shape=image_shape, classes=4)
         assert chosen.forward_gflops(image_shape, 4) == pytest.approx(operations_of(model))

@@ -37,6 +37,7 @@ def network(architecture: Any, **options: Any) -> keras.Model:
         {"family": "notebook"},
         {"family": "plain", "average_flips": True, "average_shifts": 2},
         {"family": "residual", "squeeze_excitation": True, "average_flips": True},
+        {"family": "depthwise"},
     ],
 )
 def test_it_answers_as_keras_for_any_number_of_images(

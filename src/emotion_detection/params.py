@@ -103,7 +103,7 @@ class Profile(_Section):
 class Network(_Section):
     """One network; an entry of a list is a block or a layer."""
 
-    family: Literal["notebook", "plain", "residual"]
+    family: Literal["notebook", "plain", "residual", "depthwise"]
     filters: Counts
     kernel_sizes: KernelSizes
     dense_units: Annotated[tuple[Count, ...], Field(strict=False)]
