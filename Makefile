@@ -4,6 +4,9 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 LOCK := pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# What Ctrl-C is the way to end: in a terminal it gets a process group of its own, or make would die of it too.
+UNTIL_CTRL_C = @[ ! -t 0 ] || set -m; $(1) || [ $$? -eq 130 ]
+
 .PHONY: help repro data tune-workers test lint audit bench ui demo send faults lock clean
 
 help:  ## what there is
@@ -33,10 +36,10 @@ audit: .venv/.dev  ## look up what is pinned among known vulnerabilities
 	python .ci/audit.py
 
 ui: .venv/.repro  ## browse the runs, at http://127.0.0.1:5000
-	mlflow ui --host 127.0.0.1 --port 5000
+	$(call UNTIL_CTRL_C,mlflow ui --host 127.0.0.1 --port 5000)
 
 demo: .venv/.repro  ## label the faces in photos on a page; MODEL=models/model.keras, PORT=5002
-	emotion-detection demo $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT))
+	$(call UNTIL_CTRL_C,emotion-detection demo $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)))
 
 send: .venv/.repro  ## send MLflow what it missed while it was away
 	python -m emotion_detection.send

@@ -22,11 +22,16 @@ def main() -> None:
         default=Path(params.load().ingest.source),
         help="a .zip or folder to measure on; by default ingest.source",
     )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a .keras file that predicting loads; by default it makes an untrained network",
+    )
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION")
     parser.add_argument("--turns", type=int, default=5, help="of each contender (default 5)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        material = Material(arguments.source, Path(scratch))
+        material = Material(arguments.source, Path(scratch), arguments.model)
         for name in arguments.only:
             log.info("measuring %s", name)
             keep(name, importlib.import_module(f"benchmarks.{name}").run(material, arguments.turns))

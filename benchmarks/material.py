@@ -51,10 +51,11 @@ AUGMENT = params.Augment(
 
 @dataclass(frozen=True)
 class Material:
-    """A source and a scratch folder to unpack and pack it in."""
+    """A source, a scratch folder to unpack and pack it in, and maybe a network to predict with."""
 
     source: Path
     scratch: Path
+    model: Path | None = None
 
     @cached_property
     def folder(self) -> Path:

@@ -4,12 +4,14 @@ import contextlib
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
+
+N = TypeVar("N", bound=Hashable)
 
 
 class Turn:
@@ -60,7 +62,7 @@ def _work(contender: Contender, connection: Connection) -> None:
     contender(Turn(connection))
 
 
-def measure(contenders: Mapping[str, Contender], *, turns: int) -> dict[str, Rates]:
+def measure(contenders: Mapping[N, Contender], *, turns: int) -> dict[N, Rates]:
     """Let the contenders take `turns` turns each, one after the other, after one to warm up.
 
     Raises:
@@ -76,7 +78,7 @@ def measure(contenders: Mapping[str, Contender], *, turns: int) -> dict[str, Rat
             process.start()
             theirs.close()
             running[name] = (process, ours)
-        rates: dict[str, list[float]] = {name: [] for name in running}
+        rates: dict[N, list[float]] = {name: [] for name in running}
         for turn in range(1 + turns):
             for name, (_, connection) in running.items():
                 connection.send("go")
@@ -108,6 +110,20 @@ def _call(
     connection.send(function(**settings))
 
 
+def unshared(process: psutil.Process, *, until: Callable[[], bool]) -> int:
+    """Watch a process until it is done, and give its highest memory in bytes.
+
+    What is mapped from a file can be dropped at any time; what is private cannot, and counts.
+    """
+    peak = 0
+    while not until():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            memory = process.memory_info()
+            peak = max(peak, memory.rss - getattr(memory, "shared", 0))
+        time.sleep(0.05)
+    return peak
+
+
 def alone(function: Callable[..., Any], **settings: Any) -> Alone:
     """Run `function` in a fresh process; its time has Python's start and all imports in it.
 
@@ -121,13 +137,7 @@ def alone(function: Callable[..., Any], **settings: Any) -> Alone:
     process = context.Process(target=_call, args=(function, theirs, settings))
     process.start()
     theirs.close()
-    watched = psutil.Process(process.pid)
-    peak = 0
-    while not ours.poll(0.05):
-        # What is mapped from a file can be dropped at any time; what is private cannot.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            memory = watched.memory_info()
-            peak = max(peak, memory.rss - getattr(memory, "shared", 0))
+    peak = unshared(psutil.Process(process.pid), until=ours.poll)
     try:
         value = ours.recv()
     except EOFError:

@@ -121,6 +121,9 @@ NOT_RUN = {
     "python -m benchmarks.rivals": "a name, not a command",
     "python -m benchmarks.together --minutes 1 --store postgresql": "takes minutes",
     "python -m benchmarks.together --store postgresql": "takes ten minutes",
+    "python -m benchmarks.workers": "takes minutes; test_scaling.py kills a worker too",
+    "python -m benchmarks --only predicting --source data/emotion-detection-fer.zip "
+    "--model models/model.keras": "takes minutes, and needs the archive",
     "python -m stages.tune": "a name, not a command",
     "make ui": "makes an environment; then `mlflow ui`",
     "make send": "makes an environment; then `python -m emotion_detection.send`",

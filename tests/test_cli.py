@@ -74,6 +74,18 @@ def test_help_is_quick_since_it_loads_nothing_heavy() -> None:
     assert printed.splitlines()[-1] == "[]"
 
 
+def test_a_network_is_loaded_without_what_keras_has_no_use_for_here(store: Path) -> None:
+    code = (
+        "import sys\n"
+        "from emotion_detection import predict\n"
+        f"predict.load({str(store / layout.MODEL)!r}, None)\n"
+        "print(sorted({'matplotlib', 'sklearn', 'mlflow'} & sys.modules.keys()))\n"
+        "import matplotlib.pyplot, sklearn\n"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert printed.splitlines() == ["[]"]
+
+
 def test_the_champion_labels_every_face(command: Command, album: Path, toy: Dataset) -> None:
     status, out, err = command("predict", album)
     assert status == 0

@@ -28,7 +28,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from emotion_detection import predict, saliency
-from emotion_detection.console import UserError, log
+from emotion_detection.console import Terminated, UserError, log
 from emotion_detection.dataset import CHANNELS, are_emotions
 from emotion_detection.figures import class_colour
 from emotion_detection.imagefile import BadImageError, decode, open_image, prepare
@@ -69,7 +69,12 @@ def serve(network: Network, origin: Origin, port: int) -> None:
     with listening:
         log.info("open http://%s:%d; Ctrl-C ends it", *listening.getsockname())
         config = uvicorn.Config(app(network, origin), log_level="warning", lifespan="off")
-        uvicorn.Server(config).run(sockets=[listening])
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            return  # as the line above says
 
 
 def app(network: Network, origin: Origin, *, patience: float = PATIENCE) -> Starlette:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sys
 import threading
 import warnings
 from collections import deque
@@ -163,10 +164,26 @@ def _is_logged(model: str | None) -> bool:
 
 
 def _modelfile() -> ModuleType:
-    with silence():
-        # TensorFlow's C++ writes to stderr whatever it is told.
+    # TensorFlow's C++ writes to stderr whatever it is told.
+    with silence(), _absent("matplotlib", "sklearn"):
         from emotion_detection import modelfile
     return modelfile
+
+
+@contextlib.contextmanager
+def _absent(*packages: str) -> Iterator[None]:
+    """Have none of the packages found while the block lasts, unless they are loaded already.
+
+    Keras imports them where they are, a third of its start, for what a prediction has no use for.
+    """
+    names = [name for name in packages if name not in sys.modules]
+    for name in names:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:

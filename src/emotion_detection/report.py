@@ -179,6 +179,7 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
         ),
         "verdict": subject.verdict,
         "leaking": subject.leaking,
+        "drawn": subject.drawn,
         "facts": [*_data_facts(subject.dataset), *subject.facts],
         "limits": (*((DRAWN,) if subject.drawn else ()), *limits(subject.result.classes)),
         "loss_of_chance": math.log(len(subject.result.classes)),

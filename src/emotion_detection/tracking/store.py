@@ -68,6 +68,8 @@ def connect() -> None:
     # The journal tries again, and knows better for how long.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # Two lines for each trial that ends, among the stage's own.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     location = None
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         root = layout.main_root()
