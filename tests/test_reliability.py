@@ -270,6 +270,9 @@ CASES |= {
     "a param that is none": setting("train.lerning_rate", 0.1),
     "a param of the wrong type": setting("train.epochs", "fifty"),
     "a negative size": setting("ingest.image_size", [-48, 48]),
+    "more epochs on smaller images than in all": setting(
+        "train.low_resolution", {"epochs": 30, "scale": 0.5}
+    ),
 }
 
 
