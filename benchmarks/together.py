@@ -34,6 +34,7 @@ CHANGES: dict[str, Any] = SMALL | {
     "train": {"epochs": EPOCHS, "batch_size": 32, "early_stopping_patience": None},
 }
 CURVES = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+METRICS = ("reports/train/metrics.json", "reports/evaluate/metrics.json")
 ARTIFACTS = {"training/history.csv", "evaluation/report.html", "evaluation/metrics.json"}
 
 
@@ -150,13 +151,12 @@ def missing(uri: str, experiments: dict[str, dict[str, Any]]) -> list[str]:
             points = client.get_metric_history(run.info.run_id, f"epoch/{curve}")
             if sorted({point.step for point in points}) != list(range(1, EPOCHS + 1)):
                 gone.append(f"{name}: epoch/{curve} has {len(points)} of {EPOCHS} points")
-        scores = known["metrics"]
-        for file, score, metric in (
-            ("reports/train/metrics.json", "val_accuracy", "val_accuracy"),
-            ("reports/evaluate/metrics.json", "accuracy", "test/accuracy"),
-        ):
-            if run.data.metrics.get(metric) != scores[file]["data"][score]:
-                gone.append(f"{name}: {metric} is {run.data.metrics.get(metric)}")
+        gone += [
+            f"{name}: {metric} is {run.data.metrics.get(metric)}, and {value} in {file}"
+            for file in METRICS
+            for metric, value in known["metrics"][file]["data"].items()
+            if run.data.metrics.get(metric) != value
+        ]
         listed = {
             artifact.path
             for folder in ("training", "evaluation")
