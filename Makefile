@@ -44,7 +44,7 @@ demo: .venv/.repro  ## label the faces in photos on a page; MODEL=models/model.k
 send: .venv/.repro  ## send MLflow what it missed while it was away
 	python -m emotion_detection.send
 
-faults: .venv/.repro  ## kill every stage at random moments, and compare with an unbroken run
+faults: .venv/.extras  ## kill every stage at random moments, and compare with an unbroken run
 	python -m benchmarks.faults
 
 lock:  ## resolve requirements*.txt anew, with uv

@@ -9,9 +9,7 @@ experiment is missing in MLflow.
 import argparse
 import contextlib
 import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,12 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import yaml
 
-from benchmarks import faults, servers
+from benchmarks import servers
+from benchmarks.project import SMALL, Project
 
 EPOCHS = 30
+CHANGES: dict[str, Any] = SMALL | {
+    "network": {"filters": [8, 8], "kernel_sizes": [3, 3], "dense_units": [16]},
+    "tune": {"trials": 0},
+    "train": {"epochs": EPOCHS, "batch_size": 32, "early_stopping_patience": None},
+}
 CURVES = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+METRICS = ("reports/train/metrics.json", "reports/evaluate/metrics.json")
 ARTIFACTS = {"training/history.csv", "evaluation/report.html", "evaluation/metrics.json"}
 
 
@@ -39,36 +43,10 @@ class Queue:
 
     def __init__(self, root: Path, env: dict[str, str]) -> None:
         """Copy the project to `root`, and run it once there."""
-        self._project = faults.Project(root)
+        self._project = Project.begin(root, CHANGES)
         self._project.env |= env
-        path = root / "params.yaml"
-        params = yaml.safe_load(path.read_text(encoding="utf-8"))
-        params["tune"]["trials"] = 0
-        params["train"]["epochs"] = EPOCHS
-        params["deterministic"] = False
-        path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-        self._dvc("repro")
-        self._project.git("add", "--all")
-        identity = ("-c", "user.name=A", "-c", "user.email=a@b.c")
-        self._project.git(*identity, "commit", "--quiet", "--message=Run")
-
-    def _dvc(self, *arguments: str) -> str:
-        log = self._project.root / "dvc.log"
-        with log.open("a+") as file:
-            # Not a pipe, to which the queue's workers would hold on.
-            start = file.seek(0, os.SEEK_END)
-            done = subprocess.run(
-                ["dvc", *arguments],
-                cwd=self._project.root,
-                env=self._project.env,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-            file.seek(start)
-            output = file.read()
-        if done.returncode:
-            sys.exit(f"dvc {' '.join(arguments)} failed: see {log}")
-        return output
+        self._project.run("dvc", "repro")
+        self._project.commit("Run")
 
     def run(self, until: float) -> dict[str, dict[str, Any]]:
         """Run experiments until that time; give what DVC knows of them, by their names."""
@@ -78,19 +56,20 @@ class Queue:
             if status["Queued"] < 2:
                 names.append(f"together-{len(names) + 1}")
                 lr = f"train.lr={1e-3 * (1 + len(names) / 1000)}"
-                self._dvc("exp", "run", "--queue", "--name", names[-1], "-S", lr)
+                self._project.run("dvc", "exp", "run", "--queue", "--name", names[-1], "-S", lr)
             if status["Running"] < 2:
-                self._dvc("queue", "start", "--jobs", "2")
+                self._project.start_queue(jobs=2)
             time.sleep(5)
-        self._dvc("queue", "remove", "--queued")
+        self._project.run("dvc", "queue", "remove", "--queued")
         while "Running" in self.status().values():
             time.sleep(5)
         ended = self.status()
-        self._dvc("queue", "stop", "--kill")
+        self._project.run("dvc", "queue", "stop", "--kill")
         failed = [name for name, status in ended.items() if status == "Failed"]
         if failed:
-            sys.exit(f"failed: {', '.join(failed)}; see {self._project.root / 'dvc.log'}")
-        shown = json.loads(self._dvc("exp", "show", "--json"))
+            logs = (self._project.run("dvc", "queue", "logs", name) for name in failed)
+            sys.exit("\n".join(("failed:", *failed, *logs)))
+        shown = json.loads(self._project.run("dvc", "exp", "show", "--json"))
         found = {
             experiment["name"]: experiment["revs"][0]["data"]
             for baseline in shown
@@ -100,7 +79,7 @@ class Queue:
 
     def status(self) -> dict[str, str]:
         """Give Queued, Running, Success or Failed by the name of the experiment."""
-        lines = (line.split() for line in self._dvc("queue", "status").splitlines())
+        lines = (line.split() for line in self._project.run("dvc", "queue", "status").splitlines())
         return {
             words[1]: words[-1]
             for words in lines
@@ -108,13 +87,8 @@ class Queue:
         }
 
     def send(self) -> None:
-        """Send what MLflow missed, and say whether anything is left."""
-        subprocess.run(
-            [sys.executable, "-m", "emotion_detection.send"],
-            cwd=self._project.root,
-            env=self._project.env,
-            check=True,
-        )
+        """Send what MLflow missed."""
+        self._project.run("python", "-m", "emotion_detection.send")
 
 
 class Browser(threading.Thread):
@@ -177,13 +151,12 @@ def missing(uri: str, experiments: dict[str, dict[str, Any]]) -> list[str]:
             points = client.get_metric_history(run.info.run_id, f"epoch/{curve}")
             if sorted({point.step for point in points}) != list(range(1, EPOCHS + 1)):
                 gone.append(f"{name}: epoch/{curve} has {len(points)} of {EPOCHS} points")
-        scores = known["metrics"]
-        for file, score, metric in (
-            ("reports/train/metrics.json", "val_accuracy", "val_accuracy"),
-            ("reports/evaluate/metrics.json", "accuracy", "test/accuracy"),
-        ):
-            if run.data.metrics.get(metric) != scores[file]["data"][score]:
-                gone.append(f"{name}: {metric} is {run.data.metrics.get(metric)}")
+        gone += [
+            f"{name}: {metric} is {run.data.metrics.get(metric)}, and {value} in {file}"
+            for file in METRICS
+            for metric, value in known["metrics"][file]["data"].items()
+            if run.data.metrics.get(metric) != value
+        ]
         listed = {
             artifact.path
             for folder in ("training", "evaluation")

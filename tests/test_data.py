@@ -7,8 +7,8 @@ from pathlib import Path
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from project import SMALL, Project
 
+from benchmarks.project import SMALL, Project
 from emotion_detection.sample import draw_sample
 
 ARCHIVE = "data/faces.zip"

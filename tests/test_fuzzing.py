@@ -23,7 +23,7 @@ from PIL import Image
 from emotion_detection import params
 from emotion_detection.archive import BadImageError, decode, ingest
 from emotion_detection.console import UserError
-from emotion_detection.dataset import Dataset
+from emotion_detection.dataset import IMAGES_FILE, INDEX_FILE, SUMMARY_FILE, Dataset
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
@@ -210,6 +210,30 @@ def test_any_archive_is_a_dataset_or_refused(
             assert [path.name for path in folder.iterdir()] == ["s.zip"]
         else:
             assert Dataset.open(folder / "out").digest == report.digest
+
+
+@fuzzed
+@given(data=st.data())
+def test_any_packed_files_are_a_dataset_or_refused(
+    data: st.DataObject, toy: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with emptied(tmp_path_factory.getbasetemp() / "packed") as folder:
+        packed = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
+        for path in packed.iterdir():
+            shutil.copy(path, folder)
+        path = folder / data.draw(st.sampled_from([IMAGES_FILE, INDEX_FILE, SUMMARY_FILE]))
+        path.write_bytes(data.draw(damaged((path.read_bytes(),))))
+        said = ""
+        try:
+            opened = Dataset.open(folder)
+        except UserError as error:
+            said = str(error)
+        if said:
+            assert said.startswith(str(folder))
+            assert len(said.splitlines()) == 1
+        else:
+            assert opened.digest == toy.digest
+            assert opened.images.shape == toy.images.shape
 
 
 @fuzzed

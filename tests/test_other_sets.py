@@ -11,7 +11,8 @@ import pytest
 import skimage.data
 import sklearn.datasets
 from PIL import Image
-from project import Project
+
+from benchmarks.project import Project
 
 COMMON: dict[str, dict[str, object]] = {
     "sample": {"train": 50, "test": 25, "image_size": 16},

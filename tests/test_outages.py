@@ -329,6 +329,22 @@ def test_two_processes_may_make_the_store_at_once(toy: Dataset, tmp_path: Path) 
         assert local(tmp_path).get_run(run_id.strip()).info.status == "FINISHED"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_store_that_was_half_made_is_made_anew(toy: Dataset, tmp_path: Path) -> None:
+    made = tmp_path / ".mlflow.db.partial" / "mlflow.db"
+    connect = "from emotion_detection.tracking import store; store.connect()"
+    with subprocess.Popen([sys.executable, "-c", connect]) as process:
+        while not (made.exists() and made.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert not (tmp_path / "mlflow.db").exists()
+    with start(toy) as run_id:
+        pass
+    assert local(tmp_path).get_run(run_id).info.status == "FINISHED"
+    assert not made.parent.exists()
+
+
 def test_no_password_is_in_what_is_told_or_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Dataset
 ) -> None:

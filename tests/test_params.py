@@ -175,6 +175,11 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "[32, 64]",
             "network: filters has 2 entries and kernel_sizes 4; each needs one a block",
         ),
+        (
+            "train.low_resolution.epochs",
+            "21",
+            "train: low_resolution.epochs = 21 is more than epochs = 20; lower it, or raise epochs",
+        ),
         ("network.conv_dropout", "1", "network.conv_dropout = 1: must be less than 1"),
         (
             "tune.space.dense_dropout",

@@ -20,7 +20,8 @@ import skimage.data
 from PIL import Image
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect, sync_playwright
-from project import SMALL, STAGES, Project
+
+from benchmarks.project import SMALL, STAGES, Project
 
 
 @pytest.fixture(scope="module")

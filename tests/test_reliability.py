@@ -22,7 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from emotion_detection import console, layout
+from emotion_detection import cli, console, layout
 from emotion_detection.dataset import Dataset
 from emotion_detection.files import write_json
 
@@ -115,6 +115,10 @@ class Place:
         shutil.copytree(self.toy, self.root / layout.DATASET)
         return self.root / layout.DATASET
 
+    def model(self, data: bytes, name: Path = layout.MODEL) -> None:
+        (self.root / name).parent.mkdir(parents=True)
+        (self.root / name).write_bytes(data)
+
     def chosen(self) -> None:
         write_json(self.root / layout.HYPERPARAMETERS, self.params["network"])
 
@@ -139,6 +143,9 @@ def turned() -> bytes:
     return encoded(Image.new("L", (12, 16)), "JPEG", exif=exif)
 
 
+CLUTTER = dict.fromkeys(
+    ("__MACOSX/train/angry/._a.png", "train/.DS_Store", "train/angry/Thumbs.db"), b"?"
+)
 FRAMES = [Image.new("L", (16, 16), shade) for shade in (0, 90, 180)]
 
 CASES |= {
@@ -168,21 +175,26 @@ CASES |= {
     "a class folder named with a dot before": lambda place: place.folder(
         faces() | {"train/.hidden/a.png": png(90)}
     ),
-    "`__MACOSX`, `.DS_Store`, `Thumbs.db`": lambda place: place.folder(
-        faces()
-        | dict.fromkeys(
-            ("__MACOSX/train/angry/._a.png", "train/.DS_Store", "train/angry/Thumbs.db"), b"?"
-        )
-    ),
+    "`__MACOSX`, `.DS_Store`, `Thumbs.db`": lambda place: place.folder(faces() | CLUTTER),
     "one class alone": lambda place: place.folder(
         {name: data for name, data in faces().items() if "happy" not in name}
     ),
     "a class in test alone": lambda place: place.folder(faces() | {"test/sad/a.png": png(90)}),
-    "an empty folder": lambda place: place.folder({"train/readme.txt": b""}),
-    "an empty class": lambda place: place.folder(
-        faces() | {"train/sad/a.png": b"", "test/sad/a.png": b""}
-    ),
+    "a split without classes": lambda place: place.folder({"train/readme.txt": b""}),
 }
+
+
+@case("an empty folder")
+def _(place: Place) -> Callable[[], None]:
+    (place.root / "faces").mkdir()
+    return place.folder({})
+
+
+@case("an empty class")
+def _(place: Place) -> Callable[[], None]:
+    for split in ("train", "test"):
+        (place.root / "faces" / split / "sad").mkdir(parents=True)
+    return place.folder(faces())
 
 
 @case("one image in a class")
@@ -205,6 +217,13 @@ def _(place: Place) -> Callable[[], None]:
     return place.stage("ingest")
 
 
+@case("a source of another kind")
+def _(place: Place) -> Callable[[], None]:
+    place.set("ingest.source", "faces.rar")
+    (place.root / "faces.rar").write_bytes(b"Rar!")
+    return place.stage("ingest")
+
+
 @case("a zip cut short")
 def _(place: Place) -> Callable[[], None]:
     place.zip(faces()).close()
@@ -213,17 +232,18 @@ def _(place: Place) -> Callable[[], None]:
     return place.stage("ingest")
 
 
-def zipped(name: str) -> Case:
+def zipped(files: dict[str, bytes]) -> Case:
     def make(place: Place) -> Callable[[], None]:
-        place.zip(faces() | {name: png(90)}).close()
+        place.zip(faces() | files).close()
         return place.stage("ingest")
 
     return make
 
 
 CASES |= {
-    "a zip with `..` in a name": zipped("../evil.png"),
-    "a zip with an absolute name": zipped("/etc/evil.png"),
+    "a zip with `__MACOSX`, `.DS_Store`, `Thumbs.db`": zipped(CLUTTER),
+    "a zip with `..` in a name": zipped({"../evil.png": png(90)}),
+    "a zip with an absolute name": zipped({"/etc/evil.png": png(90)}),
 }
 
 
@@ -258,6 +278,13 @@ def _(place: Place) -> Callable[[], None]:
     return place.stage("ingest")
 
 
+@case("a zip that holds more than it says")
+def _(place: Place) -> Callable[[], None]:
+    with place.zip(faces()) as file:
+        file.filelist[0].file_size = 50
+    return place.stage("ingest")
+
+
 def setting(key: str, value: object, stage: str = "ingest") -> Case:
     def make(place: Place) -> Callable[[], None]:
         place.set(key, value)
@@ -270,6 +297,9 @@ CASES |= {
     "a param that is none": setting("train.lerning_rate", 0.1),
     "a param of the wrong type": setting("train.epochs", "fifty"),
     "a negative size": setting("ingest.image_size", [-48, 48]),
+    "more epochs on smaller images than in all": setting(
+        "train.low_resolution", {"epochs": 30, "scale": 0.5}
+    ),
 }
 
 
@@ -354,28 +384,63 @@ def _(place: Place) -> Callable[[], None]:
 @case("a damaged model")
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
-    (place.root / layout.MODEL).parent.mkdir()
-    (place.root / layout.MODEL).write_bytes(b"PK\x03\x04 and no more")
+    place.model(b"PK\x03\x04 and no more")
     return place.stage("evaluate")
 
 
-@case("a model that would run code")
-def _(place: Place) -> Callable[[], None]:
+def that_runs_code(place: Place) -> None:
     import keras
 
-    place.dataset()
-    (place.root / layout.MODEL).parent.mkdir()
+    place.model(b"")
     code = keras.layers.Lambda(lambda x: x * Path("ran").write_text(""), output_shape=(16, 16, 3))
     keras.Sequential([keras.Input((16, 16, 3)), code]).save(place.root / layout.MODEL)
     (place.root / "ran").unlink(missing_ok=True)
 
-    def evaluate() -> None:
-        try:
-            place.stage("evaluate")()
-        finally:
-            assert not (place.root / "ran").exists()
 
-    return evaluate
+def not_run(stage: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            stage()
+        finally:
+            assert not Path("ran").exists()
+
+    return run
+
+
+@case("a model that would run code")
+def _(place: Place) -> Callable[[], None]:
+    place.dataset()
+    that_runs_code(place)
+    return not_run(place.stage("evaluate"))
+
+
+def predict(model: Path) -> Callable[[], None]:
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            Path("photo.png").write_bytes(png(90))
+            arguments = ["emotion-detection", "predict", "--model", str(model), "photo.png"]
+            patch.setattr(sys, "argv", arguments)
+            cli.main()
+
+    return run
+
+
+@case("a damaged model for predict")
+def _(place: Place) -> Callable[[], None]:
+    place.model(b"PK\x03\x04 and no more")
+    return predict(layout.MODEL)
+
+
+@case("a damaged ONNX model for predict")
+def _(place: Place) -> Callable[[], None]:
+    place.model(b"no graph", layout.ONNX)
+    return predict(layout.ONNX)
+
+
+@case("a model for predict that would run code")
+def _(place: Place) -> Callable[[], None]:
+    that_runs_code(place)
+    return not_run(predict(layout.MODEL))
 
 
 @pytest.fixture

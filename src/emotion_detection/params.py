@@ -194,6 +194,15 @@ class Train(_Section):
     low_resolution: LowResolution
     augment: Augment
 
+    @model_validator(mode="after")
+    def _low_resolution_within_epochs(self) -> Self:
+        if self.low_resolution.epochs > self.epochs:
+            raise ValueError(
+                f"low_resolution.epochs = {self.low_resolution.epochs} is more than epochs = "
+                f"{self.epochs}; lower it, or raise epochs"
+            )
+        return self
+
 
 class Evaluate(_Section):
     """The evaluation on the test split."""

@@ -14,11 +14,12 @@ from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from emotion_detection import layout
 from emotion_detection.console import UserError
-from emotion_detection.files import locked
+from emotion_detection.files import locked, whole
 from emotion_detection.journal import AwayError, persist
 
 T = TypeVar("T")
@@ -81,7 +82,23 @@ def connect() -> None:
         if mlflow.get_tracking_uri().startswith("sqlite"):
             # Two that make the tables at once leave half of them.
             alone.enter_context(locked(shelf() / "lock", wait=True))
+            at_once(lambda: _make_tables(make_url(mlflow.get_tracking_uri()).database))
         at_once(lambda: _enter_experiment(location))
+
+
+def _make_tables(file: str | None) -> None:
+    """Make the tables of a store in a file that is not there, all of them or none.
+
+    MLflow makes one after the other in place, and cannot go on with what a killed one left.
+    """
+    if not file or file == ":memory:" or Path(file).exists():
+        return
+    # Imported here, since a server's clients do without it, and it takes half a second.
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with whole(Path(file)) as temporary:
+        store = SqlAlchemyStore(f"sqlite:///{temporary.as_posix()}", "./mlruns")
+        store.engine.dispose()
 
 
 def _enter_experiment(location: str | None) -> None:
