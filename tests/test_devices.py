@@ -29,7 +29,7 @@ from emotion_detection.network import Architecture, FusedBatchNormalization, bui
 
 dataset = Dataset.open(Path(sys.argv[1]))
 rows = split(dataset, validation="holdout", fraction=0.2, seed=0)
-network = Architecture("notebook", (8,), (3,), (), False, 0.2, 0.2, 0.8, False)
+network = Architecture("notebook", (8,), (3,), (), False, 0.2, 0.2, 0.8, False, 0)
 answers, weights = {}, {}
 
 def train(kind, epochs=4, folder=None, stop=False, lr=1e-2):
