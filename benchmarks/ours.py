@@ -128,7 +128,7 @@ def waiting(
     model = make(architecture, dataset)
     model.compile(
         keras.optimizers.Adam(5e-4),
-        keras.losses.SparseCategoricalCrossentropy(),
+        keras.losses.CategoricalCrossentropy(),
         metrics=["accuracy"],
         jit_compile=False,
     )
