@@ -62,11 +62,17 @@ def _draw_toy(folder: Path, train: int, test: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """90 train and 15 test images of three classes, 16x16x3, opened from disk."""
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of the toy set."""
     folder = tmp_path_factory.mktemp("toy") / "dataset"
     _draw_toy(folder, train=30, test=5)
-    return Dataset.open(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy(packed: Path) -> Dataset:
+    """90 train and 15 test images of three classes, 16x16x3, opened from disk."""
+    return Dataset.open(packed)
 
 
 @pytest.fixture(scope="session")

@@ -438,10 +438,9 @@ print(training.digest(model))
 """
 
 
-def test_a_deterministic_training_gives_the_same_bits(toy: Dataset) -> None:
-    folder = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
+def test_a_deterministic_training_gives_the_same_bits(packed: Path) -> None:
     first, second = (
-        subprocess.check_output([sys.executable, "-c", TWICE, folder], text=True).split()[-1]
+        subprocess.check_output([sys.executable, "-c", TWICE, packed], text=True).split()[-1]
         for _ in range(2)
     )
     assert first == second

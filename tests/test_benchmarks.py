@@ -1,0 +1,36 @@
+"""The benchmarks' contenders, a turn each; what they measure is for `make bench` to say."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import ours
+from benchmarks.material import AUGMENT
+from benchmarks.turns import measure
+from emotion_detection.dataset import Split
+
+
+def test_contenders_take_turns(architecture: Any, packed: Path, rows: Split) -> None:
+    common = {"packed": packed, "rows": rows.train, "batch_size": 36}
+    network = common | {"architecture": architecture(dropout=0.2)}
+    rates = measure(
+        {
+            "training": partial(ours.train, precision="float32", fast=True, **network),
+            "steps": partial(ours.step, **network),
+            "waiting": partial(ours.waiting, augment=AUGMENT, **network),
+            "feeding": partial(ours.feed, augment=AUGMENT, **common),
+        },
+        turns=2,
+    )
+    assert {name: len(rate.each) for name, rate in rates.items()} == dict.fromkeys(rates, 2)
+    assert np.min([rate.each for rate in rates.values()]) > 0
+    assert max(rates["waiting"].each) < 1
+
+
+def test_a_contender_that_fails_is_named(packed: Path, rows: Split) -> None:
+    feeding = partial(ours.feed, packed=packed / "none", rows=rows.train, batch_size=36)
+    with pytest.raises(RuntimeError, match="a set that is gone ended in turn 0"):
+        measure({"a set that is gone": partial(feeding, augment=AUGMENT)}, turns=1)
