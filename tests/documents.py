@@ -124,7 +124,7 @@ NOT_RUN = {
     "python -m benchmarks.workers": "takes minutes; test_scaling.py kills a worker too",
     "python -m benchmarks --only predicting --source data/emotion-detection-fer.zip "
     "--model models/model.keras": "takes minutes, and needs the archive",
-    "python -m stages.tune": "a name, not a command",
+    "mlflow models serve": "a name, not a command",
     "make ui": "makes an environment; then `mlflow ui`",
     "make send": "makes an environment; then `python -m emotion_detection.send`",
     "python3 -m venv .venv": "makes an environment",

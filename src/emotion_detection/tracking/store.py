@@ -29,7 +29,8 @@ EXPERIMENT = "emotion-detection"
 EXPERIMENT_NOTE = """\
 Emotions from faces. A run is named after its DVC stage, its DVC experiment and its data.
 
-- `tune`: a search for a network; its trials are the child runs, made to be compared.
+- `tune`: a search for a network; its trials are the child runs. To compare them, unfold it, tick
+  them, press Compare, and take `val_accuracy` as the metric.
 - `train`: a network's training, and under `test/` what evaluate scored it. `(leaking)` is one whose
   epoch or network was chosen on the test images: too good to be compared with the others.
 """
