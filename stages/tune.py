@@ -30,6 +30,8 @@ def main() -> None:
         with whole(layout.TUNE) as folder:
             folder.mkdir()
             write_json(folder / layout.METRICS, {"tune/trials": 0})
+            # `dvc plots` complains of a table that is not there.
+            (folder / "trials.csv").write_text("trial,val_accuracy\n", encoding="utf-8")
     else:
         found = _search(values, baseline)
         if found is None:
@@ -80,14 +82,7 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture | Non
             "trial %d/%d  blocks of %s; kernels %s; dense %s",
             trial.number,
             trial.total,
-            *(
-                " ".join(map(str, sizes))
-                for sizes in (
-                    architecture.filters,
-                    architecture.kernel_sizes,
-                    architecture.dense_units,
-                )
-            ),
+            *(described(architecture)[name] for name in ("filters", "kernel_sizes", "dense_units")),
         )
         with tracking.child(
             f"trial {trial.number:02d}",

@@ -131,3 +131,9 @@ def test_pictures_are_taken_whole_where_no_class_is_an_emotion(photos: Project) 
     assert {(box["width"], box["height"]) for box in (line["box"] for line in found)} == {(48, 32)}
     labels = [line["label"] for line in found if "temple" in line["file"]]
     assert labels.count("temple") > len(labels) / 2
+
+
+def test_dvc_draws_all_plots_of_a_run_without_a_search(digits: Project) -> None:
+    printed = digits.run("dvc", "plots", "show", "--out", "plots")
+    assert "failed" not in printed
+    assert "confusion matrix" in (digits.root / "plots" / "index.html").read_text()

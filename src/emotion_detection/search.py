@@ -473,7 +473,7 @@ def described(architecture: Architecture) -> dict[str, Any]:
         "filters": " ".join(map(str, architecture.filters)),
         "kernel_sizes": " ".join(map(str, architecture.kernel_sizes)),
         "dense_layers": len(architecture.dense_units),
-        "dense_units": " ".join(map(str, architecture.dense_units)),
+        "dense_units": " ".join(map(str, architecture.dense_units)) or "none",
         "dense_dropout": architecture.dense_dropout,
     }
 
