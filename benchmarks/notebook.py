@@ -111,6 +111,10 @@ def search(
             super().on_trial_end(trial)
             memory.append(psutil.Process().memory_info().rss / 2**30)
 
+        def _configure_tensorboard_dir(self, *arguments: Any) -> None:
+            # It imports TensorBoard, whether it is used or not, and the project has none.
+            pass
+
     def build(hp: keras_tuner.HyperParameters) -> Any:
         chosen = architectures[hp.Int("network", 0, len(architectures) - 1)]
         return network(chosen, x.shape[1:], y.shape[1])
