@@ -81,10 +81,10 @@ def measure(contenders: Mapping[N, Contender], *, turns: int) -> dict[N, Rates]:
         rates: dict[N, list[float]] = {name: [] for name in running}
         for turn in range(1 + turns):
             for name, (_, connection) in running.items():
-                connection.send("go")
                 try:
+                    connection.send("go")
                     rate = connection.recv()
-                except EOFError:
+                except (EOFError, OSError):
                     raise RuntimeError(f"{name} ended in turn {turn}; see above") from None
                 if turn > 0:
                     rates[name].append(rate)

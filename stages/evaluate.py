@@ -75,6 +75,9 @@ def main() -> None:
             )
             if worsened is not None:
                 worsened.to_csv(folder / "robustness.csv", index=False)
+            else:
+                # `dvc plots` complains of a table that is not there.
+                (folder / "robustness.csv").write_text("condition,accuracy\n", encoding="utf-8")
             for name, figure in drawn.items():
                 figures.save(figure, folder / f"{name}.png")
             report.write(
