@@ -14,7 +14,7 @@ from emotion_detection.dataset import Split
 
 
 def test_contenders_take_turns(architecture: Any, packed: Path, rows: Split) -> None:
-    common = {"packed": packed, "rows": rows.train, "batch_size": 36}
+    common: dict[str, Any] = {"packed": packed, "rows": rows.train, "batch_size": 36}
     network = common | {"architecture": architecture(dropout=0.2)}
     rates = measure(
         {
