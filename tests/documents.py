@@ -108,6 +108,7 @@ NOT_RUN = {
     "make bench": "takes most of an hour",
     "make faults": "takes a quarter of an hour and more",
     "python -m benchmarks.faults --kills 50": "likewise",
+    "python -m benchmarks.faults --kills 50 --signal INT": "likewise",
     **dict.fromkeys(
         (
             "python3 -m venv rivals",
@@ -146,12 +147,8 @@ NOT_RUN = {
     ),
     "dvc exp run -S tune.trials=0": "the notebook's recipe says so too",
     "dvc add": "a name, not a command: what it is given is the reader's",
-    **dict.fromkeys(
-        (
-            "FUZZ_EXAMPLES=10000 python -m pytest tests/test_fuzzing.py",
-            "FUZZ_EXAMPLES=3000 python -m pytest tests/test_fuzzing.py -k packed",
-        ),
-        "takes minutes; it runs with fewer",
+    "FUZZ_EXAMPLES=10000 python -m pytest tests/test_fuzzing.py": (
+        "takes minutes; it runs with fewer"
     ),
     "mlflow models build-docker": "needs Docker",
     **dict.fromkeys(
