@@ -305,6 +305,12 @@ def test_a_network_for_smaller_images_must_fit_them_and_flatten_nothing(
         build(architecture(), image_shape=(16, 16, 3), classes=3, smallest=(10, 9))
 
 
+def test_shifts_beyond_the_images_are_refused_before_training(architecture: Make) -> None:
+    small(architecture(average_shifts=16))
+    with pytest.raises(UserError, match=r"average_shifts = 17 .* 16x16 .*use at most 16"):
+        small(architecture(average_shifts=17))
+
+
 def operations_of(model: keras.Model) -> float:
     """Count two operations for each weight of a kernel, everywhere that it is applied."""
     operations = 0

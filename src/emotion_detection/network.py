@@ -1,10 +1,9 @@
 """The CNN families: blocks of two convolutions, each halving the image, then dense layers.
 
 What trains here is what Keras computes, faster: batch normalisation runs through TensorFlow's
-fused kernel instead of Keras's elementwise spelling, dropout draws fewer random bits, and both are
-in bfloat16 where the processor has it.
-`export` gives the same network in plain Keras layers and float32, so that a saved model needs
-nothing of this package.
+fused kernel instead of Keras's elementwise spelling, dropout draws fewer random bits, and all is in
+bfloat16 where the processor has it. `export` gives the same network in plain Keras layers and
+float32, so that a saved model needs nothing of this package.
 """
 
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ class Architecture:
     average_shifts: int
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        """Raise `UserError` where the blocks halve an image (H, W, C) to nothing."""
+        """Raise `UserError` where an image (H, W, C) is too small to be halved or shifted so."""
         side = min(image_shape[:2])
         if side >> len(self.filters) == 0:
             raise UserError(
@@ -56,6 +55,11 @@ class Architecture:
                 f"{image_shape[0]}x{image_shape[1]}: each block halves the image, so at most "
                 f"{side.bit_length() - 1} blocks fit; use fewer blocks or a larger "
                 "ingest.image_size"
+            )
+        if self.average_shifts > side:
+            raise UserError(
+                f"network.average_shifts = {self.average_shifts} is more than images of "
+                f"{image_shape[0]}x{image_shape[1]} have pixels a side; use at most {side}"
             )
 
     def forward_gflops(self, image_shape: tuple[int, int, int], classes: int) -> float:
@@ -184,7 +188,7 @@ def build(
     that on. `seed` fixes the initial weights and the dropout masks.
 
     Raises:
-        UserError: if the network is too deep for the images, or its family takes one size alone.
+        UserError: if the images are too small for the network, or its family takes one size alone.
 
     """
     architecture.check(image_shape if smallest is None else (*smallest, image_shape[2]))
