@@ -29,8 +29,6 @@ def run(material: Material, turns: int) -> Section:
                 packed=material.packed,
                 rows=rows,
                 batch_size=BATCH_SIZE,
-                precision="auto",
-                fast=True,
             )
             for family, architecture in architectures.items()
         },

@@ -17,11 +17,9 @@ from emotion_detection.params import Augment
 from emotion_detection.training import Recipe, fit, predict, resolve_precision
 
 
-def recipe(batch_size: int, epochs: int, augment: Augment | None = None) -> Recipe:
+def recipe(batch_size: int, epochs: int) -> Recipe:
     """Give the notebook's recipe, which never stops early here."""
-    return Recipe(
-        lr=5e-4, batch_size=batch_size, epochs=epochs, early_stopping_patience=None, augment=augment
-    )
+    return Recipe(lr=5e-4, batch_size=batch_size, epochs=epochs, early_stopping_patience=None)
 
 
 def make(
@@ -48,9 +46,7 @@ def train(
     packed: Path,
     rows: np.ndarray,
     batch_size: int,
-    precision: str,
-    fast: bool,
-    augment: Augment | None = None,
+    precision: str = "auto",
 ) -> None:
     """Train for ever with `training.fit`, a turn an epoch over `rows`."""
     dataset = Dataset.open(packed)
@@ -61,11 +57,11 @@ def train(
 
     turn.begin()
     fit(
-        make(architecture, dataset, precision, fast),
+        make(architecture, dataset, precision),
         dataset,
         train=rows,
         validation=rows[:batch_size],
-        recipe=recipe(batch_size, 1000, augment),
+        recipe=recipe(batch_size, 1000),
         seed=SEED,
         log_epoch=next_turn,
         verbose=False,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import mlflow
 import numpy as np
 import psutil
 import requests
@@ -107,12 +106,7 @@ def _log(root: Path, packed: Path, model: str) -> None:
         network, classes = modelfile.load(Path(model))
         assert classes is not None
         tracking.log_model(network, np.asarray(dataset.images[:2]), classes)
-    registered = mlflow.register_model(
-        f"runs:/{run_id}/{tracking.MODEL_NAME}", tracking.REGISTERED_MODEL
-    )
-    mlflow.MlflowClient().set_registered_model_alias(
-        tracking.REGISTERED_MODEL, tracking.CHAMPION_ALIAS, registered.version
-    )
+    tracking.crown(tracking.register(run_id, dataset, scores={}))
 
 
 def _wrong(image: bytes) -> dict[str, Any]:

@@ -59,7 +59,6 @@ def run(material: Material, turns: int) -> Section:
                     rows=rows,
                     batch_size=batch_size,
                     precision=precision,
-                    fast=True,
                 )
                 for name, precision in (
                     ("this project, float32", "float32"),

@@ -18,7 +18,7 @@ def test_contenders_take_turns(architecture: Any, packed: Path, rows: Split) -> 
     network = common | {"architecture": architecture(dropout=0.2)}
     rates = measure(
         {
-            "training": partial(ours.train, precision="float32", fast=True, **network),
+            "training": partial(ours.train, **network),
             "steps": partial(ours.step, **network),
             "waiting": partial(ours.waiting, augment=AUGMENT, **network),
             "feeding": partial(ours.feed, augment=AUGMENT, **common),

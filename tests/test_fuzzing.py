@@ -215,10 +215,9 @@ def test_any_archive_is_a_dataset_or_refused(
 @fuzzed
 @given(data=st.data())
 def test_any_packed_files_are_a_dataset_or_refused(
-    data: st.DataObject, toy: Dataset, tmp_path_factory: pytest.TempPathFactory
+    data: st.DataObject, toy: Dataset, packed: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with emptied(tmp_path_factory.getbasetemp() / "packed") as folder:
-        packed = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
         for path in packed.iterdir():
             shutil.copy(path, folder)
         path = folder / data.draw(st.sampled_from([IMAGES_FILE, INDEX_FILE, SUMMARY_FILE]))

@@ -134,14 +134,14 @@ def test_a_missing_package_names_the_extra_and_the_command(
 
 
 def test_what_differs_too_much_is_not_exported(
-    saved: Path, toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["export"] = {"onnx": True, "tolerance": 1e-12}
     Path("params.yaml").write_text(yaml.safe_dump(params))
     layout.MODEL.parent.mkdir()
-    shutil.copytree(Path(str(toy.images.filename)).parent, layout.DATASET)  # type: ignore[attr-defined]
+    shutil.copytree(packed, layout.DATASET)
     shutil.copy2(saved / "model.keras", layout.MODEL)
     with pytest.raises(UserError) as raised:
         importlib.import_module("stages.export").main()

@@ -248,11 +248,10 @@ console.run(main)
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stage_that_is_ended_leaves_no_run_open(
-    toy: Dataset, tmp_path: Path, how: signal.Signals
+    toy: Dataset, packed: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    dataset = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
     with subprocess.Popen(
-        [sys.executable, "-c", STAGE, dataset],
+        [sys.executable, "-c", STAGE, packed],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -311,12 +310,11 @@ def test_only_runs_of_processes_that_are_gone_are_ended(toy: Dataset, tmp_path: 
     assert client.get_run(taken_up).info.status == "FINISHED"
 
 
-def test_two_processes_may_make_the_store_at_once(toy: Dataset, tmp_path: Path) -> None:
-    dataset = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
+def test_two_processes_may_make_the_store_at_once(packed: Path, tmp_path: Path) -> None:
     stage = STAGE.replace("time.sleep(600)", "")
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", stage, dataset],
+            [sys.executable, "-c", stage, packed],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -346,7 +344,7 @@ def test_a_store_that_was_half_made_is_made_anew(toy: Dataset, tmp_path: Path) -
 
 
 def test_no_password_is_in_what_is_told_or_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Dataset
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Dataset, packed: Path
 ) -> None:
     subprocess.run(["git", "init", "--quiet"], check=True)
     subprocess.run(
@@ -359,8 +357,7 @@ def test_no_password_is_in_what_is_told_or_kept(
     (tmp_path / "notes.txt").write_text("https://anna:s3cret@example.org/x.git\n")
     # What MLflow reads the remote of is the folder of the script that runs.
     (tmp_path / "script.py").write_text(STAGE.replace("time.sleep(600)", ""))
-    dataset = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
-    run_id = subprocess.check_output([sys.executable, "script.py", dataset], text=True).strip()
+    run_id = subprocess.check_output([sys.executable, "script.py", packed], text=True).strip()
     tags = local(tmp_path).get_run(run_id).data.tags
     assert tags["git.dirty"] == "true"
     assert "example.org" in tags["mlflow.source.git.repoURL"]

@@ -23,7 +23,6 @@ import yaml
 from PIL import Image
 
 from emotion_detection import cli, console, layout
-from emotion_detection.dataset import Dataset
 from emotion_detection.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -444,7 +443,7 @@ def _(place: Place) -> Callable[[], None]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -453,7 +452,7 @@ def place(tmp_path: Path, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path.parent / 'mlflow.db'}")
     handlers, level, on_term = console.log.handlers[:], console.log.level, signal.SIGTERM
     before = signal.getsignal(on_term)
-    yield Place(tmp_path, Path(str(toy.images.filename)).parent)  # type: ignore[attr-defined]
+    yield Place(tmp_path, packed)
     console.log.handlers, console.log.propagate = handlers, True
     console.log.setLevel(level)
     signal.signal(on_term, before)

@@ -49,6 +49,7 @@ def test_a_rival_sees_the_split_and_no_class_of_a_test_image(
 
 
 def test_without_rivals_the_network_is_scored_alone(
+    packed: Path,
     toy: Dataset,
     rows: Split,
     architecture: Callable[..., Architecture],
@@ -57,8 +58,7 @@ def test_without_rivals_the_network_is_scored_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}")
-    images = toy.images.filename  # type: ignore[attr-defined]
-    shutil.copytree(Path(str(images)).parent, layout.DATASET)
+    shutil.copytree(packed, layout.DATASET)
     chosen = architecture(average_flips=True)
     model = export(build(chosen, image_shape=toy.images.shape[1:], classes=3, seed=0), chosen)
     layout.MODEL.parent.mkdir()

@@ -18,7 +18,6 @@ from mlflow.entities import Run
 
 from benchmarks.servers import ObjectStore, Server
 from emotion_detection import layout
-from emotion_detection.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 class Project:
     """A folder with the toy set and small params, in which stages run."""
 
-    def __init__(self, root: Path, toy: Dataset, tracking_uri: str) -> None:
+    def __init__(self, root: Path, packed: Path, tracking_uri: str) -> None:
         self.root = root
         self.env = {
             name: value
@@ -35,9 +34,8 @@ class Project:
         }
         self.env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'src'}"
         self.env["MLFLOW_TRACKING_URI"] = tracking_uri
-        dataset = Path(str(toy.images.filename)).parent  # type: ignore[attr-defined]
         (root / layout.DATASET).parent.mkdir()
-        (root / layout.DATASET).symlink_to(dataset, target_is_directory=True)
+        (root / layout.DATASET).symlink_to(packed, target_is_directory=True)
 
     def set_params(self, **changes: dict[str, Any]) -> None:
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -71,9 +69,9 @@ def runs_of(client: mlflow.MlflowClient, condition: str) -> list[Run]:
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_and_s3(
-    tmp_path: Path, toy: Dataset, tracking_server: Server, object_store: ObjectStore
+    tmp_path: Path, packed: Path, tracking_server: Server, object_store: ObjectStore
 ) -> None:
-    project = Project(tmp_path, toy, tracking_server.uri)
+    project = Project(tmp_path, packed, tracking_server.uri)
     project.set_params(
         network={"filters": [4, 4], "kernel_sizes": [3, 3], "dense_units": []},
         tune={

@@ -2,9 +2,7 @@
 
 from emotion_detection.tracking.models import (
     CHAMPION,
-    CHAMPION_ALIAS,
     MODEL_NAME,
-    REGISTERED_MODEL,
     Origin,
     RegistryError,
     Version,
@@ -33,9 +31,7 @@ from emotion_detection.tracking.runs import (
 
 __all__ = [
     "CHAMPION",
-    "CHAMPION_ALIAS",
     "MODEL_NAME",
-    "REGISTERED_MODEL",
     "Origin",
     "RegistryError",
     "Version",
