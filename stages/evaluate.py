@@ -12,6 +12,7 @@ from emotion_detection import (
     champion,
     evaluation,
     figures,
+    finished,
     layout,
     params,
     report,
@@ -38,6 +39,8 @@ HEADLINES = (
 
 def main() -> None:
     """Read params, predict the test images, write scores, tables, figures and a report."""
+    # That this begins says that the end of train is noted.
+    finished.forget(layout.TRAIN_STATE)
     values = params.load()
     settings = values.evaluate
     dataset = Dataset.open(layout.DATASET)

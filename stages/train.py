@@ -6,6 +6,7 @@ from dataclasses import asdict
 from emotion_detection import (
     augment,
     figures,
+    finished,
     inputs,
     layout,
     modelfile,
@@ -20,9 +21,13 @@ from emotion_detection.files import fingerprint, whole, write_json
 from emotion_detection.network import build, export
 from emotion_detection.search import load_hyperparameters
 
+OUTPUTS = (layout.MODEL, layout.TRAIN_RUN, layout.TRAIN)
+
 
 def main() -> None:
     """Read params, train, write the model, its history and its MLflow run's id."""
+    # That this begins says that the end of tune is noted.
+    finished.forget(layout.SEARCH_STATE)
     values = params.load()
     settings = values.train
     recipe = training.Recipe(**dict(settings))
@@ -62,9 +67,14 @@ def main() -> None:
         "parameters": model.count_params(),
     }
     state = layout.TRAIN_STATE / fingerprint(
-        {"dataset": dataset.digest, **made_of}, [network, training, inputs, augment]
+        {"dataset": dataset.digest, **made_of},
+        [main, Dataset, network, training, inputs, augment, modelfile],
     )
-    if layout.TRAIN_STATE.exists() and not state.exists():
+    if finished.restore(OUTPUTS, state):
+        return
+    finished.forget(layout.TRAIN_STATE)
+    cut_off = list(layout.TRAIN_STATE.glob("*/"))
+    if cut_off and state not in cut_off:
         log.info("the training that was cut off had other data, params or code: starting anew")
     with tracking.run(
         "train",
@@ -115,7 +125,10 @@ def main() -> None:
         tracking.log_files(layout.TRAIN, "training")
         tracking.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
         tracking.save_run_id(layout.TRAIN_RUN, run_id)
-    shutil.rmtree(layout.TRAIN_STATE)
+    finished.keep(OUTPUTS, state)
+    for other in cut_off:
+        if other != state:
+            shutil.rmtree(other)
 
 
 if __name__ == "__main__":

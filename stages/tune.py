@@ -4,18 +4,29 @@ With more tune.workers than one, this is the chief of as many processes that run
 """
 
 import logging
-import shutil
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 
-from emotion_detection import figures, inputs, layout, network, params, search, tracking, training
+from emotion_detection import (
+    figures,
+    finished,
+    inputs,
+    layout,
+    network,
+    params,
+    search,
+    tracking,
+    training,
+)
 from emotion_detection.console import UserError, log, run
 from emotion_detection.dataset import Dataset, Split, part, split
 from emotion_detection.files import fingerprint, whole, write_json
 from emotion_detection.network import Architecture, build
 from emotion_detection.search import Outcome, Trial, described, values_of
 from emotion_detection.workers import worker_id
+
+OUTPUTS = (layout.HYPERPARAMETERS, layout.TUNE)
 
 WORKER = (sys.executable, "-m", "stages.tune")
 
@@ -26,23 +37,18 @@ def main() -> None:
     baseline = Architecture(**dict(values.network))
     if values.tune.trials == 0:
         log.info("tune.trials = 0: no search, the network of params.yaml is taken")
-        chosen = baseline
         with whole(layout.TUNE) as folder:
             folder.mkdir()
             write_json(folder / layout.METRICS, {"tune/trials": 0})
             # `dvc plots` complains of a table that is not there.
             (folder / "trials.csv").write_text("trial,val_accuracy\n", encoding="utf-8")
+        write_json(layout.HYPERPARAMETERS, asdict(baseline))
     else:
-        found = _search(values, baseline)
-        if found is None:
-            # The chief writes what was found.
-            return
-        chosen = found
-    write_json(layout.HYPERPARAMETERS, asdict(chosen))
+        _search(values, baseline)
 
 
-def _search(values: params.Params, baseline: Architecture) -> Architecture | None:
-    """Give the network that was found, or None where this is a worker and nothing is left to do."""
+def _search(values: params.Params, baseline: Architecture) -> None:
+    """Search, and write what was found unless this is a worker of the process that does."""
     worker = worker_id()
     settings = values.tune
     dataset = Dataset.open(layout.DATASET)
@@ -73,8 +79,10 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture | Non
         "tune": settings.model_dump(exclude={"workers"}),
     }
     folder = layout.SEARCH_STATE / fingerprint(
-        {"dataset": dataset.digest, **made_of}, [network, training, search, inputs]
+        {"dataset": dataset.digest, **made_of}, [main, Dataset, network, training, search, inputs]
     )
+    if worker is None and finished.restore(OUTPUTS, folder):
+        return
 
     def run_trial(trial: Trial) -> Outcome:
         architecture = trial.architecture
@@ -188,7 +196,7 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture | Non
             command=WORKER,
         )
         if found is None:
-            return None
+            return
         chosen, trials = found
         metrics = {
             "tune/trials": len(trials),
@@ -200,6 +208,7 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture | Non
             write_json(report / layout.METRICS, metrics)
             trials.to_csv(report / "trials.csv", index=False)
             figures.save(figures.trials(trials), report / "trials.png")
+        write_json(layout.HYPERPARAMETERS, asdict(chosen))
         # Not in DVC's tables, where it would seem a change between any two experiments.
         tracking.log_metrics(metrics | {"tune/seconds": float(trials["seconds"].sum())})
         tracking.log_files(layout.TUNE, "search")
@@ -210,9 +219,7 @@ def _search(values: params.Params, baseline: Architecture) -> Architecture | Non
                 **{f"best.{name}": str(value) for name, value in described(chosen).items()},
             }
         )
-    # Its trials are in the reports now; what is kept would be taken for a search cut off.
-    shutil.rmtree(folder)
-    return chosen
+    finished.keep(OUTPUTS, folder)
 
 
 def _note(settings: params.Tune, dataset: Dataset, rows: Split) -> str:

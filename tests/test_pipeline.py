@@ -354,6 +354,31 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     project.run("dvc", "checkout")
 
 
+def test_what_was_finished_and_not_noted_is_not_done_twice(project: Project) -> None:
+    project.set_params({"tune": {"lr": 2e-3}, "train": {"lr": 2e-3}})
+    lock = project.root / "dvc.lock"
+    outputs = {
+        "tune": ("models/hyperparameters.json", "reports/tune/trials.csv"),
+        "train": ("models/model.keras", "models/train_run.json", "reports/train/history.csv"),
+    }
+    for stage, paths in outputs.items():
+        runs_before = len(project.runs(stage))
+        noted = lock.read_bytes()
+        project.run("dvc", "repro", "--single-item", stage)
+        made = [(project.root / path).read_bytes() for path in paths]
+        # As after a Ctrl-C between the stage's end and DVC's note of it.
+        lock.write_bytes(noted)
+        again = project.run("dvc", "repro", "--single-item", "--no-run-cache", stage)
+        assert "the same was finished before" in again
+        assert [(project.root / path).read_bytes() for path in paths] == made
+        assert len(project.runs(stage)) == runs_before + 1
+
+    assert project.stages_run_by("dvc", "repro") == {"evaluate", "export"}
+    assert not list(project.root.glob("models/.*/*"))
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
 def test_queued_experiments_land_in_the_main_store(project: Project) -> None:
     for name, rate in (("low", "1e-4"), ("high", "2e-3")):
         project.run("dvc", "exp", "run", "--queue", "--name", name, "-S", f"train.lr={rate}")

@@ -22,7 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from emotion_detection import cli, console, layout
+from emotion_detection import cli, console, finished, layout
 from emotion_detection.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -345,27 +345,18 @@ def _(place: Place) -> Callable[[], None]:
     return place.stage("train")
 
 
-def broken_off(place: Place, stage: Callable[[], None]) -> None:
-    """Leave a stage's state as one does that is cut off just before it removes it."""
+def broken_off(stage: Callable[[], None]) -> None:
+    """Leave a stage's state as one does that is cut off just before its end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shutil, "rmtree", _sparing(place.root / "models", shutil.rmtree))
+        patch.setattr(finished, "keep", lambda *_: None)
         stage()
-
-
-def _sparing(folder: Path, remove: Callable[..., None]) -> Callable[..., None]:
-    def spare(path: Path, **options: Any) -> None:
-        whole = Path(path).absolute()
-        if whole.parent not in (folder, folder / layout.SEARCH_STATE.name):
-            remove(path, **options)
-
-    return spare
 
 
 @case("a damaged checkpoint")
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
     place.chosen()
-    broken_off(place, place.stage("train"))
+    broken_off(place.stage("train"))
     (weights,) = (place.root / layout.TRAIN_STATE).rglob("*.weights.h5")
     weights.write_bytes(weights.read_bytes()[:1000])
     return place.stage("train")
@@ -374,7 +365,7 @@ def _(place: Place) -> Callable[[], None]:
 @case("a damaged search")
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
-    broken_off(place, place.stage("tune"))
+    broken_off(place.stage("tune"))
     (state,) = (place.root / layout.SEARCH_STATE).rglob("oracle.json")
     state.write_text(state.read_text()[:100])
     return place.stage("tune")

@@ -17,7 +17,7 @@ import yaml
 from mlflow.entities import Run
 
 from benchmarks.servers import ObjectStore, Server
-from emotion_detection import layout
+from emotion_detection import finished, layout
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,4 +140,5 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
     stored = {key.rpartition(f"{search.info.run_id}/artifacts/")[2] for key in object_store.names()}
     assert {"search/trials.csv", "search/trials.png", "search/metrics.json"} <= stored
     assert not list(tmp_path.glob("mlruns/.unsent/*/*/"))
-    assert not list((tmp_path / layout.SEARCH_STATE).iterdir())
+    (state,) = (tmp_path / layout.SEARCH_STATE).iterdir()
+    assert [path.name for path in state.iterdir()] == [finished.OUTPUTS]

@@ -4,11 +4,12 @@ import contextlib
 import csv
 import errno
 import hashlib
+import inspect
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,9 +97,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer.writerows(rows)
 
 
-def fingerprint(values: Mapping[str, Any], code: Sequence[ModuleType]) -> str:
-    """Give 16 hex digits that differ where `values` (JSON) or the source of `code` do."""
+def fingerprint(
+    values: Mapping[str, Any], code: Sequence[ModuleType | type | Callable[..., Any]]
+) -> str:
+    """Give 16 hex digits that differ where `values` (JSON) or the files that `code` is in do."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for module in code:
-        digest.update(Path(str(module.__file__)).read_bytes())
+    for item in code:
+        digest.update(Path(inspect.getfile(item)).read_bytes())
     return digest.hexdigest()[:16]
