@@ -139,6 +139,8 @@ NOT_RUN = {
             "dvc exp run $(cat recipes/quick)",
             "dvc exp run $(cat recipes/notebook)",
             "dvc exp run $(cat recipes/notebook) -S split.validation=holdout",
+            "dvc exp run --force $(cat recipes/quick) -S deterministic=true -S train.epochs=2 "
+            "-S evaluate.robustness_images=0",
         ),
         "the recipes are run with the source that the table's head adds",
     ),

@@ -402,7 +402,7 @@ class _Epochs(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         self._began = time.monotonic()
-        self._lr = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        self._lr = _plain(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         self._bar = tqdm(
             total=self._steps,
             desc=f"epoch {epoch + 1}/{self._epochs}",
@@ -417,7 +417,7 @@ class _Epochs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         self._bar.close()
-        figures = {name: float(value) for name, value in (logs or {}).items()}
+        figures = {name: _plain(value) for name, value in (logs or {}).items()}
         row = {
             "epoch": epoch + 1,
             **{name: figures[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")},
@@ -446,6 +446,11 @@ class _Keep(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: object = None) -> None:
         self._checkpoints.save(self.model, self._rows, ended=self.model.stop_training)
+
+
+def _plain(value: Any) -> float:
+    """Give a float32 by its shortest digits: 0.86 and not 0.8600000143."""
+    return float(str(np.float32(value)))
 
 
 def _line(row: Mapping[str, float], epochs: int, left: float) -> str:
