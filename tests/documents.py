@@ -121,8 +121,9 @@ NOT_RUN = {
         "needs that environment; test_rivals.py runs it without"
     ),
     "python -m benchmarks.rivals": "a name, not a command",
-    "python -m benchmarks.together --minutes 1 --store postgresql": "takes minutes",
     "python -m benchmarks.together --store postgresql": "takes ten minutes",
+    "python -m benchmarks.together --minutes 10 --store postgresql": "likewise",
+    "python -m benchmarks.together --minutes 10 --store sqlite": "likewise",
     "python -m benchmarks.workers": "takes minutes; test_scaling.py kills a worker too",
     "python -m benchmarks --only predicting --source data/emotion-detection-fer.zip "
     "--model models/model.keras": "takes minutes, and needs the archive",
