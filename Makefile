@@ -31,7 +31,7 @@ lint: .venv/.dev  ## format check, lint and types
 	ruff check .
 	mypy
 
-bench: .venv/.repro  ## measure the speed, into docs/benchmarks.md; SOURCE=archive.zip measures on that
+bench: .venv/.extras  ## measure the speed, into docs/benchmarks.md; SOURCE=archive.zip measures on that
 	python -m benchmarks $(if $(SOURCE),--source $(SOURCE))
 
 audit: .venv/.dev  ## look up what is pinned among known vulnerabilities

@@ -54,7 +54,9 @@ def assemble() -> None:
     texts = [path.read_text(encoding="utf-8") for path in kept if path.exists()]
     head = (
         "# Benchmarks\n\n"
-        "Written by `make bench`, and the last section by `python -m benchmarks.rivals`. "
+        "Written by `python -m benchmarks --source data/emotion-detection-fer.zip --model "
+        "models/model.keras`, a section at a time with `--only`, and the last section by "
+        "`python -m benchmarks.rivals`. PyTorch's rows are there where it is installed. "
         "Contenders run in processes of their own and take turns; the "
         "first turn of each is left out. A figure is the median of the turns, with the lowest and "
         "the highest.\n"

@@ -75,7 +75,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
         "deterministic": values.deterministic,
         "split": values.split.model_dump(),
         "network": values.network.model_dump(),
-        # The results are the same with any number of workers, and a search goes on with another.
+        # A search goes on with any number of workers.
         "tune": settings.model_dump(exclude={"workers"}),
     }
     folder = layout.SEARCH_STATE / fingerprint(
