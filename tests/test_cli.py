@@ -138,6 +138,15 @@ def test_pictures_are_annotated_under_their_own_names(
     assert np.abs(np.asarray(before).astype(int) - np.asarray(after)).max() > 100
 
 
+def test_no_picture_is_overwritten_by_its_annotation(command: Command, album: Path) -> None:
+    before = {path: path.read_bytes() for path in album.rglob("*.*")}
+    for paths, folder in (((album,), album), ((album / "photo.jpg",), album / "faces" / "..")):
+        status, _, err = command("predict", *paths, "--model", layout.MODEL, "--annotate", folder)
+        assert status == 1
+        assert f"--annotate {folder}: it would overwrite {album}" in err
+    assert {path: path.read_bytes() for path in album.rglob("*.*")} == before
+
+
 def test_without_detection_a_photo_is_one_face(command: Command, album: Path) -> None:
     status, out, _ = command(
         *("predict", album / "photo.jpg", "--model", layout.MODEL),

@@ -60,8 +60,12 @@ def _overlap(
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
+def target(folder: Path, file: Path) -> Path:
+    """Say where `save` writes `file` in `folder`: JPEG stays JPEG, and all else becomes PNG."""
+    return folder / (file if file.suffix.lower() in SUFFIXES else f"{file}.png")
+
+
 def save(image: Image.Image, folder: Path, file: Path) -> None:
-    """Write a picture to `folder` as `file`; JPEG stays JPEG, and all else becomes PNG."""
-    path = folder / (file if file.suffix.lower() in SUFFIXES else f"{file}.png")
-    with whole(path) as temporary:
+    """Write a picture to `folder`, as `target` names it."""
+    with whole(target(folder, file)) as temporary:
         image.save(temporary, quality=90)

@@ -17,7 +17,7 @@ from emotion_detection.console import UserError, log, progress, run, silence
 if TYPE_CHECKING:
     from PIL import Image
 
-    from emotion_detection.predict import Prediction
+    from emotion_detection.predict import Picture, Prediction
 
 DIGITS = 6
 
@@ -111,6 +111,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         found.append(predict.camera(arguments.camera))
     if not found:
         raise UserError(f"{', '.join(map(str, arguments.paths))}: there is no picture in it")
+    if arguments.annotate is not None:
+        _spare(found, arguments.annotate)
     network = predict.load(arguments.model, arguments.classes)
     # A name may hold any bytes, and the terminal may know few characters.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -146,6 +148,16 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     network = predict.load(arguments.model, arguments.classes)
     demo.serve(network, predict.origin(arguments.model), arguments.port)
+
+
+def _spare(found: "Sequence[Picture]", folder: Path) -> None:
+    """Refuse to write annotated pictures over pictures that are read."""
+    from emotion_detection import annotate
+
+    read = {os.path.realpath(picture.path): picture.path for picture in found if picture.path}
+    for picture in found:
+        if over := read.get(os.path.realpath(annotate.target(folder, picture.file))):
+            raise UserError(f"--annotate {folder}: it would overwrite {over}; give another folder")
 
 
 def _annotate(

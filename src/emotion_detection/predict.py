@@ -96,11 +96,13 @@ class Picture(NamedTuple):
     """A picture still to be read.
 
     `name` is for people, and `file` for what is written of it: no two of a list have the same.
+    `path` is where it is, if it is a file.
     """
 
     name: str
     file: Path
     open: Callable[[], Image.Image]
+    path: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +240,7 @@ def pictures(paths: Sequence[Path]) -> list[Picture]:
             number += 1
             file = file.with_stem(f"{stem}-{number}")
         taken.add(file)
-        found.append(Picture(str(path), file, partial(_open_file, path)))
+        found.append(Picture(str(path), file, partial(_open_file, path), path))
 
     for path in paths:
         if not path.is_dir():
