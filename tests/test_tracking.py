@@ -260,6 +260,14 @@ def test_a_later_stage_adds_to_the_run_of_an_earlier_one(project: Project, toy: 
     assert run.data.params["seed"] == "3"
 
 
+def test_class_names_that_mlflow_would_refuse_are_logged(project: Project, toy: Dataset) -> None:
+    with start(toy) as run_id:
+        tracking.log_metrics({"test/f1/a+b": 0.1, "test/f1/a&b": 0.2, "test/f1/men's": 0.3})
+    metrics = project.client.get_run(run_id).data.metrics
+    found = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    assert found == {"test/f1/a_b": 0.1, "test/f1/a_b-2": 0.2, "test/f1/men_s": 0.3}
+
+
 def test_a_run_that_is_gone_is_told_and_nothing_is_logged(
     project: Project, toy: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -310,7 +318,10 @@ def test_no_id_is_none(tmp_path: Path, text: str | None) -> None:
     [
         ("https://anna:s3cret@mlflow.lab.org:5000/x", "https://mlflow.lab.org:5000/x"),
         ("postgresql://anna:s3cret@db/mlflow", "postgresql://db/mlflow"),
+        ("postgresql://anna:s3/cr:et@db/mlflow", "postgresql://db/mlflow"),
+        ("postgresql://db:5432/x?password=s3cret&a=1", "postgresql://db:5432/x?password=***&a=1"),
         ("http://localhost:5000", "http://localhost:5000"),
+        ("http://localhost:5000/a@b", "http://localhost:5000/a@b"),
         ("sqlite:////home/anna@lab/mlflow.db", "sqlite:////home/anna@lab/mlflow.db"),
     ],
 )

@@ -7,6 +7,7 @@ training nor loses what it logs.
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -27,7 +28,15 @@ from emotion_detection import layout
 from emotion_detection.console import UserError, log
 from emotion_detection.dataset import Dataset
 from emotion_detection.files import whole, write_json
-from emotion_detection.journal import AwayError, BusyError, Entry, Journal, left_behind, persist
+from emotion_detection.journal import (
+    ENTRIES,
+    AwayError,
+    BusyError,
+    Entry,
+    Journal,
+    left_behind,
+    persist,
+)
 from emotion_detection.tracking import models
 from emotion_detection.tracking.provenance import git_diff, is_gone, provenance, this_process
 from emotion_detection.tracking.store import (
@@ -235,10 +244,19 @@ def log_metrics(metrics: Mapping[str, float], dataset: Dataset | None = None) ->
     """Log `metrics` to the current run.
 
     With a `dataset` they are what the model that the run logged comes to on it, and stand beside
-    the model too.
+    the model too. A character that MLflow has not in names, as classes may have it, becomes `_`.
     """
+    named: dict[str, float] = {}
+    for name, value in metrics.items():
+        # MLflow would refuse all of them for one.
+        allowed = plain = re.sub(r"[^\w./ -]", "_", name)
+        number = 1
+        while allowed in named:
+            number += 1
+            allowed = f"{plain}-{number}"
+        named[allowed] = float(value)
     _log(
-        metrics={name: float(value) for name, value in metrics.items()},
+        metrics=named,
         **({} if dataset is None else {"dataset": [dataset.source, _short_digest(dataset)]}),
     )
 
@@ -273,7 +291,7 @@ def send() -> None:
     elsewhere = {
         file.read_text(encoding="utf-8")
         for file in layout.journals().glob(f"*/{STORE_FILE}")
-        if file.parent != shelf() and any(file.parent.glob("*/"))
+        if file.parent != shelf() and any(file.parent.glob(f"*/{ENTRIES}"))
     }
     for store in sorted(elsewhere):
         log.warning("kept for %s: set MLFLOW_TRACKING_URI to it, and run this again", store)

@@ -190,7 +190,10 @@ def without_password() -> str:
 
 def hidden(text: str) -> str:
     """Take users and passwords out of the addresses in `text`."""
-    return re.sub(r"(\w://)[^/\s@]*@", r"\1", text)
+    text = re.sub(r"(https?://)[^/\s@]*@", r"\1", text)
+    # SQLAlchemy takes any password up to the @, slashes too, and another among the options.
+    text = re.sub(r"(\w(?<!http)(?<!https)://)[^/\s:@]*(:[^\s@]*)?@", r"\1", text)
+    return re.sub(r"(?i)([?&]password=)[^&\s]*", r"\1***", text)
 
 
 def shelf() -> Path:
