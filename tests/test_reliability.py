@@ -310,6 +310,15 @@ def _(place: Place) -> Callable[[], None]:
     return place.stage("train")
 
 
+@case("a learning rate that a training cannot bear")
+def _(place: Place) -> Callable[[], None]:
+    place.dataset()
+    place.chosen()
+    place.set("train.optimizer", "sgd")
+    place.set("train.lr", 1e30)
+    return place.stage("train")
+
+
 @case("a network too deep for the image")
 def _(place: Place) -> Callable[[], None]:
     place.dataset()

@@ -214,8 +214,8 @@ def fit(
     trains on them.
 
     Raises:
-        UserError: if the batch is larger than the training rows or too small for the devices, or
-            a checkpoint is damaged.
+        UserError: if the batch is larger than the training rows or too small for the devices, a
+            checkpoint is damaged, or the loss of the epoch that is kept is no number.
 
     """
     if recipe.batch_size > len(train):
@@ -290,7 +290,14 @@ def fit(
     if checkpoints is not None:
         with devices.scope():
             checkpoints.load_best(model, rows)
-    return pd.DataFrame(rows)
+    history = pd.DataFrame(rows)
+    kept = best_epoch(history)
+    if not np.isfinite([kept["loss"], kept["val_loss"]]).all():
+        raise UserError(
+            f"lr = {recipe.lr:g}: the loss of epoch {kept['epoch']:.0f} is {kept['loss']}, and "
+            f"{kept['val_loss']} on validation; give a lower one"
+        )
+    return history
 
 
 def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
