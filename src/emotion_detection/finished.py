@@ -1,13 +1,15 @@
-"""What a stage has made, kept until the next stage begins.
+"""What a stage has made, kept until its end is noted.
 
 A stage that is stopped after its work and before its end is noted is run again, and its outputs are
 removed first. It must not do its work, and log its run, a second time.
 """
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from emotion_detection import layout
 from emotion_detection.console import log
 from emotion_detection.files import whole
 
@@ -16,22 +18,27 @@ OUTPUTS = "outputs"
 
 def keep(outputs: Sequence[Path], state: Path) -> None:
     """Make copies of `outputs`, files and folders of different names, all that is in `state`."""
-    with whole(state / OUTPUTS) as folder:
+    kept = _kept(state)
+    with whole(kept) as folder:
         folder.mkdir()
         for path in outputs:
             _copy(path, folder / path.name)
     for path in state.iterdir():
-        if path.name != OUTPUTS:
+        if path != kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def restore(outputs: Sequence[Path], state: Path) -> bool:
-    """Write `outputs` again if they are kept in `state`; give False if they are not."""
-    if not is_finished(state):
+    """Write `outputs` again if they are kept in `state`, and nothing was noted since.
+
+    Gives False otherwise: who runs a stage again after that wants it done anew.
+    """
+    kept = _kept(state)
+    if not kept.exists():
         return False
     for path in outputs:
         with whole(path) as temporary:
-            _copy(state / OUTPUTS / path.name, temporary)
+            _copy(kept / path.name, temporary)
     log.info(
         "the same was finished before, and what it made is written again; remove %s to do it anew",
         state,
@@ -39,15 +46,15 @@ def restore(outputs: Sequence[Path], state: Path) -> bool:
     return True
 
 
-def is_finished(state: Path) -> bool:
-    """Tell whether outputs are kept in `state`."""
-    return (state / OUTPUTS).exists()
-
-
 def forget(states: Path) -> None:
     """Remove the folders in `states` in which outputs are kept."""
-    for kept in states.glob(f"*/{OUTPUTS}"):
-        shutil.rmtree(kept.parent)
+    for state in {kept.parent for kept in states.glob(f"*/{OUTPUTS}-*")}:
+        shutil.rmtree(state)
+
+
+def _kept(state: Path) -> Path:
+    noted = layout.NOTES.read_bytes() if layout.NOTES.exists() else b""
+    return state / f"{OUTPUTS}-{hashlib.sha256(noted).hexdigest()[:16]}"
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -29,7 +29,8 @@ EXPORTED = EXPORT / "export.json"
 """What was exported, also where that is nothing: every stage of DVC's leaves its outputs."""
 
 SEARCH_STATE = Path("models/.search")
-"""KerasTuner's folders: no output of a stage, since DVC deletes those before it runs one."""
+"""A folder a search, KerasTuner's until it has ended, and then what it made: no output of a stage,
+since DVC deletes those before it runs one."""
 
 
 def main_root() -> Path:
@@ -42,7 +43,10 @@ def main_root() -> Path:
 
 
 TRAIN_STATE = Path("models/.train")
-"""Checkpoints of a training; likewise no output."""
+"""A folder a training: its checkpoints, and then what it made; likewise no output."""
+
+NOTES = Path("dvc.lock")
+"""What changes when the end of a stage is noted."""
 
 RUN_FILE = "mlflow_run.json"
 """The name, in either, of what says which MLflow run goes on."""
