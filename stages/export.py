@@ -20,7 +20,7 @@ def main() -> None:
         write_json(folder / layout.EXPORTED.name, {"onnx": None})
     with whole(layout.EXPORT_REPORT) as report:
         report.mkdir()
-        write_json(report / layout.METRICS, {"onnx": False})
+        write_json(report / layout.METRICS, {"export/onnx": False})
     log.info("export.onnx = false: nothing to export")
 
 
@@ -47,19 +47,19 @@ def _onnx(tolerance: float) -> None:
         exported = {"file": path.name, "images": model.input_shape, "classes": dataset.classes}
         write_json(folder / layout.EXPORTED.name, {"onnx": exported})
     speeds = {
-        f"{name}_images_per_second_{size}": onnxfile.images_per_second(
+        f"export/{name}_images_per_second_{size}": onnxfile.images_per_second(
             probabilities, np.resize(dataset.images[rows[:size]], (size, *model.input_shape[1:]))
         )
         for size in TIMED_BATCHES
         for name, probabilities in (("keras", by_keras), ("onnx", by_onnx))
     }
-    metrics = {"largest_difference": difference, **speeds}
+    metrics = {"export/largest_difference": difference, **speeds}
     with whole(layout.EXPORT_REPORT) as report:
         report.mkdir()
-        write_json(report / layout.METRICS, {"onnx": True, **metrics})
+        write_json(report / layout.METRICS, {"export/onnx": True, **metrics})
     with tracking.resumed(tracking.load_run_id(layout.TRAIN_RUN)) as tracked:
         if tracked:
-            tracking.log_metrics({f"export/{name}": value for name, value in metrics.items()})
+            tracking.log_metrics(metrics)
             tracking.log_files(layout.EXPORT, "export")
     log.info(
         "%s is at most %.1e from Keras in a probability of %s test images; images a second, Keras "
