@@ -70,7 +70,9 @@ def main() -> None:
             write_json(folder / "scores.json", metrics)
             write_json(folder / "champion.json", verdict.as_json())
             files = [dataset.files[row] for row in rows]
-            result.predictions(files).to_csv(folder / "predictions.csv", index=False)
+            result.predictions(files).to_csv(
+                folder / "predictions.csv", index=False, errors="surrogateescape"
+            )
             result.roc_points().to_csv(folder / "roc.csv", index=False)
             result.per_class_table().to_csv(folder / "per_class.csv", index=False)
             result.reliability().round(evaluation.DIGITS).to_csv(

@@ -141,7 +141,7 @@ class Evaluation:
         return found.reset_index(drop=True)
 
     def metrics(self) -> dict[str, Any]:
-        """The scores as JSON, for `dvc metrics`: totals first, then `per_class` by name.
+        """The scores as JSON: totals first, then `per_class` by name.
 
         JSON has no NaN: what does not exist is left out.
         """

@@ -90,8 +90,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write `rows` under `header` as CSV."""
-    with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    """Write `rows` under `header` as CSV; bytes of file names that are no text stay as they are."""
+    with (
+        whole(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
