@@ -356,7 +356,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
 
 
 def test_what_was_finished_and_not_noted_is_not_done_twice(project: Project) -> None:
-    project.set_params({"tune": {"lr": 2e-3}, "train": {"lr": 2e-3}})
+    project.set_params({"tune": {"lr": 1.5e-3}, "train": {"lr": 1.5e-3}})
     lock = project.root / "dvc.lock"
     outputs = {
         "tune": ("models/hyperparameters.json", "reports/tune/trials.csv"),
