@@ -140,6 +140,7 @@ NOT_RUN = {
         (
             "dvc exp run",
             "dvc exp run $(cat recipes/quick)",
+            "dvc exp run $(cat recipes/best)",
             "dvc exp run $(cat recipes/notebook)",
             "dvc exp run $(cat recipes/notebook) -S split.validation=holdout",
         ),
@@ -154,6 +155,9 @@ NOT_RUN = {
     ),
     "python -m benchmarks --source data/emotion-detection-fer.zip --model models/model.keras": (
         "takes most of an hour, and needs the archive"
+    ),
+    "dvc exp run $(cat recipes/best) -S ingest.source=data/emotion-detection-fer.zip": (
+        "takes an hour and a half; the other recipes are run on the same zip"
     ),
     "dvc exp run -S tune.trials=0": "the notebook's recipe says so too",
     "dvc add": "a name, not a command: what it is given is the reader's",
