@@ -27,7 +27,7 @@ import psutil
 import yaml
 
 from benchmarks import servers
-from emotion_detection import layout
+from emotion_detection import finished, layout
 from emotion_detection.console import run
 from emotion_detection.workers import share
 
@@ -87,6 +87,8 @@ class Project:
     def search(self, workers: int, *, threads: int | None = None, kill: bool = False) -> Search:
         """Run tune on all threads or so many, and `kill` the worker of trial KILLED meanwhile."""
         self._set_workers(workers)
+        # It is the same search each time, and what the last one made is not noted.
+        finished.forget(self._root / layout.SEARCH_STATE)
         limits = {} if threads is None else dict.fromkeys(share(0, 1), str(threads))
         began, used = time.perf_counter(), _processor_seconds()
         chief = subprocess.Popen(
