@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from emotion_detection import (
     augment,
+    distillation,
     figures,
     finished,
     inputs,
@@ -57,6 +58,7 @@ def main() -> None:
     )
     if rows.leaking:
         log.warning("split.validation = test: the epoch is chosen on the test images, which leaks")
+    teachers = distillation.load(settings.distillation.teachers, dataset)
     made_of = {
         "seed": values.seed,
         "precision": precision,
@@ -67,8 +69,8 @@ def main() -> None:
         "parameters": model.count_params(),
     }
     state = layout.TRAIN_STATE / fingerprint(
-        {"dataset": dataset.digest, **made_of},
-        [main, Dataset, network, training, inputs, augment, modelfile],
+        {"dataset": dataset.digest, "teachers": [t.digest for t in teachers], **made_of},
+        [main, Dataset, network, training, inputs, augment, distillation, modelfile],
     )
     if finished.restore(OUTPUTS, state):
         return
@@ -81,17 +83,31 @@ def main() -> None:
         note=(
             f"A network of {model.count_params():,} parameters trained on "
             f"{len(rows.train):,} images of **{dataset.source}**"
-            f"{', the epoch chosen **on the test images**' if rows.leaking else ''}.\n\n"
+            f"{', the epoch chosen **on the test images**' if rows.leaking else ''}"
+            f"{', and by what other networks say of them' if teachers else ''}.\n\n"
             "Curves are under Model metrics, figures under Artifacts, the network under Logged "
             "models.\n\n"
             "The `test/` metrics are evaluate's, on the test split."
         ),
         dataset=dataset,
         params=made_of,
-        tags={"leaking": str(rows.leaking).lower(), "precision.why": why},
+        tags={
+            "leaking": str(rows.leaking).lower(),
+            "precision.why": why,
+            **({"teachers": ", ".join(teacher.name for teacher in teachers)} if teachers else {}),
+        },
         run_id=tracking.load_run_id(state / layout.RUN_FILE),
     ) as run_id:
         tracking.save_run_id(state / layout.RUN_FILE, run_id)
+        targets = None
+        if teachers:
+            targets = distillation.targets(
+                teachers,
+                dataset,
+                rows.train,
+                settings.distillation.weight,
+                state / "taught.npy",
+            )
         history = training.fit(
             model,
             dataset,
@@ -100,6 +116,7 @@ def main() -> None:
             recipe=recipe,
             seed=values.seed,
             log_epoch=tracking.log_epoch,
+            targets=targets,
             checkpoints=training.Checkpoints(state),
         )
         best = training.best_epoch(history)

@@ -35,12 +35,14 @@ def training_batches(
     seed: int,
     augmentation: Augment | None = None,
     low_resolution: LowResolution | None = None,
+    targets: np.ndarray | None = None,
     first_epoch: int = 0,
     replicas: int = 1,
 ) -> tf.data.Dataset:
     """Give the images of `rows` for ever, each epoch in an order of its own.
 
-    Batches are those of `evaluation_batches`, augmented.
+    Batches are those of `evaluation_batches`, augmented; with `targets` (rows of the dataset,
+    classes) float32, an image's row of them stands for its label.
 
     An epoch's order and augmentation depend on `seed` and the epoch alone, so that a training
     taken up at `first_epoch` sees what an unbroken one would have seen. Images are smaller in the
@@ -55,7 +57,7 @@ def training_batches(
         batches = _batches(order, batch_size, replicas)
         return batches.enumerate().map(lambda batch, numbers: (epoch, batch, numbers))
 
-    read = _reader(dataset)
+    read = _reader(dataset, targets)
 
     def load(epoch: tf.Tensor, batch: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         images, targets = read(numbers)
@@ -105,16 +107,26 @@ def untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.with_options(options)
 
 
-def _reader(dataset: Dataset) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    shape = dataset.images.shape[1:]
+def _reader(
+    dataset: Dataset, targets: np.ndarray | None = None
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    shape, classes = dataset.images.shape[1:], len(dataset.classes)
 
     def gather(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return dataset.images[numbers], dataset.labels[numbers]
+        if targets is not None:
+            return dataset.images[numbers], targets[numbers]
+        return dataset.images[numbers], one_hot(dataset.labels[numbers], classes)
 
     def read(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        images, labels = tf.numpy_function(gather, [numbers], (tf.uint8, tf.int64), stateful=False)
+        types = (tf.uint8, tf.float32)
+        images, wanted = tf.numpy_function(gather, [numbers], types, stateful=False)
         images.set_shape((None, *shape))
-        labels.set_shape((None,))
-        return images, tf.one_hot(labels, len(dataset.classes))
+        wanted.set_shape((None, classes))
+        return images, wanted
 
     return read
+
+
+def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Give (N, classes) float32, 1 at each of `labels` (N,) int64 and 0 elsewhere."""
+    return np.eye(classes, dtype=np.float32)[labels]

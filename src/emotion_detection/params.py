@@ -175,6 +175,13 @@ class LowResolution(_Section):
     scale: OpenFraction
 
 
+class Distillation(_Section):
+    """Networks that training learns from besides the labels, and how much."""
+
+    teachers: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+    weight: Annotated[Float, Field(gt=0, le=1)]
+
+
 class Train(_Section):
     """The training of the final network."""
 
@@ -192,6 +199,7 @@ class Train(_Section):
     reduce_lr_factor: OpenFraction
     class_weights: Annotated[Float, Field(ge=0, le=1)]
     low_resolution: LowResolution
+    distillation: Distillation
     augment: Augment
 
     @model_validator(mode="after")

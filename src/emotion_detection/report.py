@@ -130,6 +130,12 @@ def training_facts(
         else f"{_percent(split.fraction)} of train, by class; images with the same pixels are on "
         "one side"
     )
+    teachers = ", ".join(recipe.distillation.teachers)
+    learnt = (
+        f"targets of {_percent(recipe.distillation.weight)} what {teachers} says of the image"
+        if teachers
+        else "no other network's help"
+    )
     return [
         (
             "network",
@@ -140,7 +146,7 @@ def training_facts(
             "training",
             f"{optimizer}, {rate}, batches of {recipe.batch_size}, weight decay "
             f"{recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}, {weighed}, "
-            f"augmentation: {', '.join(shaken) or 'none'}",
+            f"{learnt}, augmentation: {', '.join(shaken) or 'none'}",
         ),
         ("validation", held),
         (

@@ -26,7 +26,7 @@ from emotion_detection.inputs import (
     steps_per_epoch,
     training_batches,
 )
-from emotion_detection.params import Augment, LowResolution
+from emotion_detection.params import Augment, Distillation, LowResolution
 
 WEIGHTS = "model.weights.h5"
 
@@ -62,6 +62,7 @@ class Recipe:
     label_smoothing: float = 0.0
     class_weights: float = 0.0
     low_resolution: LowResolution | None = None
+    distillation: Distillation | None = None
     augment: Augment | None = None
 
     def smallest(self, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -201,11 +202,15 @@ def fit(
     recipe: Recipe,
     seed: int,
     log_epoch: LogEpoch,
+    targets: np.ndarray | None = None,
     checkpoints: Checkpoints | None = None,
     first_epoch: int = 0,
     verbose: bool = True,
 ) -> pd.DataFrame:
     """Train `model` on rows `train` of `dataset` and return its history, a row an epoch.
+
+    What it learns of an image is its label, or its row of `targets` (rows of the dataset, classes)
+    float32; its accuracy is then that of their largest. It is validated by the labels.
 
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, a training that was cut off goes on after its last finished epoch, and the
@@ -266,6 +271,7 @@ def fit(
                         seed=seed,
                         augmentation=recipe.augment,
                         low_resolution=recipe.low_resolution,
+                        targets=targets,
                         first_epoch=first_epoch,
                         replicas=replicas,
                     ),

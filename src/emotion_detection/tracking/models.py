@@ -105,10 +105,15 @@ def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network comes from: what it is called, and the data set it learnt from, if known."""
+    """Where a network comes from: what it is called, and the data set it learnt from, if known.
+
+    `leaking` says that it was chosen on the test images.
+    """
 
     name: str
     dataset: str | None
+    dataset_digest: str | None = None
+    leaking: bool = False
 
 
 def origin(model_uri: str = CHAMPION) -> Origin:
@@ -127,7 +132,10 @@ def origin(model_uri: str = CHAMPION) -> Origin:
                 else client.get_model_version(registered, number)
             )
             name, run_id = f"{registered}, version {version.version}", version.run_id
-        return Origin(name, client.get_run(run_id).data.tags.get("dataset"))
+        tags = client.get_run(run_id).data.tags
+        return Origin(
+            name, tags.get("dataset"), tags.get("dataset.digest"), tags.get("leaking") == "true"
+        )
     except MlflowException:
         return Origin(model_uri, None)
 
