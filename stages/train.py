@@ -75,8 +75,8 @@ def main() -> None:
     if finished.restore(OUTPUTS, state):
         return
     finished.forget(layout.TRAIN_STATE)
-    cut_off = list(layout.TRAIN_STATE.glob("*/"))
-    if cut_off and state not in cut_off:
+    others = [other for other in layout.TRAIN_STATE.glob("*/") if other != state]
+    if others and not state.exists():
         log.info("the training that was cut off had other data, params or code: starting anew")
     with tracking.run(
         "train",
@@ -143,9 +143,8 @@ def main() -> None:
         tracking.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
         tracking.save_run_id(layout.TRAIN_RUN, run_id)
     finished.keep(OUTPUTS, state)
-    for other in cut_off:
-        if other != state:
-            shutil.rmtree(other)
+    for other in others:
+        shutil.rmtree(other)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def test_the_notebooks_recipe_leaves_nothing_of_the_default_one(file: Path) -> N
         }
 
     for section in ("network", "train"):
-        unused = {"train.warmup", "train.augment.fill_mode"}
+        unused = {"train.warmup", "train.distillation.weight", "train.augment.fill_mode"}
         assert keys(section, values.model_dump()[section]) - unused <= changed
 
 

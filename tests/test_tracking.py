@@ -388,12 +388,13 @@ def test_a_logged_network_says_where_it_comes_from(
     with start(toy) as run_id:
         tracking.log_model(network, toy.images[:2], toy.classes)
     uri = f"runs:/{run_id}/{tracking.MODEL_NAME}"
-    assert tracking.origin(uri) == tracking.Origin(uri, toy.source)
+    source = (toy.source, toy.digest, False)
+    assert tracking.origin(uri) == tracking.Origin(uri, *source)
     for number in ("1", "2"):
         assert mlflow.register_model(uri, "faces").version == int(number)
     mlflow.MlflowClient().set_registered_model_alias("faces", "best", "1")
-    assert tracking.origin("models:/faces@best") == tracking.Origin("faces, version 1", toy.source)
-    assert tracking.origin("models:/faces/2") == tracking.Origin("faces, version 2", toy.source)
+    assert tracking.origin("models:/faces@best") == tracking.Origin("faces, version 1", *source)
+    assert tracking.origin("models:/faces/2") == tracking.Origin("faces, version 2", *source)
     assert tracking.origin("models:/gone/1") == tracking.Origin("models:/gone/1", None)
 
 

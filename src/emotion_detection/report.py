@@ -130,12 +130,9 @@ def training_facts(
         else f"{_percent(split.fraction)} of train, by class; images with the same pixels are on "
         "one side"
     )
-    teachers = ", ".join(recipe.distillation.teachers)
-    learnt = (
-        f"targets of {_percent(recipe.distillation.weight)} what {teachers} says of the image"
-        if teachers
-        else "no other network's help"
-    )
+    teachers = " and ".join(recipe.distillation.teachers)
+    share = _percent(recipe.distillation.weight)
+    taught = f"targets of {share} what {teachers} says of the image, " if teachers else ""
     return [
         (
             "network",
@@ -146,7 +143,7 @@ def training_facts(
             "training",
             f"{optimizer}, {rate}, batches of {recipe.batch_size}, weight decay "
             f"{recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}, {weighed}, "
-            f"{learnt}, augmentation: {', '.join(shaken) or 'none'}",
+            f"{taught}augmentation: {', '.join(shaken) or 'none'}",
         ),
         ("validation", held),
         (

@@ -11,7 +11,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -248,17 +249,22 @@ def log_metrics(metrics: Mapping[str, float], dataset: Dataset | None = None) ->
     """
     named: dict[str, float] = {}
     for name, value in metrics.items():
-        # MLflow would refuse all of them for one.
-        allowed = plain = re.sub(r"[^\w./ -]", "_", name)
-        number = 1
-        while allowed in named:
-            number += 1
-            allowed = f"{plain}-{number}"
-        named[allowed] = float(value)
+        named[_free_name(name, named)] = float(value)
     _log(
         metrics=named,
         **({} if dataset is None else {"dataset": [dataset.source, _short_digest(dataset)]}),
     )
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    """Give `name` in the characters that MLflow allows, numbered where that is `taken`."""
+    # MLflow would refuse all metrics for one.
+    allowed = plain = re.sub(r"[^\w./ -]", "_", name)
+    for number in count(2):
+        if allowed not in taken:
+            break
+        allowed = f"{plain}-{number}"
+    return allowed
 
 
 def log_epoch(metrics: Mapping[str, float], epoch: int) -> None:
