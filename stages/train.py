@@ -3,6 +3,8 @@
 import shutil
 from dataclasses import asdict
 
+import keras
+
 from emotion_detection import (
     augment,
     distillation,
@@ -31,7 +33,7 @@ def main() -> None:
     finished.forget(layout.SEARCH_STATE)
     values = params.load()
     settings = values.train
-    recipe = training.Recipe(**dict(settings))
+    recipe = training.Recipe(**{k: v for k, v in settings if k != "distillation"})
     architecture = load_hyperparameters(layout.HYPERPARAMETERS)
     dataset = Dataset.open(layout.DATASET)
     rows = split(dataset, **values.split.model_dump(), seed=values.seed)
@@ -58,7 +60,6 @@ def main() -> None:
     )
     if rows.leaking:
         log.warning("split.validation = test: the epoch is chosen on the test images, which leaks")
-    teachers = distillation.load(settings.distillation.teachers, dataset)
     made_of = {
         "seed": values.seed,
         "precision": precision,
@@ -69,7 +70,7 @@ def main() -> None:
         "parameters": model.count_params(),
     }
     state = layout.TRAIN_STATE / fingerprint(
-        {"dataset": dataset.digest, "teachers": [t.digest for t in teachers], **made_of},
+        {"dataset": dataset.digest, **made_of},
         [main, Dataset, network, training, inputs, augment, distillation, modelfile],
     )
     if finished.restore(OUTPUTS, state):
@@ -78,36 +79,33 @@ def main() -> None:
     others = [other for other in layout.TRAIN_STATE.glob("*/") if other != state]
     if others and not state.exists():
         log.info("the training that was cut off had other data, params or code: starting anew")
+    taught = " and ".join(settings.distillation.teachers)
+    kept = state / "taught.npy"
+    teachers: list[keras.Model] = []
+    if taught and not kept.exists():
+        held_out = {"seed": values.seed, **{f"split.{k}": v for k, v in made_of["split"].items()}}
+        teachers = distillation.load(settings.distillation.teachers, dataset, held_out)
     with tracking.run(
         "train",
         note=(
             f"A network of {model.count_params():,} parameters trained on "
             f"{len(rows.train):,} images of **{dataset.source}**"
-            f"{', the epoch chosen **on the test images**' if rows.leaking else ''}"
-            f"{', and by what other networks say of them' if teachers else ''}.\n\n"
+            f"{f' and on what {taught} says of them' if taught else ''}"
+            f"{', the epoch chosen **on the test images**' if rows.leaking else ''}.\n\n"
             "Curves are under Model metrics, figures under Artifacts, the network under Logged "
             "models.\n\n"
             "The `test/` metrics are evaluate's, on the test split."
         ),
         dataset=dataset,
         params=made_of,
-        tags={
-            "leaking": str(rows.leaking).lower(),
-            "precision.why": why,
-            **({"teachers": ", ".join(teacher.name for teacher in teachers)} if teachers else {}),
-        },
+        tags={"leaking": str(rows.leaking).lower(), "precision.why": why},
         run_id=tracking.load_run_id(state / layout.RUN_FILE),
     ) as run_id:
         tracking.save_run_id(state / layout.RUN_FILE, run_id)
         targets = None
-        if teachers:
-            targets = distillation.targets(
-                teachers,
-                dataset,
-                rows.train,
-                settings.distillation.weight,
-                state / "taught.npy",
-            )
+        if taught:
+            weight = settings.distillation.weight
+            targets = distillation.targets(teachers, dataset, rows.train, weight, kept)
         history = training.fit(
             model,
             dataset,

@@ -14,7 +14,6 @@ from benchmarks.project import SMALL, Project
 from emotion_detection import distillation, tracking, training
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset, Split
-from emotion_detection.distillation import Teacher
 from emotion_detection.network import Architecture, build, export
 
 Make = Callable[..., Architecture]
@@ -38,56 +37,64 @@ def network(architecture: Make) -> keras.Model:
     return export(build(chosen, image_shape=(16, 16, 3), classes=3, seed=0), chosen)
 
 
+HELD_OUT = {"seed": 0, "split.validation": "holdout", "split.fraction": 0.2}
+
+
 def logged(network: keras.Model, dataset: Dataset, leaking: str = "false") -> str:
     with tracking.run(
-        "train", note="", dataset=dataset, params={}, tags={"leaking": leaking}
+        "train", note="", dataset=dataset, params=HELD_OUT, tags={"leaking": leaking}
     ) as run_id:
         tracking.log_model(network, dataset.images[:2], dataset.classes)
     return f"runs:/{run_id}/{tracking.MODEL_NAME}"
 
 
-def test_a_teacher_is_a_model_of_the_store(toy: Dataset, network: keras.Model) -> None:
+def test_a_teacher_is_a_model_of_the_store(
+    toy: Dataset, network: keras.Model, caplog: pytest.LogCaptureFixture
+) -> None:
     uri = logged(network, toy)
-    (teacher,) = distillation.load([uri], toy)
-    assert (teacher.name, teacher.digest) == (uri, training.digest(network))
-    mlflow.register_model(uri, tracking.REGISTERED_MODEL)
-    (teacher,) = distillation.load([f"models:/{tracking.REGISTERED_MODEL}/1"], toy)
-    assert teacher.name == f"{tracking.REGISTERED_MODEL}, version 1"
+    mlflow.register_model(uri, "faces")
+    teachers = distillation.load([uri, "models:/faces/1"], toy, HELD_OUT)
+    assert [training.digest(teacher) for teacher in teachers] == [training.digest(network)] * 2
+    assert "images" not in caplog.text
 
 
 def test_a_teacher_that_cannot_teach_is_refused(toy: Dataset, network: keras.Model) -> None:
     uri = logged(network, toy)
+    gone = logged(network, toy)
+    mlflow.register_model(gone, "faces")
+    mlflow.MlflowClient().delete_tag(gone.split("/")[1], "dataset.digest")
     for teacher, dataset, reason in (
-        ("models:/emotion-detection@champion", toy, r"alias.*models:/emotion-detection/1"),
         ("models:/gone/1", toy, r"models:/gone/1: cannot be loaded"),
+        ("models:/faces/1", toy, r"its run is not in MLflow"),
         (logged(network, toy, leaking="true"), toy, r"chosen on the test images.*holdout"),
         (uri, dataclasses.replace(toy, images=toy.images[:, :8, :8]), r"\(16, 16, 3\).*\(8, 8, 3"),
         (uri, dataclasses.replace(toy, classes=("angry", "happy", "surprised")), r"sad.*surprised"),
     ):
         with pytest.raises(UserError, match=rf"^train\.distillation\.teachers: .*{reason}"):
-            distillation.load([teacher], dataset)
+            distillation.load([teacher], dataset, HELD_OUT)
 
 
-def test_a_teacher_of_other_data_is_warned_of(
+def test_a_teacher_that_has_seen_other_images_is_warned_of(
     toy: Dataset, network: keras.Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = logged(network, toy)
-    distillation.load([uri], toy)
-    assert "learnt from other data" not in caplog.text
-    distillation.load([uri], dataclasses.replace(toy, digest="0" * 32))
-    assert f"{uri} learnt from other data" in caplog.text
+    distillation.load([uri], toy, HELD_OUT | {"split.fraction": 0.1})
+    assert f"{uri} was trained with other seed, split.validation, split.fraction" in caplog.text
+    caplog.clear()
+    distillation.load([uri], dataclasses.replace(toy, digest="0" * 32), HELD_OUT)
+    assert f"{uri} learnt from other data, toy.zip" in caplog.text
 
 
 def test_targets_are_labels_and_the_teachers_mean(
     toy: Dataset, rows: Split, network: keras.Model, architecture: Make, tmp_path: Path
 ) -> None:
     other = build(architecture(), image_shape=(16, 16, 3), classes=3, seed=1)
-    teachers = [Teacher("a", network, "a"), Teacher("b", other, "b")]
+    teachers = [network, other]
     kept = tmp_path / "taught.npy"
     found = distillation.targets(teachers, toy, rows.train, 0.75, kept)
     assert (found.shape, found.dtype) == ((len(toy), 3), np.float32)
     labels = LABELS[toy.labels]
-    said = [model.predict(toy.images[rows.train], verbose=0) for model in (network, other)]
+    said = [model.predict(toy.images[rows.train], verbose=0) for model in teachers]
     expected = 0.25 * labels[rows.train] + 0.75 * np.mean(said, axis=0)
     np.testing.assert_allclose(found[rows.train], expected, atol=1e-5)
     np.testing.assert_array_equal(found[rows.validation], labels[rows.validation])
@@ -122,19 +129,19 @@ def test_a_pipeline_learns_from_a_model_it_registered(tmp_path: Path) -> None:
     project = Project.begin(tmp_path / "project", {**SMALL, "tune": {"trials": 0}})
     project.run("dvc", "repro", "evaluate")
     project.commit("Train a teacher")
-    teacher = f"models:/{tracking.REGISTERED_MODEL}/1"
+    teacher = "models:/emotion-detection/1"
     output = project.run(
         *("dvc", "exp", "run", "-n", "taught", "-S", f"train.distillation.teachers=[{teacher}]"),
         "evaluate",
     )
     assert "the teachers say what the label says of " in output
     taught, first = project.runs("train")
-    assert taught.data.tags["teachers"] == f"{tracking.REGISTERED_MODEL}, version 1"
-    assert "teachers" not in first.data.tags
+    assert taught.data.params["train.distillation.teachers"] == teacher
+    assert f" and on what {teacher} says of them" in taught.data.tags["mlflow.note.content"]
     assert taught.data.params["train.distillation.weight"] == "0.7"
     assert taught.data.tags["weights.digest"] != first.data.tags["weights.digest"]
     assert "registered.version" in taught.data.tags
-    card = (project.root / "reports/evaluate/model_card.md").read_text()
-    assert f"targets of 70.0\u00a0% what {teacher} says of the image" in card
+    page = (project.root / "reports/evaluate/report.html").read_text()
+    assert f"70.0\u00a0% of each target from {teacher}" in page
     metrics = project.json("reports/train/metrics.json")
     assert taught.data.metrics["val_accuracy"] == pytest.approx(metrics["val_accuracy"])

@@ -180,6 +180,18 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "21",
             "train: low_resolution.epochs = 21 is more than epochs = 20; lower it, or raise epochs",
         ),
+        *(
+            (
+                "train.distillation.teachers",
+                f"[{teacher}]",
+                f'train.distillation.teachers.0 = "{teacher}": must be a model in MLflow',
+            )
+            for teacher in (
+                "models:/emotion-detection@champion",
+                "models:/emotion-detection/latest",
+                "models/model.keras",
+            )
+        ),
         ("network.conv_dropout", "1", "network.conv_dropout = 1: must be less than 1"),
         (
             "tune.space.dense_dropout",

@@ -388,7 +388,7 @@ def test_a_logged_network_says_where_it_comes_from(
     with start(toy) as run_id:
         tracking.log_model(network, toy.images[:2], toy.classes)
     uri = f"runs:/{run_id}/{tracking.MODEL_NAME}"
-    source = (toy.source, toy.digest, False)
+    source = (toy.source, toy.digest, False, finished(project, toy).data.params)
     assert tracking.origin(uri) == tracking.Origin(uri, *source)
     for number in ("1", "2"):
         assert mlflow.register_model(uri, "faces").version == int(number)

@@ -318,6 +318,9 @@ def test_the_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     gpus = [workers.share(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
     assert gpus == ["2", "5", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    gpus = [workers.share(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)]
+    assert gpus == ["0,2", "1"]
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,13 @@ without. A network may learn from one like itself (born-again networks, arXiv 18
 labels are noisy, another's probabilities say which of them to doubt.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from emotion_detection import modelfile, tracking, training
+from emotion_detection import modelfile, tracking
 from emotion_detection.console import UserError, log, progress
 from emotion_detection.dataset import Dataset
 from emotion_detection.files import whole
@@ -21,48 +20,53 @@ from emotion_detection.inputs import one_hot
 BATCH_SIZE = 256
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A network to learn from: what it is called, and the digest of its weights."""
-
-    name: str
-    model: keras.Model
-    digest: str
-
-
-def load(teachers: Sequence[str], dataset: Dataset) -> list[Teacher]:
+def load(
+    teachers: Sequence[str], dataset: Dataset, held_out: Mapping[str, object]
+) -> list[keras.Model]:
     """Load the networks to learn `dataset` from: models in MLflow, by their URIs.
 
+    `held_out` are the params that say which train images are for validation: who was trained with
+    others has seen them, which is warned of.
+
     Raises:
-        UserError: if one cannot be loaded, is named by an alias, is for other classes or images, or
-            was chosen on the test images.
+        UserError: if one cannot be loaded, is for other classes or images, or was chosen on the
+            test images.
 
     """
-    return [_load(teacher, dataset) for teacher in teachers]
+    return [_load(teacher, dataset, held_out) for teacher in teachers]
 
 
-def _load(teacher: str, dataset: Dataset) -> Teacher:
+def _load(teacher: str, dataset: Dataset, held_out: Mapping[str, object]) -> keras.Model:
     key = f"train.distillation.teachers: {teacher}"
-    if "@" in teacher:
-        raise UserError(
-            f"{key}: an alias moves on, and DVC does not see it; name a version, as "
-            f"models:/{tracking.REGISTERED_MODEL}/1"
-        )
     try:
         model, classes = tracking.load_network(teacher)
     except UserError as error:
         raise UserError(f"train.distillation.teachers: {error}") from error
     origin = tracking.origin(teacher)
+    if origin.dataset_digest is None:
+        raise UserError(
+            f"{key}: its run is not in MLflow, so that nobody knows if it has seen the test "
+            "images; take another"
+        )
     if origin.leaking:
         raise UserError(
             f"{key}: was chosen on the test images, and who learns from it scores too well; take "
             "one that was trained with split.validation = holdout"
         )
-    if origin.dataset_digest not in (None, dataset.digest):
+    if origin.dataset_digest != dataset.digest:
         log.warning(
-            "%s learnt from other data: if test images of %s are in it, the scores are too good",
-            origin.name,
+            "%s learnt from other data, %s: it may know little of %s, and if it has seen test "
+            "images of it, the scores are too good",
+            teacher,
+            origin.dataset,
             dataset.source,
+        )
+    elif any(origin.params.get(name) != str(value) for name, value in held_out.items()):
+        log.warning(
+            "%s was trained with other %s: it has seen images that are for validation now, and "
+            "val_accuracy is too good",
+            teacher,
+            ", ".join(held_out),
         )
     if model.input_shape[1:] != dataset.images.shape[1:]:
         raise UserError(
@@ -75,11 +79,11 @@ def _load(teacher: str, dataset: Dataset) -> Teacher:
             f"{key}: tells {', '.join(classes)} apart, and {dataset.source} has "
             f"{', '.join(dataset.classes)}"
         )
-    return Teacher(origin.name, model, training.digest(model))
+    return model
 
 
 def targets(
-    teachers: Sequence[Teacher], dataset: Dataset, rows: np.ndarray, weight: float, kept: Path
+    teachers: Sequence[keras.Model], dataset: Dataset, rows: np.ndarray, weight: float, kept: Path
 ) -> np.ndarray:
     """Give what is to be learnt of each image: (rows of the dataset, classes) float32.
 
@@ -92,7 +96,7 @@ def targets(
         taught = np.load(kept)
     else:
         taught = np.zeros((len(rows), len(dataset.classes)), np.float32)
-        asked = [modelfile.compiled(teacher.model) for teacher in teachers]
+        asked = [modelfile.compiled(teacher) for teacher in teachers]
         starts = range(0, len(rows), BATCH_SIZE)
         for start in progress(starts, description="teachers", unit="batches"):
             part = slice(start, start + BATCH_SIZE)

@@ -175,10 +175,24 @@ class LowResolution(_Section):
     scale: OpenFraction
 
 
+def _fixed_model(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(
+        r"models:/[^/@]+/\d+|models:/m-\w+|runs:/\w+/\w+", value
+    ):
+        raise ValueError(
+            "must be a model in MLflow that stays the same, as models:/emotion-detection/2: DVC "
+            "does not see where an alias, a stage or latest moves"
+        )
+    return value
+
+
+FixedModel = Annotated[str, BeforeValidator(_fixed_model)]
+
+
 class Distillation(_Section):
     """Networks that training learns from besides the labels, and how much."""
 
-    teachers: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+    teachers: Annotated[tuple[FixedModel, ...], Field(strict=False)]
     weight: Annotated[Float, Field(gt=0, le=1)]
 
 

@@ -132,7 +132,7 @@ def training_facts(
     )
     teachers = " and ".join(recipe.distillation.teachers)
     share = _percent(recipe.distillation.weight)
-    taught = f"targets of {share} what {teachers} says of the image, " if teachers else ""
+    taught = f"{share} of each target from {teachers}, " if teachers else ""
     return [
         (
             "network",

@@ -26,7 +26,7 @@ from emotion_detection.inputs import (
     steps_per_epoch,
     training_batches,
 )
-from emotion_detection.params import Augment, Distillation, LowResolution
+from emotion_detection.params import Augment, LowResolution
 
 WEIGHTS = "model.weights.h5"
 
@@ -62,7 +62,6 @@ class Recipe:
     label_smoothing: float = 0.0
     class_weights: float = 0.0
     low_resolution: LowResolution | None = None
-    distillation: Distillation | None = None
     augment: Augment | None = None
 
     def smallest(self, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -357,7 +356,7 @@ def best_epoch(history: pd.DataFrame) -> pd.Series:
 
 
 def _class_weights(dataset: Dataset, rows: np.ndarray, power: float) -> np.ndarray | None:
-    """Give a weight a class whose mean over `rows` is 1."""
+    """Give a weight a class whose mean over `rows`, by their labels, is 1."""
     if power == 0:
         return None
     counts = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))

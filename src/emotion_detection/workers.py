@@ -112,7 +112,8 @@ def share(number: int, of: int) -> dict[str, str]:
     }
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     if gpus:
-        shares["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+        own = gpus[number::of] or [gpus[number % len(gpus)]]
+        shares["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return shares
 
 

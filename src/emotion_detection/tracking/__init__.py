@@ -3,7 +3,6 @@
 from emotion_detection.tracking.models import (
     CHAMPION,
     MODEL_NAME,
-    REGISTERED_MODEL,
     Origin,
     RegistryError,
     Version,
@@ -33,7 +32,6 @@ from emotion_detection.tracking.runs import (
 __all__ = [
     "CHAMPION",
     "MODEL_NAME",
-    "REGISTERED_MODEL",
     "Origin",
     "RegistryError",
     "Version",

@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -107,13 +107,14 @@ def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...
 class Origin:
     """Where a network comes from: what it is called, and the data set it learnt from, if known.
 
-    `leaking` says that it was chosen on the test images.
+    `leaking` says that it was chosen on the test images, `params` are those of its run.
     """
 
     name: str
     dataset: str | None
     dataset_digest: str | None = None
     leaking: bool = False
+    params: Mapping[str, str] = field(default_factory=dict)
 
 
 def origin(model_uri: str = CHAMPION) -> Origin:
@@ -132,9 +133,13 @@ def origin(model_uri: str = CHAMPION) -> Origin:
                 else client.get_model_version(registered, number)
             )
             name, run_id = f"{registered}, version {version.version}", version.run_id
-        tags = client.get_run(run_id).data.tags
+        data = client.get_run(run_id).data
         return Origin(
-            name, tags.get("dataset"), tags.get("dataset.digest"), tags.get("leaking") == "true"
+            name,
+            data.tags.get("dataset"),
+            data.tags.get("dataset.digest"),
+            data.tags.get("leaking") == "true",
+            data.params,
         )
     except MlflowException:
         return Origin(model_uri, None)
