@@ -57,7 +57,7 @@ ELSEWHERE = {
     "dvc exp run -S ingest.source=PATH -S 'ingest.image_size=[32,48]' "
     "-S ingest.color_mode=rgb": "test_other_sets.py: the photos, by params.yaml",
     "dvc exp run -S 'train.distillation.teachers=[models:/emotion-detection/2]'": (
-        "test_distillation.py, with version 1"
+        "test_pipeline.py, with version 1"
     ),
     "dvc exp run -S export.onnx=true": "test_pipeline.py",
     "emotion-detection demo": "test_demo.py, on a free port",

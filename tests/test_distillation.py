@@ -1,4 +1,4 @@
-"""Learning from other networks: which are taken, what they teach, and a pipeline that does."""
+"""Learning from other networks: which are taken, and what they teach."""
 
 import dataclasses
 import os
@@ -10,7 +10,6 @@ import mlflow
 import numpy as np
 import pytest
 
-from benchmarks.project import SMALL, Project
 from emotion_detection import distillation, tracking, training
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset, Split
@@ -123,25 +122,3 @@ def test_targets_are_learnt_and_labels_validated(
     np.testing.assert_array_equal(learnt, (toy.labels[rows.validation] + 1) % 3)
     assert history["accuracy"].iloc[-1] == 1
     assert history["val_accuracy"].iloc[-1] == 0
-
-
-def test_a_pipeline_learns_from_a_model_it_registered(tmp_path: Path) -> None:
-    project = Project.begin(tmp_path / "project", {**SMALL, "tune": {"trials": 0}})
-    project.run("dvc", "repro", "evaluate")
-    project.commit("Train a teacher")
-    teacher = "models:/emotion-detection/1"
-    output = project.run(
-        *("dvc", "exp", "run", "-n", "taught", "-S", f"train.distillation.teachers=[{teacher}]"),
-        "evaluate",
-    )
-    assert "the teachers say what the label says of " in output
-    taught, first = project.runs("train")
-    assert taught.data.params["train.distillation.teachers"] == teacher
-    assert f" and on what {teacher} says of them" in taught.data.tags["mlflow.note.content"]
-    assert taught.data.params["train.distillation.weight"] == "0.7"
-    assert taught.data.tags["weights.digest"] != first.data.tags["weights.digest"]
-    assert "registered.version" in taught.data.tags
-    page = (project.root / "reports/evaluate/report.html").read_text()
-    assert f"70.0\u00a0% of each target from {teacher}" in page
-    metrics = project.json("reports/train/metrics.json")
-    assert taught.data.metrics["val_accuracy"] == pytest.approx(metrics["val_accuracy"])

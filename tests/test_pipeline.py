@@ -294,6 +294,28 @@ def test_the_model_is_exported_where_a_param_asks_for_it(project: Project) -> No
     project.run("dvc", "checkout")
 
 
+def test_a_network_learns_from_a_registered_one(project: Project) -> None:
+    teacher = "models:/emotion-detection/1"
+    output = project.run(
+        *("dvc", "exp", "run", "-n", "taught", "-S", f"train.distillation.teachers=[{teacher}]"),
+        "evaluate",
+    )
+    assert "the teachers say what the label says of " in output
+    assert "learnt from other data" not in output
+    assert "was trained with other" not in output
+    taught = project.runs("train")[0]
+    assert taught.data.params["train.distillation.teachers"] == teacher
+    assert taught.data.params["train.distillation.weight"] == "0.7"
+    assert f" and on what {teacher} says of them" in taught.data.tags["mlflow.note.content"]
+    assert "registered.version" in taught.data.tags
+    page = (project.root / "reports/evaluate/report.html").read_text()
+    assert f"70.0\u00a0% of each target from {teacher}" in page
+    metrics = project.json("reports/train/metrics.json")
+    assert taught.data.metrics["val_accuracy"] == pytest.approx(metrics["val_accuracy"])
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
 def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) -> None:
     program = tmp_path / "emotion-detection"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m emotion_detection.cli "$@"\n')
