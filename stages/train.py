@@ -3,8 +3,6 @@
 import shutil
 from dataclasses import asdict
 
-import keras
-
 from emotion_detection import (
     augment,
     distillation,
@@ -80,11 +78,15 @@ def main() -> None:
     if others and not state.exists():
         log.info("the training that was cut off had other data, params or code: starting anew")
     taught = " and ".join(settings.distillation.teachers)
-    kept = state / "taught.npy"
-    teachers: list[keras.Model] = []
-    if taught and not kept.exists():
-        held_out = {"seed": values.seed, **{f"split.{k}": v for k, v in made_of["split"].items()}}
-        teachers = distillation.load(settings.distillation.teachers, dataset, held_out)
+    targets = None
+    if taught:
+        targets = distillation.targets(
+            **settings.distillation.model_dump(),
+            dataset=dataset,
+            rows=rows.train,
+            held_out={"seed": values.seed, **{f"split.{k}": v for k, v in values.split}},
+            kept=state / "taught.npy",
+        )
     with tracking.run(
         "train",
         note=(
@@ -102,10 +104,6 @@ def main() -> None:
         run_id=tracking.load_run_id(state / layout.RUN_FILE),
     ) as run_id:
         tracking.save_run_id(state / layout.RUN_FILE, run_id)
-        targets = None
-        if taught:
-            weight = settings.distillation.weight
-            targets = distillation.targets(teachers, dataset, rows.train, weight, kept)
         history = training.fit(
             model,
             dataset,

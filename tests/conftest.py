@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from stores import alone
 
 from benchmarks import servers
 from emotion_detection.dataset import Dataset, Split, group_by_digest, set_digest, split
@@ -160,10 +160,7 @@ def store(
     network = export(build(chosen, image_shape=toy.images.shape[1:], classes=3, seed=0), chosen)
     (folder / layout.MODEL).parent.mkdir()
     modelfile.save(network, folder / layout.MODEL, toy.classes)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
-            patch.delenv(name)
-        patch.chdir(folder)
+    with alone(folder):
         with tracking.run("train", note="", dataset=toy, params={}, tags={}) as run_id:
             tracking.log_model(network, toy.images[:2], toy.classes)
         version = mlflow.register_model(
@@ -171,7 +168,4 @@ def store(
         )
         client = mlflow.MlflowClient()
         client.set_registered_model_alias("emotion-detection", "champion", version.version)
-        mlflow.set_tracking_uri(None)
-        # MLflow leaves the address there for child processes.
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
     return folder

@@ -1,7 +1,6 @@
 """Which model is registered, and which one becomes champion."""
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.entities.model_registry import ModelVersion
+from stores import alone
 
 from emotion_detection import champion, tracking, training
 from emotion_detection.champion import Verdict
@@ -85,17 +85,10 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def registry(
-    toy: Dataset, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Registry]:
+def registry(toy: Dataset, empty_store: Path, tmp_path: Path) -> Iterator[Registry]:
     shutil.copy2(empty_store, tmp_path / "mlflow.db")
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    yield Registry(toy, tmp_path)
-    mlflow.set_tracking_uri(None)
-    # MLflow leaves the address there for child processes.
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with alone(tmp_path):
+        yield Registry(toy, tmp_path)
 
 
 def test_only_a_better_model_takes_the_title(

@@ -3,17 +3,16 @@
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from stores import alone
 
 from emotion_detection import cli, layout
 from emotion_detection.console import log
@@ -27,9 +26,6 @@ def command(
     store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Command]:
     """Give a function that runs the command in the store: exit status, stdout and stderr."""
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(store)
     handlers, level, propagate = list(log.handlers), log.level, log.propagate
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -42,11 +38,10 @@ def command(
             status = int(stopped.code or 0)
         return status, *capfd.readouterr()
 
-    yield run
+    with alone(store):
+        yield run
     log.handlers[:], log.propagate = handlers, propagate
     log.setLevel(level)
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,15 @@
 """Learning from other networks: which are taken, and what they teach."""
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import keras
 import mlflow
 import numpy as np
 import pytest
+from stores import alone
 
 from emotion_detection import distillation, tracking, training
 from emotion_detection.console import UserError
@@ -16,18 +17,15 @@ from emotion_detection.dataset import Dataset, Split
 from emotion_detection.network import Architecture, build, export
 
 Make = Callable[..., Architecture]
+Ask = Callable[..., np.ndarray]
 LABELS = np.eye(3, dtype=np.float32)
+HELD_OUT = {"seed": 0, "split.validation": "holdout", "split.fraction": 0.2}
 
 
 @pytest.fixture(autouse=True)
-def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    yield
-    mlflow.set_tracking_uri(None)
-    # MLflow leaves the address there for child processes.
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+def _store(tmp_path: Path) -> Iterator[None]:
+    with alone(tmp_path):
+        yield
 
 
 @pytest.fixture
@@ -36,7 +34,24 @@ def network(architecture: Make) -> keras.Model:
     return export(build(chosen, image_shape=(16, 16, 3), classes=3, seed=0), chosen)
 
 
-HELD_OUT = {"seed": 0, "split.validation": "holdout", "split.fraction": 0.2}
+@pytest.fixture
+def ask(rows: Split, tmp_path: Path) -> Ask:
+    """Give a function that asks teachers of the train images: by 0.75, besides the labels."""
+
+    kept = tmp_path / "taught.npy"
+
+    def ask(teachers: Sequence[str], dataset: Dataset, **changes: object) -> np.ndarray:
+        kept.unlink(missing_ok=True)
+        return distillation.targets(
+            teachers,
+            0.75,
+            dataset=dataset,
+            rows=rows.train,
+            held_out=HELD_OUT | changes,
+            kept=kept,
+        )
+
+    return ask
 
 
 def logged(network: keras.Model, dataset: Dataset, leaking: str = "false") -> str:
@@ -47,17 +62,44 @@ def logged(network: keras.Model, dataset: Dataset, leaking: str = "false") -> st
     return f"runs:/{run_id}/{tracking.MODEL_NAME}"
 
 
-def test_a_teacher_is_a_model_of_the_store(
-    toy: Dataset, network: keras.Model, caplog: pytest.LogCaptureFixture
+def test_targets_are_labels_and_the_mean_of_models_in_the_store(
+    toy: Dataset,
+    rows: Split,
+    network: keras.Model,
+    architecture: Make,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    uri = logged(network, toy)
-    mlflow.register_model(uri, "faces")
-    teachers = distillation.load([uri, "models:/faces/1"], toy, HELD_OUT)
-    assert [training.digest(teacher) for teacher in teachers] == [training.digest(network)] * 2
-    assert "images" not in caplog.text
+    chosen = architecture()
+    other = export(build(chosen, image_shape=(16, 16, 3), classes=3, seed=1), chosen)
+    mlflow.register_model(logged(other, toy), "faces")
+    teachers = [logged(network, toy), "models:/faces/1"]
+    learn = partial(
+        distillation.targets,
+        weight=0.75,
+        dataset=toy,
+        rows=rows.train,
+        held_out=HELD_OUT,
+        kept=tmp_path / "taught.npy",
+    )
+    found = learn(teachers)
+    assert (found.shape, found.dtype) == ((len(toy), 3), np.float32)
+    labels = LABELS[toy.labels]
+    said = [model.predict(toy.images[rows.train], verbose=0) for model in (network, other)]
+    expected = 0.25 * labels[rows.train] + 0.75 * np.mean(said, axis=0)
+    np.testing.assert_allclose(found[rows.train], expected, atol=1e-5)
+    np.testing.assert_array_equal(found[rows.validation], labels[rows.validation])
+    np.testing.assert_array_equal(found[rows.test], labels[rows.test])
+    assert "learnt from" not in caplog.text
+    assert "trained with" not in caplog.text
+    # A training that goes on asks nobody again.
+    again = learn(["models:/gone/1"])
+    np.testing.assert_array_equal(again, found)
 
 
-def test_a_teacher_that_cannot_teach_is_refused(toy: Dataset, network: keras.Model) -> None:
+def test_a_teacher_that_cannot_teach_is_refused(
+    toy: Dataset, network: keras.Model, ask: Ask
+) -> None:
     uri = logged(network, toy)
     gone = logged(network, toy)
     mlflow.register_model(gone, "faces")
@@ -70,37 +112,18 @@ def test_a_teacher_that_cannot_teach_is_refused(toy: Dataset, network: keras.Mod
         (uri, dataclasses.replace(toy, classes=("angry", "happy", "surprised")), r"sad.*surprised"),
     ):
         with pytest.raises(UserError, match=rf"^train\.distillation\.teachers: .*{reason}"):
-            distillation.load([teacher], dataset, HELD_OUT)
+            ask([teacher], dataset)
 
 
 def test_a_teacher_that_has_seen_other_images_is_warned_of(
-    toy: Dataset, network: keras.Model, caplog: pytest.LogCaptureFixture
+    toy: Dataset, network: keras.Model, ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = logged(network, toy)
-    distillation.load([uri], toy, HELD_OUT | {"split.fraction": 0.1})
+    ask([uri], toy, **{"split.fraction": 0.1})
     assert f"{uri} was trained with other seed, split.validation, split.fraction" in caplog.text
     caplog.clear()
-    distillation.load([uri], dataclasses.replace(toy, digest="0" * 32), HELD_OUT)
+    ask([uri], dataclasses.replace(toy, digest="0" * 32))
     assert f"{uri} learnt from other data, toy.zip" in caplog.text
-
-
-def test_targets_are_labels_and_the_teachers_mean(
-    toy: Dataset, rows: Split, network: keras.Model, architecture: Make, tmp_path: Path
-) -> None:
-    other = build(architecture(), image_shape=(16, 16, 3), classes=3, seed=1)
-    teachers = [network, other]
-    kept = tmp_path / "taught.npy"
-    found = distillation.targets(teachers, toy, rows.train, 0.75, kept)
-    assert (found.shape, found.dtype) == ((len(toy), 3), np.float32)
-    labels = LABELS[toy.labels]
-    said = [model.predict(toy.images[rows.train], verbose=0) for model in teachers]
-    expected = 0.25 * labels[rows.train] + 0.75 * np.mean(said, axis=0)
-    np.testing.assert_allclose(found[rows.train], expected, atol=1e-5)
-    np.testing.assert_array_equal(found[rows.validation], labels[rows.validation])
-    np.testing.assert_array_equal(found[rows.test], labels[rows.test])
-    # A training that goes on asks nobody again.
-    again = distillation.targets([], toy, rows.train, 0.75, kept)
-    np.testing.assert_array_equal(again, found)
 
 
 def test_targets_are_learnt_and_labels_validated(

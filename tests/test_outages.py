@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
+from stores import alone
 
 from benchmarks.servers import Server, mlflow_server
 from emotion_detection import tracking
@@ -26,14 +27,9 @@ EPOCHS = 6
 
 @pytest.fixture(autouse=True)
 def _in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
-        monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.chdir(tmp_path)
-    yield
-    mlflow.set_tracking_uri(None)
-    # MLflow leaves the address there for child processes.
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with alone(tmp_path):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import importlib
 import io
 import logging
-import os
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from stores import alone
 
 from emotion_detection import cli, console, finished, layout
 from emotion_detection.files import write_json
@@ -444,15 +444,13 @@ def _(place: Place) -> Callable[[], None]:
 
 @pytest.fixture
 def place(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
-    # One for all: to make a store takes longer than what is tried here.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path.parent / 'mlflow.db'}")
     handlers, level, on_term = console.log.handlers[:], console.log.level, signal.SIGTERM
     before = signal.getsignal(on_term)
-    yield Place(tmp_path, packed)
+    with alone(tmp_path):
+        # One for all: to make a store takes longer than what is tried here.
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path.parent / 'mlflow.db'}")
+        yield Place(tmp_path, packed)
     console.log.handlers, console.log.propagate = handlers, True
     console.log.setLevel(level)
     signal.signal(on_term, before)

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.entities import Run
+from stores import alone
 
 from emotion_detection import tracking
 from emotion_detection.console import Terminated, UserError
@@ -66,14 +66,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(autouse=True)
-def _in_the_project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(project.root)
-    yield
-    mlflow.set_tracking_uri(None)
-    # MLflow leaves the address there for child processes.
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+def _in_the_project(project: Project) -> Iterator[None]:
+    with alone(project.root):
+        yield
 
 
 @pytest.fixture

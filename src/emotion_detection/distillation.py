@@ -20,20 +20,40 @@ from emotion_detection.inputs import one_hot
 BATCH_SIZE = 256
 
 
-def load(
-    teachers: Sequence[str], dataset: Dataset, held_out: Mapping[str, object]
-) -> list[keras.Model]:
-    """Load the networks to learn `dataset` from: models in MLflow, by their URIs.
+def targets(
+    teachers: Sequence[str],
+    weight: float,
+    *,
+    dataset: Dataset,
+    rows: np.ndarray,
+    held_out: Mapping[str, object],
+    kept: Path,
+) -> np.ndarray:
+    """Give what is to be learnt of each image: (rows of the dataset, classes) float32.
 
-    `held_out` are the params that say which train images are for validation: who was trained with
-    others has seen them, which is warned of.
+    For `rows` (n,) int64 that is the mean of the probabilities of `teachers`, models in MLflow by
+    their URIs, by `weight`, and of the label by the rest; elsewhere it is the label. `held_out` are
+    the params that say which train images are for validation: who was trained with others has seen
+    them, which is warned of. The file `kept` spares a training that was cut off the time; the
+    caller names it after all that the targets depend on.
 
     Raises:
-        UserError: if one cannot be loaded, is for other classes or images, or was chosen on the
-            test images.
+        UserError: if a teacher cannot be loaded, is for other classes or images, or was chosen on
+            the test images.
 
     """
-    return [_load(teacher, dataset, held_out) for teacher in teachers]
+    if kept.exists():
+        taught = np.load(kept)
+    else:
+        networks = [_load(teacher, dataset, held_out) for teacher in teachers]
+        taught = _ask(networks, dataset, rows)
+        with whole(kept) as path:
+            np.save(path, taught)
+    agreeing = float((taught.argmax(axis=1) == dataset.labels[rows]).mean())
+    log.info("the teachers say what the label says of %.1f %% of the train images", 100 * agreeing)
+    learnt = one_hot(dataset.labels, len(dataset.classes))
+    learnt[rows] = (1 - weight) * learnt[rows] + weight * taught
+    return learnt
 
 
 def _load(teacher: str, dataset: Dataset, held_out: Mapping[str, object]) -> keras.Model:
@@ -82,29 +102,13 @@ def _load(teacher: str, dataset: Dataset, held_out: Mapping[str, object]) -> ker
     return model
 
 
-def targets(
-    teachers: Sequence[keras.Model], dataset: Dataset, rows: np.ndarray, weight: float, kept: Path
-) -> np.ndarray:
-    """Give what is to be learnt of each image: (rows of the dataset, classes) float32.
-
-    For `rows` (n,) int64 that is the mean of the teachers' probabilities, by `weight`, and of the
-    label by the rest; elsewhere it is the label. The file `kept` spares a training that was cut off
-    the time; the caller names it after all that the targets depend on.
-    """
-    labels = one_hot(dataset.labels, len(dataset.classes))
-    if kept.exists():
-        taught = np.load(kept)
-    else:
-        taught = np.zeros((len(rows), len(dataset.classes)), np.float32)
-        asked = [modelfile.compiled(teacher) for teacher in teachers]
-        starts = range(0, len(rows), BATCH_SIZE)
-        for start in progress(starts, description="teachers", unit="batches"):
-            part = slice(start, start + BATCH_SIZE)
-            images = dataset.images[rows[part]]
-            taught[part] = np.mean([ask(images) for ask in asked], axis=0)
-        with whole(kept) as path:
-            np.save(path, taught)
-    agreeing = float((taught.argmax(axis=1) == dataset.labels[rows]).mean())
-    log.info("the teachers say what the label says of %.1f %% of the train images", 100 * agreeing)
-    labels[rows] = (1 - weight) * labels[rows] + weight * taught
-    return labels
+def _ask(networks: Sequence[keras.Model], dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Give the mean of what the networks say of `rows`: (n, classes) float32."""
+    said = np.zeros((len(rows), len(dataset.classes)), np.float32)
+    asked = [modelfile.compiled(network) for network in networks]
+    starts = range(0, len(rows), BATCH_SIZE)
+    for start in progress(starts, description="teachers", unit="batches"):
+        part = slice(start, start + BATCH_SIZE)
+        images = dataset.images[rows[part]]
+        said[part] = np.mean([ask(images) for ask in asked], axis=0)
+    return said
