@@ -127,9 +127,12 @@ def test_the_natural_key_survives_thousands_of_digits() -> None:
     assert sorted([long, "im10", "im9", "im"], key=natural_key) == ["im", "im9", "im10", long]
 
 
-@pytest.mark.parametrize("layout", ["{}", "archive/{}", "./{}"])
+@pytest.mark.parametrize("layout", ["{}", "archive/{}", "./{}", "{top}/{}", "a/{top}/{top}/{}"])
 def test_the_splits_lie_at_the_top_or_below_one_folder(tmp_path: Path, layout: str) -> None:
-    files = {layout.format(name.replace("train", "Train")): data for name, data in faces().items()}
+    files = {
+        layout.format(name.replace("train", "Train"), top=name.split("/")[0]): data
+        for name, data in faces().items()
+    }
     report = run(in_zip(tmp_path / "s.zip", files), tmp_path / "out")
     assert report.counts == {"train": {"angry": 3, "happy": 3}, "test": {"angry": 3, "happy": 3}}
 
@@ -165,6 +168,24 @@ def test_names_may_hold_spaces_and_any_script(tmp_path: Path) -> None:
     dataset = Dataset.open(tmp_path / "out")
     assert dataset.classes == ("très triste", "怒り")
     assert dataset.files[0] == f"train/{decomposed}/a b.png"
+    # As macOS zips: in UTF-8, which the zip does not say.
+    path = tmp_path / "s.zip"
+    data = bytearray(path.read_bytes())
+    for signature, flags_at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(re.escape(signature), bytes(data)):
+            data[found.start() + flags_at + 1] &= ~0x08
+    path.write_bytes(data)
+    assert zipfile.ZipFile(path).namelist()[0] != f"train/{decomposed}/a b.png"
+    run(path, tmp_path / "unsaid")
+    unsaid = Dataset.open(tmp_path / "unsaid")
+    assert (unsaid.files, unsaid.digest) == (dataset.files, dataset.digest)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    source = in_folder(tmp_path / "s", faces(("train",)) | {"train/caf\udce9/1.png": png(1)})
+    with pytest.raises(UserError, match=r"class folder 'caf\\udce9'.*not UTF-8; rename it"):
+        run(source, tmp_path / "out")
 
 
 def test_clutter_is_no_content(tmp_path: Path) -> None:
@@ -289,6 +310,7 @@ def without(files: Files, *prefixes: str) -> Files:
         ({"one/train/x/1.png": b"", "two/train/x/1.png": b""}, r"one/train/, two/train/"),
         ({"train/x/1.png": b"", "Train/x/1.png": b""}, r"Train/, train/"),
         (without(faces(), "test/happy"), r"differ.*only in train: happy"),
+        (without(faces(), "test") | {"test/1.png": png(9)}, r"no class folder in test/.*remove"),
         (without(faces(), "train/happy"), r"differ.*only in test: happy"),
         (faces() | {"test/sad/1.png": b"", "train/bad/1.png": b""}, r"train: bad; .*test: sad"),
         (without(faces(), "test", "train/happy"), r"two classes"),
@@ -468,8 +490,12 @@ def test_an_unsafe_name_is_refused(tmp_path: Path, name: str, message: str) -> N
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_name_twice_is_refused(tmp_path: Path) -> None:
-    source = in_zip(tmp_path / "s.zip", faces())
+def test_an_image_twice_is_refused(tmp_path: Path) -> None:
+    source = in_zip(tmp_path / "s.zip", faces() | {"train/angry/": b"", "__MACOSX/a": b""})
+    with zipfile.ZipFile(source, "a") as file:
+        file.writestr("train/angry/", b"")
+        file.writestr("__MACOSX/a", b"")
+    assert run(source, tmp_path / "out").counts["train"] == {"angry": 3, "happy": 3}
     with zipfile.ZipFile(source, "a") as file:
         file.writestr("train/angry/im0.png", png(1))
     with pytest.raises(UserError, match=r"2 members 'train/angry/im0\.png'"):

@@ -171,6 +171,9 @@ CASES |= {
     "a class named in any script": lambda place: place.folder(
         {name.replace("angry", "怒り"): data for name, data in faces().items()}
     ),
+    "a class folder whose name is not UTF-8": lambda place: place.folder(
+        faces() | {"train/caf\udce9/a.png": png(90)}
+    ),
     "a class folder named with a dot before": lambda place: place.folder(
         faces() | {"train/.hidden/a.png": png(90)}
     ),
@@ -180,6 +183,10 @@ CASES |= {
     ),
     "a class in test alone": lambda place: place.folder(faces() | {"test/sad/a.png": png(90)}),
     "a split without classes": lambda place: place.folder({"train/readme.txt": b""}),
+    "test images without classes": lambda place: place.folder(
+        {name: data for name, data in faces().items() if "test" not in name}
+        | {"test/a.png": png(90)}
+    ),
 }
 
 

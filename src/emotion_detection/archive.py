@@ -21,7 +21,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, NoReturn
@@ -45,6 +45,7 @@ from emotion_detection.files import whole
 from emotion_detection.imagefile import BadImageError, decode
 
 MAX_FILE_BYTES = 256 * 2**20
+UTF_8_NAME = 1 << 11  # the flag of a zip member whose name is in UTF-8
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
 # What the zipfile module raises on damaged archives and members.
@@ -215,13 +216,6 @@ class ZipSource:
                     f"ingest.source: {self.path} is refused: its member {info.filename!r} {fault}; "
                     "zip its images anew, or give their folder"
                 )
-        if len(self._members) < len(self._entries):
-            times = Counter(parts for parts, _ in self._entries)
-            name, count = times.most_common(1)[0]
-            raise UserError(
-                f"ingest.source: {self.path} is refused: it has {count} members "
-                f"{'/'.join(name)!r}; zip its images anew, or give their folder"
-            )
         unpacked = sum(info.file_size for _, info in self._entries) / 2**30
         if unpacked > max_unpacked_gib:
             raise UserError(
@@ -238,6 +232,12 @@ class ZipSource:
             if folder != parts:
                 files.append(parts)
             folders |= {folder[:end] for end in range(1, len(folder) + 1)}
+        if len(set(files)) < len(files):
+            name, count = Counter(files).most_common(1)[0]
+            raise UserError(
+                f"ingest.source: {self.path} is refused: it has {count} members "
+                f"{'/'.join(name)!r}; zip its images anew, or give their folder"
+            )
         return Listing(files, folders)
 
     def read(self, name: str) -> bytes:
@@ -267,8 +267,13 @@ def open_source(path: Path) -> Source:
 
 
 def _zip_parts(info: zipfile.ZipInfo) -> tuple[str, ...]:
+    name = info.filename
+    if not info.flag_bits & UTF_8_NAME:
+        # macOS writes UTF-8 and does not say so, and Python then reads it as the standard has it.
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
     # Some Windows programs write backslashes, against the standard.
-    return PurePosixPath(info.filename.replace("\\", "/")).parts
+    return PurePosixPath(name.replace("\\", "/")).parts
 
 
 def _zip_fault(parts: tuple[str, ...], info: zipfile.ZipInfo) -> str | None:
@@ -379,11 +384,31 @@ def _find_splits(
     if ignored:
         names = _some(sorted("/".join(folder) + "/" for folder in ignored))
         log.info("ignored (only train/ and test/ are read): %s", names)
-    return trains[0], tests[0] if tests else None
+    return _unnested(trains[0], folders), _unnested(tests[0], folders) if tests else None
+
+
+def _unnested(root: tuple[str, ...], folders: set[tuple[str, ...]]) -> tuple[str, ...]:
+    """Go from train/ into train/train/ where there is no other folder, as in many Kaggle sets."""
+    inside = [folder for folder in folders if folder[:-1] == root]
+    if len(inside) == 1 and inside[0][-1].casefold() == root[-1].casefold():
+        return _unnested(inside[0], folders)
+    return root
 
 
 def _check_classes(classes: dict[bool, set[str]], items: list[Item], source: Path) -> None:
     train, test = classes[False], classes.get(True)
+    for name in sorted(train | (test or set())):
+        if not _is_text(name):
+            raise UserError(
+                f"ingest.source: {source} has a class folder {name!r}, whose name is not UTF-8; "
+                "rename it"
+            )
+    if test is not None and not test:
+        raise UserError(
+            f"ingest.source: {source} has no class folder in test/, so nobody knows the classes of "
+            "its images; rename or remove that folder, and ingest.test_fraction of train is cut "
+            "off as the test split"
+        )
     if test is not None and train != test:
         only = [
             f"only in {split}: {_some(sorted(names))}"
@@ -416,6 +441,14 @@ def _check_filled(expected: set[tuple[bool, str]], items: list[Item]) -> None:
 
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
