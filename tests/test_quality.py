@@ -123,3 +123,7 @@ def test_blank_images_are_named() -> None:
     dataset.images[7, 0, 0] = 1  # a speck
     dataset.images[8] = np.where(np.indices((6, 5)).sum(axis=0)[..., None] % 2, 100, 104)  # faint
     assert profile(dataset).blank_files == ("train/angry/2.png", "test/happy/7.png")
+    coloured = make(ROWS, channels=3)
+    coloured.images[0] = (200, 0, 30)
+    coloured.images[1, ..., :2] = 0  # in one channel alone there is something
+    assert profile(coloured).blank_files == ("train/angry/0.png",)

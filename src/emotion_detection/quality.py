@@ -57,7 +57,7 @@ class Profile:
     """Sets of identical images, within or across the splits, that bear more than one label."""
 
     blank_files: tuple[str, ...]
-    """Images of one tone: their pixels deviate by less than one of 256 levels."""
+    """Images of one colour: in each channel, pixels deviate by less than one of 256 levels."""
 
     bad_files: int
     """Files that ingest left out."""
@@ -89,13 +89,14 @@ def profile(dataset: Dataset) -> Profile:
     train = ~dataset.is_test
     sizes = dataset.counts["train"].values()
     sums, squares = pixel_sums(dataset)
-    size = dataset.images[0].size
+    height, width, channels = dataset.images.shape[1:]
 
-    pixels = int(np.count_nonzero(train)) * size
-    mean = int(sums[train].sum()) / pixels
-    variance = int(squares[train].sum()) / pixels - mean**2
-    deviations = np.sqrt(np.maximum(squares / size - (sums / size) ** 2, 0))
-    blank = np.flatnonzero(deviations < BLANK_DEVIATION)
+    values = int(np.count_nonzero(train)) * height * width * channels
+    mean = int(sums[train].sum()) / values
+    variance = int(squares[train].sum()) / values - mean**2
+    pixels = height * width
+    deviations = np.sqrt(np.maximum(squares / pixels - (sums / pixels) ** 2, 0))
+    blank = np.flatnonzero((deviations < BLANK_DEVIATION).all(axis=1))
     return Profile(
         counts=dataset.counts,
         imbalance_ratio=max(sizes) / min(sizes),
@@ -113,17 +114,19 @@ def profile(dataset: Dataset) -> Profile:
 
 
 def pixel_sums(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sum and the sum of squares of every image's pixels: (N,) int64, exact."""
+    """Return the sum and the sum of squares of each image's channels: (N, C) int64, exact."""
     flat = dataset.images.reshape(len(dataset), -1)
+    channels = dataset.images.shape[-1]
     step = max(1, CHUNK_BYTES // flat.shape[1])
-    sums = np.empty(len(flat), np.int64)
-    squares = np.empty(len(flat), np.int64)
+    sums = np.empty((len(flat), channels), np.int64)
+    squares = np.empty_like(sums)
     starts = range(0, len(flat), step)
     for start in progress(starts, description="profile", unit="chunks", total=len(starts)):
         rows = slice(start, start + step)
-        chunk = flat[rows]
-        sums[rows] = chunk.sum(axis=1, dtype=np.int64)
-        squares[rows] = np.square(chunk, dtype=np.uint16).sum(axis=1, dtype=np.int64)
+        for channel in range(channels):
+            chunk = flat[rows, channel::channels]
+            sums[rows, channel] = chunk.sum(axis=1, dtype=np.int64)
+            squares[rows, channel] = np.square(chunk, dtype=np.uint16).sum(axis=1, dtype=np.int64)
     return sums, squares
 
 
