@@ -1,6 +1,7 @@
 """Score the model on the test split, and add the scores to the run that trained it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -93,7 +94,7 @@ def main() -> None:
                     verdict=verdict,
                     facts=report.training_facts(model, values, trained),
                     leaking=values.split.validation == "test",
-                    drawn=dataset.source == layout.SAMPLE.name,
+                    drawn=Path(values.ingest.source).resolve() == layout.SAMPLE.resolve(),
                 ),
                 folder,
                 drawn,
