@@ -2,7 +2,9 @@
 
 import logging
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,8 +184,24 @@ def test_a_champion_whose_files_are_gone_is_replaced(registry: Registry) -> None
         network_file.unlink()
     verdict = registry.contend(registry.train(1), known=1)
     assert (verdict.version, verdict.champion, verdict.comparison) == ("2", True, None)
-    assert "version 1, the champion so far, cannot be loaded" in verdict.why
+    assert "version 1, the champion so far, is gone" in verdict.why
     assert registry.aliases["champion"] == "2"
+
+
+def test_a_champion_that_is_out_of_reach_keeps_its_title(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.contend(registry.train(3), known=3)
+    challenger = registry.train(1)
+    nobody = "http://127.0.0.1:9/api/2.0/mlflow-artifacts/artifacts"
+    with closing(sqlite3.connect(registry.root / "mlflow.db")) as store, store:
+        store.execute("UPDATE logged_models SET artifact_location = ?", (nobody,))
+        store.execute("UPDATE model_versions SET storage_location = ?", (nobody,))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    verdict = registry.contend(challenger, known=1)
+    assert (verdict.version, verdict.champion, verdict.comparison) == ("2", False, None)
+    assert "version 1, the champion so far, cannot be compared with now" in verdict.why
+    assert registry.aliases["champion"] == "1"
 
 
 def test_a_run_without_a_model_is_told(registry: Registry) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from emotion_detection import tracking, training
-from emotion_detection.console import log
+from emotion_detection.console import UserError, log
 from emotion_detection.dataset import Dataset
 from emotion_detection.evaluation import DIGITS, Comparison, Evaluation, compare
 
@@ -72,9 +72,10 @@ def contend(
 
     `result` is its evaluation on the images `rows` of `dataset`. Each data set has a champion of
     its own, for no two models can be compared on different images. The first model is champion;
-    another takes over if it is better on the same images, by the rule of `Comparison.better`. A
-    model whose run leaks is registered and never champion. The alias `champion` goes to the
-    champion of the data set evaluated last. Where the registry fails the verdict says why.
+    another takes over if it is better on the same images, by the rule of `Comparison.better`, or if
+    the champion's files are gone. A model whose run leaks is registered and never champion. The
+    alias `champion` goes to the champion of the data set evaluated last. Where the registry fails
+    the verdict says why.
     """
     try:
         version = tracking.register(
@@ -114,13 +115,15 @@ def _against(
         return Verdict(version.number, True, "it became so in an earlier evaluation")
     try:
         model = tracking.load_version(holder)
-    except tracking.RegistryError as error:
-        return Verdict(
-            version.number,
-            True,
-            f"version {holder.number}, the champion so far, cannot be loaded ({error})",
-            holder.number,
+    except tracking.GoneError as error:
+        why = f"version {holder.number}, the champion so far, is gone ({error})"
+        return Verdict(version.number, True, why, holder.number)
+    except UserError as error:
+        why = (
+            f"version {holder.number}, the champion so far, cannot be compared with now ({error}); "
+            "`dvc repro --single-item --force evaluate` tries again"
         )
+        return Verdict(version.number, False, why, holder.number)
     old = training.predict(model, dataset, rows, batch_size).argmax(axis=1) == result.labels
     comparison = compare(result.right, old, bootstrap=bootstrap, seed=seed)
     difference = comparison.difference

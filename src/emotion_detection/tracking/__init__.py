@@ -3,6 +3,7 @@
 from emotion_detection.tracking.models import (
     CHAMPION,
     MODEL_NAME,
+    GoneError,
     Origin,
     RegistryError,
     Version,
@@ -32,6 +33,7 @@ from emotion_detection.tracking.runs import (
 __all__ = [
     "CHAMPION",
     "MODEL_NAME",
+    "GoneError",
     "Origin",
     "RegistryError",
     "Version",

@@ -27,7 +27,7 @@ from PIL import Image
 from emotion_detection import layout, modelfile, serving
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset
-from emotion_detection.tracking.store import connect, without_password
+from emotion_detection.tracking.store import connect, is_away, without_password
 
 MODEL_NAME = "model"
 
@@ -72,6 +72,10 @@ def log_model(model: keras.Model, example: np.ndarray, classes: tuple[str, ...])
         )
 
 
+class GoneError(UserError):
+    """A model is not in MLflow, or not any more."""
+
+
 def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...]]:
     """Load the network of a logged model, and the names of its classes.
 
@@ -79,7 +83,8 @@ def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...
     (N, H, W, C) uint8 and gives probabilities (N, classes) float32.
 
     Raises:
-        UserError: if there is no such model in the store, or no network in it.
+        GoneError: if there is no such model in the store, or no sound network in it.
+        UserError: if the store cannot be asked.
 
     """
     if (
@@ -89,18 +94,24 @@ def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...
         # MLflow would make an empty store wherever it is asked.
         raise UserError(f"{model_uri}: there is no mlflow.db in {layout.main_root()}")
     connect()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
+    failed = f"{model_uri}: cannot be loaded from {without_password()}"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
             logged = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=folder)
+        except Exception as error:  # The packages that artifact stores need have their own.
+            gone = isinstance(error, MlflowException) and not is_away(error)
+            raise (GoneError if gone else UserError)(f"{failed} ({_reason(error)})") from error
+        try:
             (path,) = Path(logged).rglob(layout.MODEL.name)
             model, classes = modelfile.load(path)
             # Models that older code logged have the names in MLflow's metadata alone.
             return model, classes or tuple(Model.load(logged).metadata["classes"])
-    except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{model_uri}: cannot be loaded from {without_password()} ({reason})"
-        ) from error
+        except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
+            raise GoneError(f"{failed} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -233,11 +244,8 @@ def crown(version: Version, digest: str | None = None) -> None:
 
 
 def load_version(version: Version) -> keras.Model:
-    """Load the network of a registered model. Raises RegistryError."""
-    try:
-        return load_network(f"models:/{REGISTERED_MODEL}/{version.number}")[0]
-    except UserError as error:
-        raise RegistryError(str(error)) from error
+    """Load the network of a registered model. Raises as `load_network` does."""
+    return load_network(f"models:/{REGISTERED_MODEL}/{version.number}")[0]
 
 
 @contextlib.contextmanager
@@ -245,8 +253,7 @@ def _registry() -> Iterator[mlflow.MlflowClient]:
     try:
         yield mlflow.MlflowClient()
     except (MlflowException, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RegistryError(reason) from error
+        raise RegistryError(_reason(error)) from error
 
 
 def _alias(digest: str | None) -> str:
