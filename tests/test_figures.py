@@ -570,3 +570,40 @@ def test_figures_can_be_drawn_from_several_threads(tmp_path: Path) -> None:
         thread.join()
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_names_are_text_in_any_script_that_a_font_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = {"train": {"$1": 3, "$10": 2, "$100": 1}}
+    figures.save(figures.class_balance(counts), tmp_path / "dollars.png")
+    assert caplog.text == ""
+    # In no font's private corner.
+    counts = {"train": {"\ue0f0": 3, "sad": 2}}
+    for _ in range(2):
+        figures.save(figures.class_balance(counts), tmp_path / "boxes.png")
+    assert caplog.text.count("no installed font has \ue0f0, and figures have boxes instead") == 1
+    # Computer Modern has no accents, and matplotlib brings it along.
+    monkeypatch.setattr(figures, "FONTS", ("cmr10", "DejaVu Sans"))
+    assert Path(figures.font_file("sad")).name == "cmr10.ttf"
+    assert Path(figures.font_file("triste \u00e9")).name == "DejaVuSans.ttf"
+    assert Path(figures.font_file("\ue0f0")).name == "cmr10.ttf"
+
+
+def test_hundreds_of_classes_give_figures_that_fit_into_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = tuple(f"bird {k}" for k in range(200))
+    matrix = figures.confusion_matrix(np.eye(200, dtype=np.int64), classes, normalize=True)
+    assert texts(matrix.axes[0]) == []
+    assert [tick.get_text() for tick in matrix.axes[0].get_yticklabels()][:2] == [
+        "bird 0",
+        "bird 1",
+    ]
+    figures.save(matrix, tmp_path / "matrix.png")
+    monkeypatch.setattr(figures, "LONGEST_SIDE", 1000)
+    bars = figures.class_balance({"train": dict.fromkeys(classes[:40], 5)})
+    figures.save(bars, tmp_path / "bars.png")
+    sizes = [Image.open(tmp_path / f"{name}.png").size for name in ("matrix", "bars")]
+    assert max(sizes[0]) < 4000
+    assert max(sizes[1]) == 1000

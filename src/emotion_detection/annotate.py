@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from emotion_detection.figures import INK, class_colour
+from emotion_detection.figures import INK, class_colour, font_file
 from emotion_detection.files import whole
 from emotion_detection.predict import Face
 
@@ -36,7 +35,7 @@ def annotated(image: Image.Image, faces: tuple[Face, ...], classes: tuple[str, .
         if len(faces) > 1:
             text = f"{number} {text}"
         size = max(SMALLEST_TEXT, (right - left) // 12)
-        font = ImageFont.truetype(findfont("DejaVu Sans"), size)
+        font = ImageFont.truetype(font_file(text), size)
         _, _, text_width, text_height = font.getbbox(text, anchor="lt")
         pad = size / 3
         width, height = text_width + 2 * pad, text_height + 2 * pad

@@ -1,8 +1,8 @@
 """Scores of a classifier on a labelled set, and how far chance alone could move them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ SMALLEST_PROBABILITY = 1e-7
 ROW_SUM_TOLERANCE = 0.01
 # Finer than one image in a million, so that `dvc metrics diff` shows no floating-point noise.
 DIGITS = 6
+# Of the bootstrap's tables, so that hundreds of classes need no more memory than 128 MiB.
+CELLS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -253,8 +255,7 @@ class Comparison:
         return self.difference.low > 0
 
 
-@dataclass(frozen=True, eq=False)
-class _Scores:
+class _Scores(NamedTuple):
     """Scores of one confusion matrix, or of a stack of them along the first axis."""
 
     accuracy: Floats
@@ -305,7 +306,7 @@ def evaluate(
     confusion = _confusion(label_array, predicted, len(classes))
     clean_confusion = _confusion(label_array[clean], predicted[clean], len(classes))
     observed = _scores(confusion)
-    resampled = _scores(_resampled(confusion, bootstrap, seed))
+    resampled = _resampled_scores(confusion, bootstrap, seed)
     curves = [_roc(label_array == k, probability_array[:, k]) for k in range(len(classes))]
     areas = [curve.auc for curve in curves if curve is not None]
 
@@ -354,7 +355,7 @@ def compare(
     only_old = int((old_right & ~new_right).sum())
     images = len(new_right)
     counts = np.array([only_new, only_old, images - only_new - only_old])
-    resampled = _resampled(counts, bootstrap, seed)
+    resampled = np.concatenate(list(_resampled(counts, bootstrap, seed)))
     discordant = only_new + only_old
     return Comparison(
         difference=_estimate(
@@ -401,20 +402,29 @@ def _confusion(labels: Ints, predicted: Ints, classes: int) -> Ints:
     return cells.reshape(classes, classes)
 
 
-def _resampled(counts: Ints, resamples: int, seed: int) -> Ints:
+def _resampled(counts: Ints, resamples: int, seed: int) -> Iterator[Ints]:
     """Tables of `counts`, confusion matrices say, of images drawn with replacement.
 
-    Returns (resamples, *counts.shape). The scores see an image only as a cell of the table, and N
-    draws from N images fall into the cells multinomially: this is the bootstrap itself, not an
-    approximation, without touching an image.
+    Gives `resamples` of them in all, (n, *counts.shape) at a time. The scores see an image only as
+    a cell of the table, and N draws from N images fall into the cells multinomially: this is the
+    bootstrap itself, not an approximation, without touching an image.
     """
     images = counts.sum()
-    drawn = np.random.default_rng(seed).multinomial(images, counts.ravel() / images, size=resamples)
-    return drawn.reshape(resamples, *counts.shape)
+    rng = np.random.default_rng(seed)
+    at_once = max(1, CELLS_AT_ONCE // counts.size)
+    for done in range(0, resamples, at_once):
+        size = min(at_once, resamples - done)
+        drawn = rng.multinomial(images, counts.ravel() / images, size=size)
+        yield drawn.reshape(size, *counts.shape)
+
+
+def _resampled_scores(confusion: Ints, resamples: int, seed: int) -> _Scores:
+    parts = [_scores(drawn) for drawn in _resampled(confusion, resamples, seed)]
+    return _Scores(*(np.concatenate(of_score) for of_score in zip(*parts, strict=True)))
 
 
 def _totals(confusion: Ints, resamples: int, seed: int) -> Totals:
-    observed, resampled = _scores(confusion), _scores(_resampled(confusion, resamples, seed))
+    observed, resampled = _scores(confusion), _resampled_scores(confusion, resamples, seed)
     return Totals(
         images=int(confusion.sum()),
         accuracy=_estimate(observed.accuracy, resampled.accuracy),

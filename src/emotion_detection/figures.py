@@ -4,24 +4,29 @@ Each function returns a figure that no global state knows of (no pyplot), so tha
 drawn without a display and from several threads; `save` writes it.
 """
 
+import functools
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from emotion_detection.console import log
 from emotion_detection.files import whole
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second that most plots do not need
@@ -36,6 +41,30 @@ SMALL, BODY, TITLE = 8.5, 10.0, 12.0
 POINTS_PER_INCH = 72
 LETTER_WIDTH = 0.6  # of DejaVu Sans, in ems, on the generous side
 LONGEST_NAME = 22
+# WebP, in the report, ends at 16,383.
+LONGEST_SIDE = 16_000  # pixels
+# Of a confusion matrix of hundreds of classes colours tell more than numbers.
+LARGEST_MATRIX = 24  # inches
+MOST_NUMBERS = 4096
+SMALLEST = 5.5
+
+# A letter is drawn with the first of these that is installed and has it: class names may be in any
+# script, and matplotlib's own font, which is first, lacks many.
+_INSTALLED = frozenset(font_manager.get_font_names())
+FONTS = tuple(
+    family
+    for family in (
+        *("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans"),
+        *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo"),
+        *("Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Leelawadee UI"),
+        *("WenQuanYi Micro Hei", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS"),
+    )
+    if family in _INSTALLED
+)
+# A $ in the name of a class is no formula.
+rcParams.update({"font.family": list(FONTS), "text.parse_math": False})
+# `save` says it once, and not for every letter of every figure.
+warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -43,8 +72,33 @@ def save(figure: Figure, path: Path) -> None:
 
     The same figure gives the same bytes: no version or date goes into the file.
     """
+    letters = {letter for text in figure.findobj(Text) for letter in text.get_text()}
+    for family in FONTS:
+        letters = _lacking(letters, font_manager.findfont(family))
+    if letters:
+        _tell_missing("".join(sorted(letters)))
+    dpi = min(DPI, LONGEST_SIDE / max(figure.get_size_inches()))
     with whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
+
+
+def font_file(text: str) -> str:
+    """Give the file of the first of FONTS that has all of `text`, or else of the very first."""
+    files = [font_manager.findfont(family) for family in FONTS]
+    return next((file for file in files if not _lacking(text, file)), files[0])
+
+
+def _lacking(letters: Iterable[str], file: str) -> set[str]:
+    font = font_manager.get_font(file)
+    return {letter for letter in letters if letter > " " and not font.get_char_index(ord(letter))}
+
+
+@functools.cache
+def _tell_missing(letters: str) -> None:
+    log.warning(
+        "no installed font has %s, and figures have boxes instead: install one, as Noto Sans CJK",
+        letters,
+    )
 
 
 def class_colour(index: int) -> str:
@@ -243,7 +297,8 @@ def confusion_matrix(
     cells = _cells(matrix, normalize)
     names = [_short(name) for name in classes]
     inches = max(0.78, 4.2 / len(classes)) if len(classes) <= 10 else 0.44
-    side = inches * len(classes)
+    side = min(inches * len(classes), LARGEST_MATRIX)
+    inches = side / len(classes)
     name_width = _names_width(classes)
     slanted = name_width > inches
     widest = max(len(text) for row in cells for text in row)
@@ -256,14 +311,18 @@ def confusion_matrix(
     (axes,) = _panels(figure, 1)
     shown = axes.imshow(values, cmap="Blues", vmin=0, vmax=1 if normalize else max(matrix.max(), 1))
     backgrounds = shown.to_rgba(values)
-    for i, row in enumerate(cells):
+    for i, row in enumerate(cells if matrix.size <= MOST_NUMBERS else []):
         for j, text in enumerate(row):
             colour = _readable_on(backgrounds[i, j])
             label = axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
             # It stays in its cell: measuring hundreds of them is most of the time to draw.
             label.set_in_layout(False)
-    axes.set_xticks(range(len(classes)), names, fontsize=BODY, color=INK)
-    axes.set_yticks(range(len(classes)), names, fontsize=BODY, color=INK)
+    room = inches * POINTS_PER_INCH / 1.2
+    named = slice(None, None, max(1, math.ceil(SMALLEST / room)))
+    size = max(SMALLEST, min(BODY, room))
+    ticks = range(len(classes))[named]
+    axes.set_xticks(ticks, names[named], fontsize=size, color=INK)
+    axes.set_yticks(ticks, names[named], fontsize=size, color=INK)
     if slanted:
         for tick_label in axes.get_xticklabels():
             tick_label.set(rotation=45, ha="right", rotation_mode="anchor")
