@@ -210,10 +210,24 @@ def test_a_picture_without_a_face_may_be_taken_whole(seen: Seen, album: Path) ->
     expect(page.get_by_role("status")).to_contain_text("No face found.")
     expect(page.get_by_role("article")).to_have_count(0)
     page.get_by_role("button", name="Take the whole picture as a face").click()
+    expect(page.get_by_role("status")).to_be_focused()
     expect(page.get_by_role("status")).to_have_text("1 face")
     expect(page.get_by_alt_text("heat where face 1 is looked at")).to_be_visible()
     expect(page.get_by_role("button", name="Take the whole picture as a face")).to_be_hidden()
     assert seen.messages == []
+
+
+def test_a_network_of_other_things_is_not_said_to_see_faces(
+    browser: Browser, network: Network, gate: Gate, album: Path
+) -> None:
+    with serving(replace(network, classes=("cat", "dog", "owl")), gate, patience=60) as port:
+        seen = Seen(browser, port)
+        seen.give(album / "photo.jpg")
+        expect(seen.page.get_by_role("status")).to_have_text("1 picture")
+        expect(seen.page.get_by_alt_text("heat where picture 1 is looked at")).to_be_visible()
+        assert not re.search("face|emotion[^- ]|people", seen.page.locator("body").inner_text())
+        assert seen.messages == []
+        seen.page.close()
 
 
 def test_what_is_no_picture_or_too_large_is_told(seen: Seen, album: Path) -> None:

@@ -106,6 +106,7 @@ def _page(network: Network, origin: Origin) -> str:
         .get_template(PAGE)
         .render(
             origin=origin,
+            emotions=are_emotions(network.classes),
             classes=network.classes,
             colours=[class_colour(index) for index in range(len(network.classes))],
             pixels=f"{width}×{height}",
