@@ -1,6 +1,8 @@
 """From pictures, whatever is on them, to labelled faces."""
 
+import errno
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,26 @@ def test_folders_are_listed_in_natural_order(tmp_path: Path) -> None:
         "im10.png",
         "im9-2.PNG",
     ]
+    # Both would be drawn on as a.bmp.png.
+    found = predict.pictures([Path("a.bmp"), Path("a.bmp.png")])
+    assert len({predict.drawn_name(picture.file) for picture in found}) == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "faces" / "locked").mkdir(parents=True)
+    listed = os.scandir
+
+    def scandir(path: str) -> Any:
+        # Root, whom nothing is locked to, may run this.
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"faces.locked cannot be listed: Permission denied"):
+        predict.pictures([tmp_path / "faces"])
 
 
 def test_bad_files_are_named_and_the_rest_goes_on(network: Network, tmp_path: Path) -> None:
@@ -305,6 +327,8 @@ def test_a_small_picture_is_enlarged_for_its_label() -> None:
     drawn = annotate.annotated(Image.new("L", (48, 48)), (face,), CLASSES)
     assert drawn.size == (240, 240)
     assert (np.asarray(drawn) == 255).all(axis=2).sum() > 1000  # the label's ground
+    narrow = annotate.annotated(Image.new("L", (8, 900)), (face,), CLASSES)
+    assert narrow.size == (32, 3600)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from emotion_detection.figures import INK, class_colour, font_file
 from emotion_detection.files import whole
-from emotion_detection.predict import Face
+from emotion_detection.predict import Face, drawn_name
 
 # A face that was cut out is enlarged to so many pixels, else its label would not fit.
 SMALLEST_SIDE = 240
+LARGEST_SIDE = 4000  # to which a narrow one is enlarged
 SMALLEST_TEXT = 14
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def annotated(image: Image.Image, faces: tuple[Face, ...], classes: tuple[str, ...]) -> Image.Image:
@@ -20,7 +20,7 @@ def annotated(image: Image.Image, faces: tuple[Face, ...], classes: tuple[str, .
     The boxes have the colours that the classes have in every figure. A small picture comes back
     enlarged.
     """
-    factor = -(-SMALLEST_SIDE // min(image.size)) if min(image.size) < SMALLEST_SIDE else 1
+    factor = max(1, min(-(-SMALLEST_SIDE // min(image.size)), LARGEST_SIDE // max(image.size)))
     canvas = image.convert("RGB").resize((image.width * factor, image.height * factor))
     draw = ImageDraw.Draw(canvas)
     taken: list[tuple[float, float, float, float]] = []
@@ -59,12 +59,7 @@ def _overlap(
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def target(folder: Path, file: Path) -> Path:
-    """Say where `save` writes `file` in `folder`: JPEG stays JPEG, and all else becomes PNG."""
-    return folder / (file if file.suffix.lower() in SUFFIXES else f"{file}.png")
-
-
 def save(image: Image.Image, folder: Path, file: Path) -> None:
-    """Write a picture to `folder`, as `target` names it."""
-    with whole(target(folder, file)) as temporary:
+    """Write a picture to `folder`, as `predict.drawn_name` calls it."""
+    with whole(folder / drawn_name(file)) as temporary:
         image.save(temporary, quality=90)

@@ -152,11 +152,11 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _spare(found: "Sequence[Picture]", folder: Path) -> None:
     """Refuse to write annotated pictures over pictures that are read."""
-    from emotion_detection import annotate
+    from emotion_detection.predict import drawn_name
 
     read = {os.path.realpath(picture.path): picture.path for picture in found if picture.path}
     for picture in found:
-        if over := read.get(os.path.realpath(annotate.target(folder, picture.file))):
+        if over := read.get(os.path.realpath(folder / drawn_name(picture.file))):
             raise UserError(f"--annotate {folder}: it would overwrite {over}; give another folder")
 
 

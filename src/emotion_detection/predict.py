@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import cv2
 import numpy as np
@@ -37,6 +37,7 @@ CASCADE = "haarcascade_frontalface_alt2.xml"
 # faces from 20 pixels on, but takes much else for ones so small.
 SEARCHED_SIDE = 1000
 SMALLEST_FACE = 30
+DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png")
 # Of the box that the cascade draws from eyebrow to chin; FER-2013's faces have some more around.
 MARGIN = 0.1
 # Square pictures up to so many times the network's are taken for faces that were cut out before.
@@ -95,8 +96,8 @@ class Face:
 class Picture(NamedTuple):
     """A picture still to be read.
 
-    `name` is for people, and `file` for what is written of it: no two of a list have the same.
-    `path` is where it is, if it is a file.
+    `name` is for people, and `file` for what is written of it: no two of a list have the same
+    `drawn_name`. `path` is where it is, if it is a file.
     """
 
     name: str
@@ -224,11 +225,21 @@ def _saved(
 # --- Pictures: files, folders and a camera.
 
 
+def drawn_name(file: Path) -> Path:
+    """Say how a picture with boxes drawn on it is called: JPEG stays JPEG, all else becomes PNG."""
+    return file if file.suffix.lower() in DRAWN_SUFFIXES else Path(f"{file}.png")
+
+
 def pictures(paths: Sequence[Path]) -> list[Picture]:
     """List files, and of folders every image file at any depth, in natural name order.
 
-    Hidden files and folders are passed over, and links to folders are not followed.
+    Hidden files and folders are passed over, and links to folders are not followed. Raises
+    UserError for a folder that cannot be listed.
     """
+
+    def stop(error: OSError) -> NoReturn:
+        raise UserError(f"{error.filename} cannot be listed: {error.strerror}")
+
     Image.init()
     suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS}
     found: list[Picture] = []
@@ -236,10 +247,10 @@ def pictures(paths: Sequence[Path]) -> list[Picture]:
 
     def add(path: Path, file: Path) -> None:
         stem, number = file.stem, 1
-        while file in taken:
+        while drawn_name(file) in taken:
             number += 1
             file = file.with_stem(f"{stem}-{number}")
-        taken.add(file)
+        taken.add(drawn_name(file))
         found.append(Picture(str(path), file, partial(_open_file, path), path))
 
     for path in paths:
@@ -247,7 +258,7 @@ def pictures(paths: Sequence[Path]) -> list[Picture]:
             add(path, Path(path.name))
             continue
         inside: list[Path] = []
-        for folder, folder_names, file_names in os.walk(path):
+        for folder, folder_names, file_names in os.walk(path, onerror=stop):
             folder_names[:] = [name for name in folder_names if not name.startswith(".")]
             inside += [
                 Path(folder, name)
