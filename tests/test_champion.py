@@ -17,6 +17,7 @@ from stores import alone
 
 from emotion_detection import champion, tracking, training
 from emotion_detection.champion import Verdict
+from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset
 from emotion_detection.evaluation import evaluate
 
@@ -202,6 +203,12 @@ def test_a_champion_that_is_out_of_reach_keeps_its_title(
     assert (verdict.version, verdict.champion, verdict.comparison) == ("2", False, None)
     assert "version 1, the champion so far, cannot be compared with now" in verdict.why
     assert registry.aliases["champion"] == "1"
+
+
+def test_who_loads_a_model_writes_nothing(registry: Registry) -> None:
+    with pytest.raises(UserError, match="models:/none/1: cannot be loaded from"):
+        tracking.load_network("models:/none/1")
+    assert [found.name for found in registry.client.search_experiments()] == ["Default"]
 
 
 def test_a_run_without_a_model_is_told(registry: Registry) -> None:

@@ -1,9 +1,11 @@
 """A tracking server and a store that are away: nothing that is logged is lost."""
 
+import http.server
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -337,6 +339,35 @@ def test_a_store_that_was_half_made_is_made_anew(toy: Dataset, tmp_path: Path) -
         pass
     assert local(tmp_path).get_run(run_id).info.status == "FINISHED"
     assert not made.parent.exists()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_who_may_not_ask_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, toy: Dataset, status: int
+) -> None:
+    asked: list[str] = []
+
+    class Guarded(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"You are not authenticated.")
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Guarded) as guarded:
+        threading.Thread(target=guarded.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{guarded.server_port}")
+        with pytest.raises(UserError, match=r"refuses: .*You are not authenticated"), start(toy):
+            pass
+        with pytest.raises(UserError, match=r"refuses: .*You are not authenticated"):
+            tracking.load_network("models:/emotion-detection/1")
+        guarded.shutdown()
+    assert len(asked) == 2
 
 
 def test_no_password_is_in_what_is_told_or_kept(

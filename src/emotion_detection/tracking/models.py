@@ -27,7 +27,7 @@ from PIL import Image
 from emotion_detection import layout, modelfile, serving
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset
-from emotion_detection.tracking.store import connect, is_away, without_password
+from emotion_detection.tracking.store import connect_to_read, is_away, without_password
 
 MODEL_NAME = "model"
 
@@ -93,7 +93,7 @@ def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...
     ):
         # MLflow would make an empty store wherever it is asked.
         raise UserError(f"{model_uri}: there is no mlflow.db in {layout.main_root()}")
-    connect()
+    connect_to_read()
     failed = f"{model_uri}: cannot be loaded from {without_password()}"
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -130,7 +130,7 @@ class Origin:
 
 def origin(model_uri: str = CHAMPION) -> Origin:
     """Say what the store knows of where one of its models comes from."""
-    connect()
+    connect_to_read()
     client = mlflow.MlflowClient()
     try:
         named = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", model_uri)

@@ -47,6 +47,8 @@ REFUSALS = {
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 }
+# What it answers who may not ask. Nobody waits for that at the start; later a right may come back.
+FORBIDDEN = {"CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 
 
 def connect() -> None:
@@ -56,9 +58,31 @@ def connect() -> None:
     root: sqlite:///mlflow.db with artifacts in ./mlruns.
 
     Raises:
-        UserError: if the store cannot be reached, after waiting for it.
+        UserError: if the store cannot be reached, after waiting for it, or refuses.
 
     """
+    location = _point()
+    with contextlib.ExitStack() as alone:
+        if mlflow.get_tracking_uri().startswith("sqlite"):
+            # Two that make the tables at once leave half of them.
+            alone.enter_context(locked(shelf() / "lock", wait=True))
+            at_once(lambda: _make_tables(make_url(mlflow.get_tracking_uri()).database))
+        at_once(lambda: _enter_experiment(location))
+
+
+def connect_to_read() -> None:
+    """Point MLflow at the store, as `connect` does, and write nothing there.
+
+    Raises:
+        UserError: if the store cannot be reached, after waiting for it, or refuses.
+
+    """
+    _point()
+    at_once(lambda: mlflow.MlflowClient().search_experiments(max_results=1))
+
+
+def _point() -> str | None:
+    """Tell MLflow where the store is; give where artifacts go, None where its server says that."""
     # Its own log lines are about its own workings, and what fails is told here.
     for name, level in (
         ("mlflow", logging.WARNING),
@@ -72,19 +96,13 @@ def connect() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     # Two lines for each trial that ends, among the stage's own.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    location = None
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        root = layout.main_root()
-        mlflow.set_tracking_uri(f"sqlite:///{(root / 'mlflow.db').as_posix()}")
-        # MLflow would settle on the working directory of whoever is first to use the experiment,
-        # and a queued experiment's is deleted.
-        location = (root / "mlruns").as_uri()
-    with contextlib.ExitStack() as alone:
-        if mlflow.get_tracking_uri().startswith("sqlite"):
-            # Two that make the tables at once leave half of them.
-            alone.enter_context(locked(shelf() / "lock", wait=True))
-            at_once(lambda: _make_tables(make_url(mlflow.get_tracking_uri()).database))
-        at_once(lambda: _enter_experiment(location))
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    root = layout.main_root()
+    mlflow.set_tracking_uri(f"sqlite:///{(root / 'mlflow.db').as_posix()}")
+    # MLflow would settle on the working directory of whoever is first to use the experiment, and a
+    # queued experiment's is deleted.
+    return (root / "mlruns").as_uri()
 
 
 def _make_tables(file: str | None) -> None:
@@ -163,15 +181,24 @@ def at_once(act: Callable[[], T]) -> T:
 
     def attempt() -> T:
         with telling_away():
-            return act()
+            try:
+                return act()
+            except MlflowException as error:
+                if error.error_code in FORBIDDEN:
+                    raise _refused(error) from error
+                raise
 
     try:
         return persist(attempt, patience())
     except AwayError as error:
         raise UserError(f"{error}; start it, or set MLFLOW_TRACKING_URI to another") from error
     except MlflowException as error:
-        reason = hidden(" ".join(str(error).split()))
-        raise UserError(f"MLflow at {without_password()} refuses: {reason}") from error
+        raise _refused(error) from error
+
+
+def _refused(error: MlflowException) -> UserError:
+    reason = hidden(" ".join(str(error).split()))
+    return UserError(f"MLflow at {without_password()} refuses: {reason}")
 
 
 def patience() -> float:
