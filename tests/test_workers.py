@@ -161,9 +161,14 @@ def decided(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def test_workers_run_each_trial_once_and_find_what_one_process_does(
-    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    place: Place,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level("INFO", "emotion_detection")
+    # Nobody listens there, and gRPC would wait.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     best, table = place.look(WAITS_FOR_THE_OTHER)
     alone, expected = place.look(number=1, folder=tmp_path / "alone")
     assert best == alone

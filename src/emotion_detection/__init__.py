@@ -5,3 +5,5 @@ import os
 # Read when TensorFlow is first imported. It reports a machine without a GPU as an error; what
 # fails still raises.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# TensorFlow would take a GPU's whole memory, and leave none to another worker or job on it.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

@@ -110,8 +110,12 @@ def share(number: int, of: int) -> dict[str, str]:
         name: str(max(1, int(os.environ.get(name) or cores) // of))
         for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     }
-    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    if gpus:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        from tensorflow import config
+
+        visible = ",".join(str(gpu) for gpu in range(len(config.list_physical_devices("GPU"))))
+    if gpus := visible.split(",") if visible else []:
         own = gpus[number::of] or [gpus[number % len(gpus)]]
         shares["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return shares
@@ -145,7 +149,8 @@ def lead(oracle: Oracle, *, workers: int, command: Sequence[str], folder: Path) 
         ) from None
     server.start()
     log.info("%d workers here; the chief listens at %s:%d", workers, host, port)
-    place = {ADDRESS: host, PORT: str(port)}
+    # gRPC would ask a proxy for this machine too, and wait an hour for its answer.
+    place = {ADDRESS: host, PORT: str(port), "no_grpc_proxy": host}
     crew = [
         _Worker(f"local-{number + 1}", command, {**place, **share(number, workers)})
         for number in range(workers)
