@@ -29,11 +29,13 @@ RUN = {
         "-S train.epochs=1 -S train.batch_size=32 -S network.filters=[8,8] "
         "-S network.kernel_sizes=[3,3] -S evaluate.robustness_images=0"
     ),
+    """dvc exp run -S "ingest.source='data/archive (1).zip'\"""": "ingest",
 }
 """What test_pipeline.py runs in the small project, and what it adds to make it smaller still."""
 
 ELSEWHERE = {
     "dvc repro": "test_pipeline.py: the project",
+    "dvc checkout": "test_pipeline.py, after its experiments",
     "dvc exp run -S train.lr=1e-3": "test_pipeline.py, under a name",
     "dvc exp run --queue -S train.lr=1e-3": "test_pipeline.py, under a name",
     "dvc queue start --jobs 2": "test_pipeline.py",

@@ -15,6 +15,7 @@ from emotion_detection import network
 from emotion_detection.console import UserError
 from emotion_detection.network import (
     Architecture,
+    Family,
     FewBitsDropout,
     FusedBatchNormalization,
     build,
@@ -284,13 +285,16 @@ def test_with_average_shifts_an_image_and_its_neighbours_are_one(
 def test_a_network_as_deep_as_fits_is_built_and_no_deeper(
     architecture: Make, image_shape: tuple[int, int, int], most: int
 ) -> None:
-    build(architecture((2,) * most), image_shape=image_shape, classes=3)
-    with pytest.raises(
-        UserError,
-        match=rf"{most + 1} blocks is too deep for images of {image_shape[0]}x{image_shape[1]}.*"
-        rf"at most {most} blocks fit.*ingest\.image_size",
-    ):
-        build(architecture((2,) * (most + 1)), image_shape=image_shape, classes=3)
+    # Of the others, the last block does not halve.
+    families: tuple[tuple[Family, int], ...] = (("notebook", most), ("plain", most + 1))
+    for family, fitting in families:
+        build(architecture((2,) * fitting, family=family), image_shape=image_shape, classes=3)
+        with pytest.raises(
+            UserError,
+            match=rf"{fitting + 1} blocks is too deep for images of "
+            rf"{image_shape[0]}x{image_shape[1]}.*at most {fitting} blocks fit.*image_size",
+        ):
+            architecture((2,) * (fitting + 1), family=family).check(image_shape)
 
 
 def test_a_network_for_smaller_images_must_fit_them_and_flatten_nothing(
@@ -299,8 +303,8 @@ def test_a_network_for_smaller_images_must_fit_them_and_flatten_nothing(
     plain = architecture((2, 2, 2), (), family="plain")
     model = build(plain, image_shape=(16, 16, 3), classes=3, smallest=(10, 9))
     assert model(np.zeros((1, 10, 9, 3), np.uint8)).shape == (1, 3)
-    with pytest.raises(UserError, match="3 blocks is too deep for images of 7x16"):
-        build(plain, image_shape=(16, 16, 3), classes=3, smallest=(7, 16))
+    with pytest.raises(UserError, match="3 blocks is too deep for images of 3x16"):
+        build(plain, image_shape=(16, 16, 3), classes=3, smallest=(3, 16))
     with pytest.raises(UserError, match=r"low_resolution.*family notebook.*one size"):
         build(architecture(), image_shape=(16, 16, 3), classes=3, smallest=(10, 9))
 

@@ -324,6 +324,7 @@ def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) ->
     environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
     source = project.root / "data/emotion-detection-fer.zip"
     shutil.make_archive(str(source.with_suffix("")), "zip", project.root / "data/sample")
+    shutil.copy(source, source.with_name("archive (1).zip"))
     Image.fromarray(skimage.data.astronaut()).save(project.root / "photo.jpg")
     for command, smaller in documents.RUN.items():
         done = subprocess.run(
@@ -334,7 +335,7 @@ def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) ->
             capture_output=True,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    # The last of them was the notebook's recipe, which looks at the test images while it trains.
+    # The last training had the notebook's recipe, which looks at the test images while it trains.
     notebook = project.runs("train")[0]
     assert notebook.info.run_name.endswith(" (leaking) on emotion-detection-fer.zip")
     assert notebook.data.tags["leaking"] == "true"

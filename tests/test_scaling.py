@@ -80,8 +80,8 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
             "epochs": 3,
             "batch_size": 24,
             "space": {
-                # Five blocks halve 16 pixels to nothing.
-                "blocks": [2, 5],
+                # Six blocks halve 16 pixels to nothing.
+                "blocks": [2, 6],
                 "filters": [4, 8],
                 "kernel_size": [3],
                 "dense_layers": [0],
@@ -109,9 +109,9 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
     table = pd.read_csv(tmp_path / layout.TUNE / "trials.csv")
     assert table["trial"].tolist() == [1, 2, 3, 4, 5]
     failed = table[table["status"] != "COMPLETED"]
-    assert (failed["blocks"] == 5).all(), "".join(lines)
-    assert failed["message"].str.contains("5 blocks is too deep for images of 16x16").all()
-    assert len(failed) == (table["blocks"] == 5).sum() > 0
+    assert (failed["blocks"] == 6).all(), "".join(lines)
+    assert failed["message"].str.contains("6 blocks is too deep for images of 16x16").all()
+    assert len(failed) == (table["blocks"] == 6).sum() > 0
 
     (search,) = runs_of(client, "tags.stage = 'tune'")
     assert search.info.status == "FINISHED"

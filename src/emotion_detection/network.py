@@ -49,12 +49,14 @@ class Architecture:
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raise `UserError` where an image (H, W, C) is too small to be halved or shifted so."""
         side = min(image_shape[:2])
-        if side >> len(self.filters) == 0:
+        last_halves = self.family == "notebook"
+        most = side.bit_length() - last_halves
+        if len(self.filters) > most:
+            which = "each block" if last_halves else "each block but the last"
             raise UserError(
                 f"a network of {len(self.filters)} blocks is too deep for images of "
-                f"{image_shape[0]}x{image_shape[1]}: each block halves the image, so at most "
-                f"{side.bit_length() - 1} blocks fit; use fewer blocks or a larger "
-                "ingest.image_size"
+                f"{image_shape[0]}x{image_shape[1]}: {which} halves the image, so at most {most} "
+                "blocks fit; use fewer blocks or a larger ingest.image_size"
             )
         if self.average_shifts > side:
             raise UserError(
