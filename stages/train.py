@@ -23,6 +23,8 @@ from emotion_detection.network import build, export
 from emotion_detection.search import load_hyperparameters
 
 OUTPUTS = (layout.MODEL, layout.TRAIN_RUN, layout.TRAIN)
+# Trainings that were cut off and wait for their params to come back, of which each has two epochs.
+CUT_OFF_KEPT = 3
 
 
 def main() -> None:
@@ -74,9 +76,15 @@ def main() -> None:
     if finished.restore(OUTPUTS, state):
         return
     finished.forget(layout.TRAIN_STATE)
-    others = [other for other in layout.TRAIN_STATE.glob("*/") if other != state]
+    others = sorted(
+        (other for other in layout.TRAIN_STATE.glob("*/") if other != state),
+        key=lambda other: other.stat().st_mtime,
+    )
     if others and not state.exists():
-        log.info("the training that was cut off had other data, params or code: starting anew")
+        log.info(
+            "the training that was cut off had other data, params or code, and goes on when they "
+            "come back: starting anew"
+        )
     taught = " and ".join(settings.distillation.teachers)
     targets = None
     if taught:
@@ -87,6 +95,7 @@ def main() -> None:
             held_out={"seed": values.seed, **{f"split.{k}": v for k, v in values.split}},
             kept=state / "taught.npy",
         )
+    begun = tracking.load_run_id(state / layout.RUN_FILE)
     with tracking.run(
         "train",
         note=(
@@ -101,7 +110,7 @@ def main() -> None:
         dataset=dataset,
         params=made_of,
         tags={"leaking": str(rows.leaking).lower(), "precision.why": why},
-        run_id=tracking.load_run_id(state / layout.RUN_FILE),
+        run_id=begun,
     ) as run_id:
         tracking.save_run_id(state / layout.RUN_FILE, run_id)
         history = training.fit(
@@ -114,6 +123,8 @@ def main() -> None:
             log_epoch=tracking.log_epoch,
             targets=targets,
             checkpoints=training.Checkpoints(state),
+            # It may have been deleted, or the store be another.
+            log_kept=run_id != begun,
         )
         best = training.best_epoch(history)
         metrics = {
@@ -139,7 +150,7 @@ def main() -> None:
         tracking.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
         tracking.save_run_id(layout.TRAIN_RUN, run_id)
     finished.keep(OUTPUTS, state)
-    for other in others:
+    for other in others[:-CUT_OFF_KEPT]:
         shutil.rmtree(other)
 
 

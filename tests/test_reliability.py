@@ -329,7 +329,7 @@ def _(place: Place) -> Callable[[], None]:
 @case("a network too deep for the image")
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
-    place.params["network"] |= {"filters": [4] * 5, "kernel_sizes": [3] * 5}
+    place.params["network"] |= {"filters": [4] * 6, "kernel_sizes": [3] * 6}
     place.chosen()
     return place.stage("train")
 

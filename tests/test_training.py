@@ -54,7 +54,7 @@ class Trainer:
     def __init__(self, toy: Dataset, rows: Split, architecture: Architecture) -> None:
         self.toy, self.rows = toy, rows
         self._architecture = architecture
-        self.model = self.fresh()
+        self.model: keras.Model
 
     def fresh(self) -> keras.Model:
         return build(self._architecture, image_shape=(16, 16, 3), classes=3, seed=0)
@@ -67,6 +67,7 @@ class Trainer:
         seed: int = 0,
         log_epoch: training.LogEpoch = silent,
         checkpoints: Path | None = None,
+        log_kept: bool = False,
         first_epoch: int = 0,
     ) -> pd.DataFrame:
         self.model = self.fresh()
@@ -79,6 +80,7 @@ class Trainer:
             seed=seed,
             log_epoch=log_epoch,
             checkpoints=Checkpoints(checkpoints) if checkpoints else None,
+            log_kept=log_kept,
             first_epoch=first_epoch,
             verbose=False,
         )
@@ -180,12 +182,26 @@ class CutOffError(Exception):
     """Stands for whatever ends a process."""
 
 
+def cut_at(last: int) -> training.LogEpoch:
+    def cut(figures: Mapping[str, float], epoch: int) -> None:
+        if epoch == last:
+            raise CutOffError
+
+    return cut
+
+
+def noting(seen: Logged) -> training.LogEpoch:
+    return lambda figures, epoch: seen.append((epoch, dict(figures)))
+
+
 @pytest.mark.parametrize(
-    ("recipe", "after"),
+    ("recipe", "afters"),
     [
         # Dropout's random state, Adam's moments and both counters have to survive.
-        (replace(RECIPE, lr=5e-2, epochs=9, early_stopping_patience=4, reduce_lr_patience=1), 1),
-        (replace(RECIPE, lr=5e-2, epochs=9, early_stopping_patience=4, reduce_lr_patience=1), 4),
+        (
+            replace(RECIPE, lr=5e-2, epochs=9, early_stopping_patience=4, reduce_lr_patience=1),
+            (1, 4),
+        ),
         # So have the place in the cycle and the averaged weights.
         (
             replace(
@@ -197,37 +213,39 @@ class CutOffError(Exception):
                 average_window=0.2,
                 label_smoothing=0.1,
             ),
-            2,
+            (2,),
         ),
-        (replace(RECIPE, epochs=4, optimizer="sgd", schedule="one_cycle", average_window=0.2), 2),
+        (
+            replace(RECIPE, epochs=4, optimizer="sgd", schedule="one_cycle", average_window=0.2),
+            (2,),
+        ),
     ],
 )
 def test_a_training_that_was_cut_off_ends_as_an_unbroken_one(
-    toy: Dataset, rows: Split, architecture: Make, tmp_path: Path, recipe: Recipe, after: int
+    toy: Dataset,
+    rows: Split,
+    architecture: Make,
+    tmp_path: Path,
+    recipe: Recipe,
+    afters: tuple[int, ...],
 ) -> None:
     recipe = replace(recipe, augment=SHAKEN)
     trainer = Trainer(toy, rows, architecture(dropout=0.3))
     unbroken = trainer(recipe, checkpoints=tmp_path / "unbroken")
     weights = trainer.model.get_weights()
 
-    def cut(figures: Mapping[str, float], epoch: int) -> None:
-        if epoch == after + 1:
-            raise CutOffError
-
-    seen: list[int] = []
-    with pytest.raises(CutOffError):
-        trainer(recipe, checkpoints=tmp_path / "cut", log_epoch=cut)
-    history = trainer(
-        recipe,
-        checkpoints=tmp_path / "cut",
-        log_epoch=lambda figures, epoch: seen.append(epoch),
-    )
-    assert seen == list(range(after + 1, len(unbroken) + 1))
-    pd.testing.assert_frame_equal(
-        history.drop(columns="seconds"), unbroken.drop(columns="seconds"), rtol=1e-4
-    )
-    for mine, its in zip(trainer.model.get_weights(), weights, strict=True):
-        np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
+    for after in afters:
+        state = tmp_path / f"cut after {after}"
+        with pytest.raises(CutOffError):
+            trainer(recipe, checkpoints=state, log_epoch=cut_at(after + 1))
+        seen: Logged = []
+        history = trainer(recipe, checkpoints=state, log_epoch=noting(seen))
+        assert [epoch for epoch, _ in seen] == list(range(after + 1, len(unbroken) + 1))
+        pd.testing.assert_frame_equal(
+            history.drop(columns="seconds"), unbroken.drop(columns="seconds"), rtol=1e-4
+        )
+        for mine, its in zip(trainer.model.get_weights(), weights, strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
 
 
 def test_a_training_that_had_ended_is_not_gone_on_with(trainer: Trainer, tmp_path: Path) -> None:
@@ -239,6 +257,9 @@ def test_a_training_that_had_ended_is_not_gone_on_with(trainer: Trainer, tmp_pat
     again = trainer(RECIPE, checkpoints=tmp_path, log_epoch=never)
     pd.testing.assert_frame_equal(again, history)
     assert len(list(tmp_path.iterdir())) <= 2
+    seen: Logged = []
+    trainer(RECIPE, checkpoints=tmp_path, log_kept=True, log_epoch=noting(seen))
+    assert [{"epoch": epoch, **figures} for epoch, figures in seen] == history.to_dict("records")
 
 
 def test_a_damaged_checkpoint_is_named(trainer: Trainer, tmp_path: Path) -> None:
@@ -370,14 +391,21 @@ def test_smoothed_labels_are_never_quite_believed(trainer: Trainer) -> None:
     assert history["loss"].min() > -(0.8 * math.log(0.8) + 0.2 * math.log(0.1))
 
 
-def test_a_training_that_breaks_down_ends(trainer: Trainer) -> None:
+def test_a_training_that_breaks_down_ends(
+    trainer: Trainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def break_down(figures: Mapping[str, float], epoch: int) -> None:
         trainer.model.optimizer.learning_rate.assign(float("nan"))
 
     recipe = Recipe(lr=1e-2, batch_size=12, epochs=5, early_stopping_patience=None)
-    history = trainer(recipe, log_epoch=break_down)
+    history = trainer(recipe, log_epoch=break_down, checkpoints=tmp_path)
     assert len(history) == 2
     assert math.isnan(history["loss"].iloc[-1])
+    assert "the loss of epoch 2 is nan, and the training ends there; epoch 1 is kept" in caplog.text
+    assert np.isfinite(trainer.model.get_weights()[0]).all()
+    # Without its epochs nothing sound is left.
+    with pytest.raises(UserError, match=r"the loss of epoch 2 is nan.*lower"):
+        trainer(recipe, log_epoch=break_down)
 
 
 def test_balanced_weights_give_every_class_the_same_say(trainer: Trainer) -> None:
@@ -447,12 +475,12 @@ def test_a_deterministic_training_gives_the_same_bits(packed: Path) -> None:
 
 
 def test_the_digest_is_of_every_bit_of_the_weights(trainer: Trainer) -> None:
-    same = trainer.fresh()
-    assert training.digest(trainer.model) == training.digest(same)
+    model, same = trainer.fresh(), trainer.fresh()
+    assert training.digest(model) == training.digest(same)
     weights = same.get_weights()
     weights[-1][0] = np.nextafter(weights[-1][0], np.float32(1))
     same.set_weights(weights)
-    assert training.digest(trainer.model) != training.digest(same)
+    assert training.digest(model) != training.digest(same)
 
 
 def test_a_training_taken_up_later_counts_on(trainer: Trainer) -> None:

@@ -203,6 +203,7 @@ def fit(
     log_epoch: LogEpoch,
     targets: np.ndarray | None = None,
     checkpoints: Checkpoints | None = None,
+    log_kept: bool = False,
     first_epoch: int = 0,
     verbose: bool = True,
 ) -> pd.DataFrame:
@@ -214,12 +215,12 @@ def fit(
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, a training that was cut off goes on after its last finished epoch, and the
     model ends with the weights of the best epoch; without, it starts at `first_epoch`, its schedule
-    with it, and ends with those of the last. What was built under a `strategy` of several devices
-    trains on them.
+    with it, and ends with those of the last. `log_kept` logs the epochs before the cut too. What
+    was built under a `strategy` of several devices trains on them.
 
     Raises:
         UserError: if the batch is larger than the training rows or too small for the devices, a
-            checkpoint is damaged, or the loss of the epoch that is kept is no number.
+            checkpoint is damaged, or the loss of the epoch that the model ends with is no number.
 
     """
     if recipe.batch_size > len(train):
@@ -252,6 +253,8 @@ def fit(
         first_epoch = len(rows)
         if rows:
             log.info("going on after epoch %d of a training that was cut off", first_epoch)
+        for row in rows if log_kept else []:
+            log_epoch(_figures(row), int(row["epoch"]))
     if not ended and first_epoch < recipe.epochs:
         followers = _followers(recipe)
         epochs = _Epochs(rows, recipe, steps, log_epoch, followers, verbose)
@@ -296,11 +299,18 @@ def fit(
         with devices.scope():
             checkpoints.load_best(model, rows)
     history = pd.DataFrame(rows)
-    kept = best_epoch(history)
+    last = history.iloc[-1]
+    kept = last if checkpoints is None else best_epoch(history)
     if not np.isfinite([kept["loss"], kept["val_loss"]]).all():
         raise UserError(
             f"lr = {recipe.lr:g}: the loss of epoch {kept['epoch']:.0f} is {kept['loss']}, and "
             f"{kept['val_loss']} on validation; give a lower one"
+        )
+    if not np.isfinite(last["loss"]):
+        log.warning(
+            "lr = %g: the loss of epoch %d is %s, and the training ends there; epoch %d is kept, "
+            "and a lower lr goes further",
+            *(recipe.lr, last["epoch"], last["loss"], kept["epoch"]),
         )
     return history
 
@@ -437,7 +447,7 @@ class _Epochs(keras.callbacks.Callback):
             "seconds": round(time.monotonic() - self._began, 3),
         }
         self._rows.append(row)
-        self._log_epoch({name: value for name, value in row.items() if name != "epoch"}, epoch + 1)
+        self._log_epoch(_figures(row), epoch + 1)
         if self._verbose:
             log.info("%s", _line(row, self._epochs, self._seconds_left(row)))
 
@@ -447,6 +457,10 @@ class _Epochs(keras.callbacks.Callback):
             return (self._epochs - done) * row["seconds"]
         in_full = row["seconds"] / low.scale**2
         return (low.epochs - done) * row["seconds"] + (self._epochs - low.epochs) * in_full
+
+
+def _figures(row: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name != "epoch"}
 
 
 class _Keep(keras.callbacks.Callback):
