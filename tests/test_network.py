@@ -159,17 +159,14 @@ def test_dropout_is_keras_own(dtype: str, rate: float) -> None:
     np.testing.assert_array_equal(found, again(inputs, training=True).numpy())
 
 
-FAMILIES = pytest.mark.parametrize(
-    "options",
-    [
-        {"family": "notebook"},
-        {"family": "plain", "dense_units": ()},
-        {"family": "residual", "dense_units": ()},
-        {"family": "residual", "squeeze_excitation": True, "kernel": 5},
-        {"family": "depthwise", "squeeze_excitation": True},
-    ],
-    ids=["notebook", "plain", "residual", "squeeze", "depthwise"],
-)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "notebook": {"family": "notebook"},
+    "plain": {"family": "plain", "dense_units": ()},
+    "residual": {"family": "residual", "dense_units": ()},
+    "squeeze": {"family": "residual", "squeeze_excitation": True, "kernel": 5},
+    "depthwise": {"family": "depthwise", "squeeze_excitation": True},
+}
+FAMILIES = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 @FAMILIES
@@ -198,9 +195,11 @@ def test_a_seed_fixes_the_dropout_masks(architecture: Make) -> None:
 LOADED_ELSEWHERE = """
 import sys
 import keras, numpy as np
-model = keras.models.load_model(sys.argv[1])
+images = np.load("images.npy")
+for name in sys.argv[1:]:
+    model = keras.models.load_model(name + ".keras")
+    np.save(name + ".npy", model.predict(images, verbose=0))
 assert not any(name.startswith("emotion_detection") for name in sys.modules)
-np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), verbose=0))
 """
 
 
@@ -219,31 +218,31 @@ def test_depthwise_keeps_the_spread_of_its_inputs(architecture: Make) -> None:
     assert np.std(kernel) == pytest.approx((2 / 9) ** 0.5, rel=0.1)
 
 
-@FAMILIES
-def test_a_trained_network_is_saved_as_plain_keras(
-    architecture: Make, tmp_path: Path, options: dict[str, Any]
-) -> None:
-    chosen = architecture(dropout=0.2, **options)
-    model = small(chosen, precision="mixed_bfloat16")
-    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
-    model.fit(noise(32), np.arange(32) % 3, batch_size=8, epochs=2, verbose=0)
-    plain = export(model, chosen)
-
-    assert {layer.dtype_policy.name for layer in plain.layers[1:]} == {"float32"}
-    fast = (FusedBatchNormalization, FewBitsDropout)
-    assert not any(isinstance(layer, fast) for layer in plain.layers)
-    assert same_weights(plain, model)
-    images = noise(20, seed=1)
-    outputs = plain.predict(images, verbose=0)
-    np.testing.assert_allclose(outputs, model.predict(images, verbose=0), atol=0.05)
-
-    plain.save(tmp_path / "model.keras")
+def test_a_trained_network_is_saved_as_plain_keras(architecture: Make, tmp_path: Path) -> None:
+    images, fast = noise(20, seed=1), (FusedBatchNormalization, FewBitsDropout)
     np.save(tmp_path / "images.npy", images)
-    files = [str(tmp_path / name) for name in ("model.keras", "images.npy", "outputs.npy")]
-    subprocess.run([sys.executable, "-c", LOADED_ELSEWHERE, *files], check=True, cwd=tmp_path)
-    np.testing.assert_allclose(np.load(files[2]), outputs, rtol=1e-5, atol=1e-6)
-    reloaded = network.load(tmp_path / "model.keras")
-    np.testing.assert_allclose(reloaded.predict(images, verbose=0), outputs, rtol=1e-5, atol=1e-6)
+    expected: dict[str, np.ndarray] = {}
+    for name, options in OPTIONS.items():
+        chosen = architecture(dropout=0.2, **options)
+        model = small(chosen, precision="mixed_bfloat16")
+        model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+        model.fit(noise(32), np.arange(32) % 3, batch_size=8, epochs=2, verbose=0)
+        plain = export(model, chosen)
+
+        assert {layer.dtype_policy.name for layer in plain.layers[1:]} == {"float32"}, name
+        assert not any(isinstance(layer, fast) for layer in plain.layers), name
+        assert same_weights(plain, model), name
+        outputs = expected[name] = plain.predict(images, verbose=0)
+        np.testing.assert_allclose(outputs, model.predict(images, verbose=0), atol=0.05)
+
+        plain.save(tmp_path / f"{name}.keras")
+        reloaded = network.load(tmp_path / f"{name}.keras").predict(images, verbose=0)
+        np.testing.assert_allclose(reloaded, outputs, rtol=1e-5, atol=1e-6)
+    # TensorFlow takes seconds to start: one process for all.
+    subprocess.run([sys.executable, "-c", LOADED_ELSEWHERE, *OPTIONS], check=True, cwd=tmp_path)
+    for name, outputs in expected.items():
+        found = np.load(tmp_path / f"{name}.npy")
+        np.testing.assert_allclose(found, outputs, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @FAMILIES

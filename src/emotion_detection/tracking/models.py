@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import mlflow
 import numpy as np
 import pandas as pd
@@ -24,10 +24,13 @@ from mlflow.types.schema import AnyType, Map
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from PIL import Image
 
-from emotion_detection import layout, modelfile, serving
+from emotion_detection import layout, serving
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset
 from emotion_detection.tracking.store import connect_to_read, is_away, without_password
+
+if TYPE_CHECKING:  # It takes TensorFlow along, as modelfile does.
+    import keras
 
 MODEL_NAME = "model"
 
@@ -43,12 +46,14 @@ CHAMPION = f"models:/{REGISTERED_MODEL}@{CHAMPION_ALIAS}"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-def log_model(model: keras.Model, example: np.ndarray, classes: tuple[str, ...]) -> None:
+def log_model(model: "keras.Model", example: np.ndarray, classes: tuple[str, ...]) -> None:
     """Log `model` to MLflow's active run as `serving.py` answers for it, with all that it needs.
 
     `example`, a few images (N, H, W, C) uint8, goes with it as PNG files in base64; `classes` are
     in the order of the model's outputs.
     """
+    from emotion_detection import modelfile
+
     code = Path(serving.__file__).parent
     signature = ModelSignature(
         # Images come as text, bytes or arrays, which only Any allows; and since MLflow would
@@ -76,7 +81,7 @@ class GoneError(UserError):
     """A model is not in MLflow, or not any more."""
 
 
-def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...]]:
+def load_network(model_uri: str = CHAMPION) -> "tuple[keras.Model, tuple[str, ...]]":
     """Load the network of a logged model, and the names of its classes.
 
     `model_uri` is MLflow's, such as models:/name@alias or runs:/id/model. The network takes images
@@ -87,6 +92,8 @@ def load_network(model_uri: str = CHAMPION) -> tuple[keras.Model, tuple[str, ...
         UserError: if the store cannot be asked.
 
     """
+    from emotion_detection import modelfile
+
     if (
         not os.environ.get("MLFLOW_TRACKING_URI")
         and not (layout.main_root() / "mlflow.db").exists()
@@ -243,7 +250,7 @@ def crown(version: Version, digest: str | None = None) -> None:
         client.set_registered_model_alias(REGISTERED_MODEL, _alias(digest), version.number)
 
 
-def load_version(version: Version) -> keras.Model:
+def load_version(version: Version) -> "keras.Model":
     """Load the network of a registered model. Raises as `load_network` does."""
     return load_network(f"models:/{REGISTERED_MODEL}/{version.number}")[0]
 

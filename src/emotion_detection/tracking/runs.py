@@ -14,9 +14,8 @@ import uuid
 from collections.abc import Callable, Container, Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import mlflow
 import numpy as np
 from mlflow.entities import Dataset as MlflowDataset
@@ -51,6 +50,9 @@ from emotion_detection.tracking.store import (
     telling_away,
     without_password,
 )
+
+if TYPE_CHECKING:  # It takes TensorFlow along, and who sends what was missed needs neither.
+    import keras
 
 SYSTEM_METRICS_SECONDS = 5
 
@@ -324,7 +326,7 @@ def _end(journal: Journal, run: str, status: str) -> None:
     journal.append({"do": "end", "run": run, "status": status, "at": _now()})
 
 
-def log_model(model: keras.Model, example: np.ndarray, classes: tuple[str, ...]) -> None:
+def log_model(model: "keras.Model", example: np.ndarray, classes: tuple[str, ...]) -> None:
     """Log `model` to the current run, or keep it in the journal until the store is back.
 
     `example` is a few images (N, H, W, C) uint8; `classes` are in the order of the outputs.
@@ -452,6 +454,8 @@ def _play_log(client: mlflow.MlflowClient, run_id: str, entry: Entry) -> None:
 
 
 def _play_model(run_id: str, kept: Path, entry: Entry) -> None:
+    import keras
+
     model = keras.models.load_model(kept / "model.keras", compile=False)
     with mlflow.start_run(run_id):
         models.log_model(model, np.load(kept / "example.npy"), tuple(entry["classes"]))
