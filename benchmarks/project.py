@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
         "batch_size": 32,
         # Besides the baseline there is one network left to draw, too deep for 24 pixels.
         "space": {
-            "blocks": [3, 5],
+            "blocks": [3, 6],
             "filters": [16],
             "kernel_size": [3],
             "dense_layers": [1],
