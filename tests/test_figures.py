@@ -579,15 +579,21 @@ def test_names_are_text_in_any_script_that_a_font_has(
     figures.save(figures.class_balance(counts), tmp_path / "dollars.png")
     assert caplog.text == ""
     # In no font's private corner.
-    counts = {"train": {"\ue0f0": 3, "sad": 2}}
+    counts = {"train": {"\uf0ff9": 3, "sad": 2}}
     for _ in range(2):
         figures.save(figures.class_balance(counts), tmp_path / "boxes.png")
-    assert caplog.text.count("no installed font has \ue0f0, and figures have boxes instead") == 1
-    # Computer Modern has no accents, and matplotlib brings it along.
-    monkeypatch.setattr(figures, "FONTS", ("cmr10", "DejaVu Sans"))
+    assert caplog.text.count("no installed font has \uf0ff, and figures have boxes there") == 1
+    assert Path(figures.font_file("sad")).name == "DejaVuSans.ttf"
+    # Computer Modern has no accents, and matplotlib brings it along, as it does DejaVu.
+    figures._families.cache_clear()
+    monkeypatch.setattr(figures, "FONT", "cmr10")
     assert Path(figures.font_file("sad")).name == "cmr10.ttf"
-    assert Path(figures.font_file("triste \u00e9")).name == "DejaVuSans.ttf"
-    assert Path(figures.font_file("\ue0f0")).name == "cmr10.ttf"
+    assert "DejaVu" in Path(figures.font_file("très triste")).name
+    figure = figures.class_balance({"train": {"très triste": 3, "sad": 2}})
+    figures.save(figure, tmp_path / "accents.png")
+    assert figure.axes[0].get_yticklabels()[0].get_fontfamily()[0] == "cmr10"
+    assert "DejaVu" in figure.axes[0].get_yticklabels()[0].get_fontfamily()[1]
+    figures._families.cache_clear()
 
 
 def test_hundreds_of_classes_give_figures_that_fit_into_a_page(

@@ -7,6 +7,7 @@ drawn without a display and from several threads; `save` writes it.
 import functools
 import math
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,21 +49,13 @@ LARGEST_MATRIX = 24  # inches
 MOST_NUMBERS = 4096
 SMALLEST = 5.5
 
-# A letter is drawn with the first of these that is installed and has it: class names may be in any
-# script, and matplotlib's own font, which is first, lacks many.
-_INSTALLED = frozenset(font_manager.get_font_names())
-FONTS = tuple(
-    family
-    for family in (
-        *("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans"),
-        *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo"),
-        *("Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Leelawadee UI"),
-        *("WenQuanYi Micro Hei", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS"),
-    )
-    if family in _INSTALLED
-)
+# matplotlib's own, which lacks many scripts: class names may be in any.
+FONT = "DejaVu Sans"
+# These have letters at wrong places, or a box for each.
+NO_TEXT = ("cm", "STIX", "Last Resort")
+
 # A $ in the name of a class is no formula.
-rcParams.update({"font.family": list(FONTS), "text.parse_math": False})
+rcParams["text.parse_math"] = False
 # `save` says it once, and not for every letter of every figure.
 warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
@@ -72,33 +65,45 @@ def save(figure: Figure, path: Path) -> None:
 
     The same figure gives the same bytes: no version or date goes into the file.
     """
-    letters = {letter for text in figure.findobj(Text) for letter in text.get_text()}
-    for family in FONTS:
-        letters = _lacking(letters, font_manager.findfont(family))
-    if letters:
-        _tell_missing("".join(sorted(letters)))
+    texts = figure.findobj(Text)
+    letters = {letter for text in texts for letter in text.get_text()}
+    families = _families("".join(sorted(_lacking(letters, font_manager.findfont(FONT)))))
+    for text in texts if len(families) > 1 else []:
+        text.set_fontfamily(families)
     dpi = min(DPI, LONGEST_SIDE / max(figure.get_size_inches()))
     with whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def font_file(text: str) -> str:
-    """Give the file of the first of FONTS that has all of `text`, or else of the very first."""
-    files = [font_manager.findfont(family) for family in FONTS]
+    """Give the file of a font that has all of `text`, or else of FONT."""
+    lacking = "".join(sorted(_lacking(text, font_manager.findfont(FONT))))
+    files = [font_manager.findfont(family) for family in _families(lacking)]
     return next((file for file in files if not _lacking(text, file)), files[0])
+
+
+@functools.cache
+def _families(lacking: str) -> list[str]:
+    """Give FONT and what is installed for the letters that it lacks, which is searched once."""
+    families, left = [FONT], set(lacking)
+    fonts = font_manager.fontManager.ttflist if lacking else []
+    files = {font.name: font.fname for font in fonts if not font.name.startswith(NO_TEXT)}
+    while left:
+        fewest, best = min((len(_lacking(left, files[name])), name) for name in sorted(files))
+        if fewest == len(left):
+            log.warning(
+                "no installed font has %s, and figures have boxes there: install one that does",
+                "".join(sorted(left)),
+            )
+            break
+        families.append(best)
+        left = _lacking(left, files[best])
+    return families
 
 
 def _lacking(letters: Iterable[str], file: str) -> set[str]:
     font = font_manager.get_font(file)
     return {letter for letter in letters if letter > " " and not font.get_char_index(ord(letter))}
-
-
-@functools.cache
-def _tell_missing(letters: str) -> None:
-    log.warning(
-        "no installed font has %s, and figures have boxes instead: install one, as Noto Sans CJK",
-        letters,
-    )
 
 
 def class_colour(index: int) -> str:
@@ -727,7 +732,7 @@ def _whole_numbers(axes: Axes, first: float, last: float) -> None:
 
 def _names_width(classes: Sequence[str]) -> float:
     """Inches that the longest name of a class takes."""
-    return max(len(_short(name)) for name in classes) * LETTER_WIDTH * BODY / POINTS_PER_INCH
+    return max(_letters(_short(name)) for name in classes) * LETTER_WIDTH * BODY / POINTS_PER_INCH
 
 
 def _rows_height(rows: int) -> float:
@@ -837,10 +842,17 @@ def _readable_on(background: npt.NDArray[np.float64]) -> str:
 
 def _short(name: str, longest: int = LONGEST_NAME) -> str:
     """Cut a long name in the middle: beginnings and ends tell names apart."""
-    if len(name) <= longest:
+    if _letters(name) <= longest:
         return name
-    head = (longest - 1) * 2 // 3
-    return f"{name[:head]}…{name[len(name) - (longest - 1 - head) :]}"
+    kept = int(longest * len(name) / _letters(name)) - 1
+    head = kept * 2 // 3
+    return f"{name[:head]}…{name[len(name) - (kept - head) :]}"
+
+
+def _letters(text: str) -> int:
+    """Count letters of LETTER_WIDTH; a Chinese one is as wide as high."""
+    wide = sum(unicodedata.east_asian_width(letter) in "FW" for letter in text)
+    return len(text) + math.ceil(wide * (1 / LETTER_WIDTH - 1))
 
 
 def _percent(share: float, digits: int = 1) -> str:
