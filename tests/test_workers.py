@@ -311,6 +311,7 @@ def test_no_worker_outlives_its_chief(
 def test_the_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: [])
     threads = dict.fromkeys(names, "8")
     for name, value in threads.items():
         monkeypatch.setenv(name, value)
@@ -326,6 +327,11 @@ def test_the_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     gpus = [workers.share(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)]
     assert gpus == ["0,2", "1"]
+    # Without the variable they are all there.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: [kind, kind])
+    gpus = [workers.share(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
+    assert gpus == ["0", "1", "0"]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def share(number: int, of: int) -> dict[str, str]:
         from tensorflow import config
 
         visible = ",".join(str(gpu) for gpu in range(len(config.list_physical_devices("GPU"))))
-    if gpus := visible.split(",") if visible else []:
+    if gpus := [gpu for gpu in visible.split(",") if gpu]:
         own = gpus[number::of] or [gpus[number % len(gpus)]]
         shares["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return shares
