@@ -121,7 +121,8 @@ def _against(
     except UserError as error:
         why = (
             f"version {holder.number}, the champion so far, cannot be compared with now ({error}); "
-            "`dvc repro --single-item --force evaluate` tries again"
+            "`dvc repro --single-item --force evaluate` tries again, and without its alias "
+            f"champion-{dataset.digest[:8]} in MLflow the title is free"
         )
         return Verdict(version.number, False, why, holder.number)
     old = training.predict(model, dataset, rows, batch_size).argmax(axis=1) == result.labels

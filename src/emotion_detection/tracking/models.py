@@ -27,7 +27,7 @@ from PIL import Image
 from emotion_detection import layout, serving
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset
-from emotion_detection.tracking.store import connect_to_read, is_away, without_password
+from emotion_detection.tracking.store import NOT_THERE, connect_to_read, without_password
 
 if TYPE_CHECKING:  # It takes TensorFlow along, as modelfile does.
     import keras
@@ -94,20 +94,20 @@ def load_network(model_uri: str = CHAMPION) -> "tuple[keras.Model, tuple[str, ..
     """
     from emotion_detection import modelfile
 
-    if (
-        not os.environ.get("MLFLOW_TRACKING_URI")
-        and not (layout.main_root() / "mlflow.db").exists()
-    ):
-        # MLflow would make an empty store wherever it is asked.
-        raise UserError(f"{model_uri}: there is no mlflow.db in {layout.main_root()}")
-    connect_to_read()
+    try:
+        connect_to_read()
+    except UserError as error:
+        raise UserError(f"{model_uri}: {error}") from error
     failed = f"{model_uri}: cannot be loaded from {without_password()}"
     with tempfile.TemporaryDirectory() as folder:
         try:
             logged = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=folder)
         except Exception as error:  # The packages that artifact stores need have their own.
-            gone = isinstance(error, MlflowException) and not is_away(error)
+            gone = isinstance(error, MlflowException) and error.error_code in NOT_THERE
             raise (GoneError if gone else UserError)(f"{failed} ({_reason(error)})") from error
+        if not any(Path(logged).iterdir()):
+            # As where the disk that has them is not there.
+            raise UserError(f"{failed} (none of its files is at its place)")
         try:
             (path,) = Path(logged).rglob(layout.MODEL.name)
             model, classes = modelfile.load(path)

@@ -37,15 +37,14 @@ Emotions from faces. A run is named after its DVC stage, its DVC experiment and 
 
 PATIENCE_VARIABLE = "EMOTION_DETECTION_PATIENCE"
 
+NOT_THERE = {"NOT_FOUND", "RESOURCE_DOES_NOT_EXIST"}
 # What MLflow answers where it is there and will not do it, now or later.
-REFUSALS = {
+REFUSALS = NOT_THERE | {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
     "INVALID_STATE",
-    "NOT_FOUND",
     "NOT_IMPLEMENTED",
     "RESOURCE_ALREADY_EXISTS",
-    "RESOURCE_DOES_NOT_EXIST",
 }
 # What it answers who may not ask. Nobody waits for that at the start; later a right may come back.
 FORBIDDEN = {"CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "UNAUTHENTICATED"}
@@ -63,10 +62,11 @@ def connect() -> None:
     """
     location = _point()
     with contextlib.ExitStack() as alone:
-        if mlflow.get_tracking_uri().startswith("sqlite"):
+        file = _file()
+        if file is not None:
             # Two that make the tables at once leave half of them.
             alone.enter_context(locked(shelf() / "lock", wait=True))
-            at_once(lambda: _make_tables(make_url(mlflow.get_tracking_uri()).database))
+            at_once(lambda: _make_tables(file))
         at_once(lambda: _enter_experiment(location))
 
 
@@ -74,10 +74,14 @@ def connect_to_read() -> None:
     """Point MLflow at the store, as `connect` does, and write nothing there.
 
     Raises:
-        UserError: if the store cannot be reached, after waiting for it, or refuses.
+        UserError: if there is no store, or it cannot be reached, after waiting for it, or refuses.
 
     """
     _point()
+    file = _file()
+    if file is not None and not file.exists():
+        # MLflow would make an empty store wherever it is asked.
+        raise UserError(f"there is no {file.name} in {file.absolute().parent}")
     at_once(lambda: mlflow.MlflowClient().search_experiments(max_results=1))
 
 
@@ -96,26 +100,35 @@ def _point() -> str | None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     # Two lines for each trial that ends, among the stage's own.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return None
     root = layout.main_root()
-    mlflow.set_tracking_uri(f"sqlite:///{(root / 'mlflow.db').as_posix()}")
+    own = f"sqlite:///{(root / 'mlflow.db').as_posix()}"
+    # MLflow leaves the address there.
+    if os.environ.get("MLFLOW_TRACKING_URI") not in (None, "", own):
+        return None
+    mlflow.set_tracking_uri(own)
     # MLflow would settle on the working directory of whoever is first to use the experiment, and a
     # queued experiment's is deleted.
     return (root / "mlruns").as_uri()
 
 
-def _make_tables(file: str | None) -> None:
+def _file() -> Path | None:
+    """Give the file that the store is in, None where it is in none."""
+    uri = mlflow.get_tracking_uri()
+    database = make_url(uri).database if uri.startswith("sqlite") else None
+    return Path(database) if database and database != ":memory:" else None
+
+
+def _make_tables(file: Path) -> None:
     """Make the tables of a store in a file that is not there, all of them or none.
 
     MLflow makes one after the other in place, and cannot go on with what a killed one left.
     """
-    if not file or file == ":memory:" or Path(file).exists():
+    if file.exists():
         return
     # Imported here, since a server's clients do without it, and it takes half a second.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with whole(Path(file)) as temporary:
+    with whole(file) as temporary:
         store = SqlAlchemyStore(f"sqlite:///{temporary.as_posix()}", "./mlruns")
         store.engine.dispose()
 
