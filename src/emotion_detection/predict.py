@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image
 
 from emotion_detection import onnxfile
 from emotion_detection.archive import FolderSource, natural_key
-from emotion_detection.console import UserError, silence
+from emotion_detection.console import UserError, log, silence
 from emotion_detection.dataset import CHANNELS, BadFile, ColorMode
 from emotion_detection.imagefile import FORMATS, BadImageError, open_image, prepare
 from emotion_detection.onnxfile import OnnxNetwork
@@ -233,12 +233,12 @@ def drawn_name(file: Path) -> Path:
 def pictures(paths: Sequence[Path]) -> list[Picture]:
     """List files, and of folders every image file at any depth, in natural name order.
 
-    Hidden files and folders are passed over, and links to folders are not followed. Raises
-    UserError for a folder that cannot be listed.
+    Hidden files and folders are passed over, links to folders are not followed, and a folder that
+    cannot be listed is warned of.
     """
 
-    def stop(error: OSError) -> NoReturn:
-        raise UserError(f"{error.filename} cannot be listed: {error.strerror}")
+    def tell(error: OSError) -> None:
+        log.warning("%s left out: cannot be listed (%s)", error.filename, error.strerror)
 
     Image.init()
     suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS}
@@ -258,7 +258,7 @@ def pictures(paths: Sequence[Path]) -> list[Picture]:
             add(path, Path(path.name))
             continue
         inside: list[Path] = []
-        for folder, folder_names, file_names in os.walk(path, onerror=stop):
+        for folder, folder_names, file_names in os.walk(path, onerror=tell):
             folder_names[:] = [name for name in folder_names if not name.startswith(".")]
             inside += [
                 Path(folder, name)
@@ -302,8 +302,9 @@ def camera(source: int | str) -> Picture:
 class FaceFinder:
     """OpenCV's cascade of Haar features for frontal faces (Viola and Jones 2001).
 
-    It misses faces that are turned, tilted, covered, or smaller than about a thirtieth of the
-    picture's longer side, and now and then takes something else for a face.
+    It misses faces that are turned, tilted, covered, or smaller than 30 pixels, in a large picture
+    those smaller than a thirtieth of its longer side; and now and then it takes something else for
+    a face.
     """
 
     def __init__(self) -> None:
