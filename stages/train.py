@@ -82,8 +82,9 @@ def main() -> None:
     )
     if others and not state.exists():
         log.info(
-            "the training that was cut off had other data, params or code, and goes on when they "
-            "come back: starting anew"
+            "starting anew: %d cut off with other data, params or code wait in %s for those",
+            len(others),
+            layout.TRAIN_STATE,
         )
     taught = " and ".join(settings.distillation.teachers)
     targets = None

@@ -4,6 +4,7 @@ With more tune.workers than one, this is the chief of as many processes that run
 """
 
 import logging
+import math
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -155,8 +156,10 @@ def _search(values: params.Params, baseline: Architecture) -> None:
                     "seconds": float(history["seconds"].sum()),
                 }
             )
-        if settings.oracle == "hyperband":
-            model.save_weights(trial.checkpoint)
+            if settings.oracle == "hyperband":
+                if not math.isfinite(history["loss"].iloc[-1]):
+                    raise UserError("its last loss is no number, and nothing goes on from there")
+                model.save_weights(trial.checkpoint)
         return outcome
 
     def tracked() -> AbstractContextManager[str]:

@@ -363,10 +363,16 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     repro.wait()
     assert not (project.root / "models/model.keras").exists()
 
+    project.set_params({"train": {"epochs": 1}})
+    assert "1 cut off with other data, params or code wait in" in project.run(
+        "dvc", "repro", "train"
+    )
+    project.set_params({"train": {"epochs": 20}})
     assert "going on after epoch" in project.run("dvc", "repro", "train")
     history = pd.read_csv(project.root / "reports/train/history.csv")
     assert history["epoch"].tolist() == list(range(1, 21))
-    (run,) = (run for run in project.runs("train") if run.info.run_id not in runs_before)
+    one_epoch, run = (run for run in project.runs("train") if run.info.run_id not in runs_before)
+    assert one_epoch.data.params["train.epochs"] == "1"
     assert run.info.status == "FINISHED"
     client = mlflow.MlflowClient(project.tracking_uri)
     experiment = [run.info.experiment_id]

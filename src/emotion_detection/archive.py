@@ -389,10 +389,11 @@ def _find_splits(
 
 def _unnested(root: tuple[str, ...], folders: set[tuple[str, ...]]) -> tuple[str, ...]:
     """Go from train/ into train/train/ where there is no other folder, as in many Kaggle sets."""
-    inside = [folder for folder in folders if folder[:-1] == root]
-    if len(inside) == 1 and inside[0][-1].casefold() == root[-1].casefold():
-        return _unnested(inside[0], folders)
-    return root
+    while True:
+        inside = [folder for folder in folders if folder[:-1] == root]
+        if len(inside) != 1 or inside[0][-1].casefold() != root[-1].casefold():
+            return root
+        root = inside[0]
 
 
 def _check_classes(classes: dict[bool, set[str]], items: list[Item], source: Path) -> None:

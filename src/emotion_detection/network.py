@@ -1,4 +1,4 @@
-"""The CNN families: blocks of two convolutions, each halving the image, then dense layers.
+"""The CNN families: blocks of two convolutions, with the image halved in between, and dense layers.
 
 What trains here is what Keras computes, faster: batch normalisation runs through TensorFlow's
 fused kernel instead of Keras's elementwise spelling, dropout draws fewer random bits, and all is in

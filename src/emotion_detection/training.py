@@ -220,7 +220,7 @@ def fit(
 
     Raises:
         UserError: if the batch is larger than the training rows or too small for the devices, a
-            checkpoint is damaged, or the loss of the epoch that the model ends with is no number.
+            checkpoint is damaged, or the loss of the best epoch is no number.
 
     """
     if recipe.batch_size > len(train):
@@ -299,8 +299,7 @@ def fit(
         with devices.scope():
             checkpoints.load_best(model, rows)
     history = pd.DataFrame(rows)
-    last = history.iloc[-1]
-    kept = last if checkpoints is None else best_epoch(history)
+    last, kept = history.iloc[-1], best_epoch(history)
     if not np.isfinite([kept["loss"], kept["val_loss"]]).all():
         raise UserError(
             f"lr = {recipe.lr:g}: the loss of epoch {kept['epoch']:.0f} is {kept['loss']}, and "
@@ -308,8 +307,8 @@ def fit(
         )
     if not np.isfinite(last["loss"]):
         log.warning(
-            "lr = %g: the loss of epoch %d is %s, and the training ends there; epoch %d is kept, "
-            "and a lower lr goes further",
+            "lr = %g: the loss of epoch %d is %s, and the training ends there, its best epoch %d: "
+            "a lower lr goes further",
             *(recipe.lr, last["epoch"], last["loss"], kept["epoch"]),
         )
     return history
