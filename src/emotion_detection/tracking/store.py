@@ -62,7 +62,7 @@ def connect() -> None:
     """
     location = _point()
     with contextlib.ExitStack() as alone:
-        file = _file()
+        file = _file(mlflow.get_tracking_uri())
         if file is not None:
             # Two that make the tables at once leave half of them.
             alone.enter_context(locked(shelf() / "lock", wait=True))
@@ -77,11 +77,11 @@ def connect_to_read() -> None:
         UserError: if there is no store, or it cannot be reached, after waiting for it, or refuses.
 
     """
-    _point()
-    file = _file()
+    file = _file(os.environ.get("MLFLOW_TRACKING_URI") or _own())
     if file is not None and not file.exists():
         # MLflow would make an empty store wherever it is asked.
         raise UserError(f"there is no {file.name} in {file.absolute().parent}")
+    _point()
     at_once(lambda: mlflow.MlflowClient().search_experiments(max_results=1))
 
 
@@ -100,20 +100,22 @@ def _point() -> str | None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     # Two lines for each trial that ends, among the stage's own.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    root = layout.main_root()
-    own = f"sqlite:///{(root / 'mlflow.db').as_posix()}"
     # MLflow leaves the address there.
-    if os.environ.get("MLFLOW_TRACKING_URI") not in (None, "", own):
+    if os.environ.get("MLFLOW_TRACKING_URI") not in (None, "", _own()):
         return None
-    mlflow.set_tracking_uri(own)
+    mlflow.set_tracking_uri(_own())
     # MLflow would settle on the working directory of whoever is first to use the experiment, and a
     # queued experiment's is deleted.
-    return (root / "mlruns").as_uri()
+    return (layout.main_root() / "mlruns").as_uri()
 
 
-def _file() -> Path | None:
-    """Give the file that the store is in, None where it is in none."""
-    uri = mlflow.get_tracking_uri()
+def _own() -> str:
+    """Give the address of the store that the project has without MLFLOW_TRACKING_URI."""
+    return f"sqlite:///{(layout.main_root() / 'mlflow.db').as_posix()}"
+
+
+def _file(uri: str) -> Path | None:
+    """Give the file that a store is in, None where it is in none."""
     database = make_url(uri).database if uri.startswith("sqlite") else None
     return Path(database) if database and database != ":memory:" else None
 
@@ -239,7 +241,7 @@ def hidden(text: str) -> str:
 def shelf() -> Path:
     """Give the folder of the journals for this store."""
     store = without_password()
-    if store == f"sqlite:///{(layout.main_root() / 'mlflow.db').as_posix()}":
+    if store == _own():
         store = "mlflow.db"  # wherever the project is moved to
     folder = layout.journals() / hashlib.sha256(store.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
