@@ -23,6 +23,7 @@ NOTEBOOK = Architecture(
     norm_momentum=0.8,
     average_flips=False,
     average_shifts=0,
+    soften=0.0,
 )
 """The notebook's last network."""
 TRANSFORMS = {

@@ -128,6 +128,7 @@ def architecture() -> Callable[..., Architecture]:
         squeeze_excitation: bool = False,
         average_flips: bool = False,
         average_shifts: int = 0,
+        soften: float = 0.0,
     ) -> Architecture:
         return Architecture(
             family=family,
@@ -140,6 +141,7 @@ def architecture() -> Callable[..., Architecture]:
             norm_momentum=0.8,
             average_flips=average_flips,
             average_shifts=average_shifts,
+            soften=soften,
         )
 
     return make

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.ndimage import gaussian_filter
 
 from emotion_detection import network
 from emotion_detection.console import UserError
@@ -34,6 +35,7 @@ NOTEBOOK = Architecture(
     norm_momentum=0.9,
     average_flips=False,
     average_shifts=0,
+    soften=0.0,
 )
 
 
@@ -275,6 +277,24 @@ def test_with_average_shifts_an_image_and_its_neighbours_are_one(
     np.testing.assert_allclose(
         network.load(tmp_path / "model.keras")(images), mean, rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("average_flips", [False, True])
+def test_the_saved_network_softens_an_image_as_a_gaussian_does(
+    architecture: Make, tmp_path: Path, average_flips: bool
+) -> None:
+    chosen = architecture(family="plain", average_flips=average_flips, soften=0.7)
+    model, images = small(chosen), noise(6)
+    blurred = gaussian_filter(images.astype(np.float32), (0, 0.7, 0.7, 0), mode="reflect")
+    views = [blurred, blurred[:, :, ::-1]] if average_flips else [blurred]
+    exact = small(chosen, pixels="float32")
+    exact.set_weights(model.get_weights())
+    mean = np.mean([exact(view).numpy() for view in views], axis=0)
+    export(model, chosen).save(tmp_path / "model.keras")
+    loaded = network.load(tmp_path / "model.keras")
+    assert loaded.input.dtype == "uint8"
+    np.testing.assert_allclose(loaded(images), mean, rtol=1e-3, atol=1e-4)
+    assert not np.allclose(model(images), mean, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

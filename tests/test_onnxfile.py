@@ -35,7 +35,7 @@ def network(architecture: Any, **options: Any) -> keras.Model:
     "options",
     [
         {"family": "notebook"},
-        {"family": "plain", "average_flips": True, "average_shifts": 2},
+        {"family": "plain", "average_flips": True, "average_shifts": 2, "soften": 0.5},
         {"family": "residual", "squeeze_excitation": True, "average_flips": True},
         {"family": "depthwise"},
     ],

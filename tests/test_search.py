@@ -46,6 +46,7 @@ BASELINE = Architecture(
     norm_momentum=0.8,
     average_flips=False,
     average_shifts=0,
+    soften=0.0,
 )
 OUTSIDE = replace(BASELINE, filters=(5, 5))
 SHAPE = (16, 16, 3)

@@ -45,6 +45,7 @@ BASELINE = Architecture(
     norm_momentum=0.8,
     average_flips=False,
     average_shifts=0,
+    soften=0.0,
 )
 TRIALS = 6
 

@@ -113,6 +113,7 @@ class Network(_Section):
     norm_momentum: Fraction
     average_flips: bool
     average_shifts: Annotated[int, Field(ge=0, le=32)]
+    soften: Annotated[Float, Field(ge=0, le=2)]
 
     @model_validator(mode="after")
     def _one_kernel_a_block(self) -> Self:
