@@ -11,10 +11,11 @@ import tensorflow as tf
 from benchmarks.material import SEED
 from benchmarks.turns import Turn
 from emotion_detection.dataset import Dataset
+from emotion_detection.hardware import resolve_precision
 from emotion_detection.inputs import training_batches, untuned
 from emotion_detection.network import Architecture, build, load
 from emotion_detection.params import Augment
-from emotion_detection.training import Recipe, fit, predict, resolve_precision
+from emotion_detection.training import Recipe, fit, predict
 
 
 def recipe(batch_size: int, epochs: int) -> Recipe:

@@ -8,6 +8,7 @@ from emotion_detection import (
     distillation,
     figures,
     finished,
+    hardware,
     inputs,
     layout,
     modelfile,
@@ -37,7 +38,7 @@ def main() -> None:
     architecture = load_hyperparameters(layout.HYPERPARAMETERS)
     dataset = Dataset.open(layout.DATASET)
     rows = split(dataset, **values.split.model_dump(), seed=values.seed)
-    precision, why = training.resolve_precision(values.precision)
+    precision, why = hardware.resolve_precision(values.precision)
     if values.deterministic:
         training.be_deterministic(values.seed)
     with training.strategy().scope():

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from emotion_detection import (
     figures,
     finished,
+    hardware,
     inputs,
     layout,
     network,
@@ -56,7 +57,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
     rows = split(dataset, **values.split.model_dump(), seed=values.seed)
     rows = part(dataset, rows, settings.images, values.seed)
     image_shape = dataset.images.shape[1:]
-    precision, why = training.resolve_precision(values.precision)
+    precision, why = hardware.resolve_precision(values.precision)
     if values.deterministic:
         training.be_deterministic(values.seed)
     log.log(

@@ -18,6 +18,7 @@ from emotion_detection.network import (
     Architecture,
     Family,
     FewBitsDropout,
+    FewPixelsConv2D,
     FusedBatchNormalization,
     build,
     export,
@@ -159,6 +160,40 @@ def test_dropout_is_keras_own(dtype: str, rate: float) -> None:
     assert rate == 0 or not np.array_equal(found, layer(inputs, training=True).numpy())
     again = FewBitsDropout(rate, seed=1, dtype=dtype)
     np.testing.assert_array_equal(found, again(inputs, training=True).numpy())
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, (5, 4)])
+def test_the_convolution_of_few_pixels_is_keras_own(kernel: int | tuple[int, int]) -> None:
+    settings = {"filters": 6, "kernel_size": kernel, "padding": "same", "activation": "relu"}
+    own, plain = FewPixelsConv2D(**settings), keras.layers.Conv2D(**settings)
+    assert own.get_config() == plain.get_config() | {"name": own.name}
+    images = tf.Variable(np.random.default_rng(0).normal(size=(5, 4, 7, 3)).astype(np.float32))
+    found = []
+    for layer in (own, plain):
+        layer.build(images.shape)
+        layer.set_weights(own.get_weights())
+        with tf.GradientTape() as tape:
+            outputs = layer(images)
+            loss = tf.reduce_sum(outputs**2)
+        found.append([outputs, *tape.gradient(loss, [images, *layer.trainable_weights])])
+    for ours, keras_own in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_where_pixels_are_few_amx_multiplies_matrices(
+    architecture: Make, monkeypatch: pytest.MonkeyPatch, amx: bool
+) -> None:
+    monkeypatch.setattr(network, "has_amx", lambda: amx)
+    chosen = architecture((8, 80, 24), (), family="plain")
+    for smallest in (None, (8, 8)):
+        model = small(chosen, precision="mixed_bfloat16", smallest=smallest)
+        found = {layer.name for layer in model.layers if isinstance(layer, FewPixelsConv2D)}
+        few = {"block2a_conv", "block2b_conv", "block3a_conv", "block3b_conv"}
+        assert found == (few if amx else set())
+    for options in ({"precision": "float32"}, {"fast": False}):
+        model = small(chosen, **{"precision": "mixed_bfloat16", **options})
+        assert not any(isinstance(layer, FewPixelsConv2D) for layer in model.layers)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

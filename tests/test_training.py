@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
 
 from emotion_detection import training
 from emotion_detection.console import UserError
@@ -25,7 +24,6 @@ from emotion_detection.training import (
     duration,
     fit,
     predict,
-    resolve_precision,
 )
 
 Make = Callable[..., Architecture]
@@ -454,7 +452,7 @@ from emotion_detection.network import Architecture, build, export
 dataset = Dataset.open(Path(sys.argv[1]))
 rows = split(dataset, validation="holdout", fraction=0.2, seed=0)
 training.be_deterministic(3)
-network = Architecture("residual", (8, 8), (3, 3), (8,), True, 0.2, 0.2, 0.8, False, 0)
+network = Architecture("residual", (8, 8), (3, 3), (8,), True, 0.2, 0.2, 0.8, False, 0, 0)
 model = build(network, image_shape=(16, 16, 3), classes=3)
 recipe = training.Recipe(lr=1e-2, batch_size=12, epochs=2, early_stopping_patience=None)
 training.fit(
@@ -484,57 +482,6 @@ def test_the_digest_is_of_every_bit_of_the_weights(trainer: Trainer) -> None:
 
 def test_a_training_taken_up_later_counts_on(trainer: Trainer) -> None:
     assert trainer(RECIPE, first_epoch=1)["epoch"].tolist() == [2, 3]
-
-
-def test_a_precision_that_is_asked_for_is_taken() -> None:
-    for wanted in ("float32", "mixed_bfloat16"):
-        assert resolve_precision(wanted) == (wanted, "set by the param precision")
-
-
-def on_processor(monkeypatch: pytest.MonkeyPatch, flags: set[str]) -> None:
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
-    monkeypatch.setattr(training, "_processor_flags", lambda: flags)
-
-
-@pytest.mark.parametrize(
-    ("flags", "policy", "reason"),
-    [
-        ({"avx2", "avx512_bf16", "amx_bf16"}, "mixed_bfloat16", "the processor has amx_bf16"),
-        ({"avx2", "avx512_bf16"}, "mixed_bfloat16", "the processor has avx512_bf16"),
-        ({"avx2", "avx512f"}, "float32", "the processor has no bfloat16 arithmetic"),
-        (set(), "float32", "the processor has no bfloat16 arithmetic"),
-    ],
-)
-def test_bfloat16_is_chosen_where_the_processor_has_it(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], policy: str, reason: str
-) -> None:
-    on_processor(monkeypatch, flags)
-    chosen, why = resolve_precision("auto")
-    assert chosen == policy
-    assert why.startswith(reason)
-
-
-@pytest.mark.parametrize(
-    ("capability", "policy"),
-    [((9, 0), "mixed_bfloat16"), ((8, 0), "mixed_bfloat16"), ((7, 5), "float32")],
-)
-def test_bfloat16_is_chosen_where_the_gpu_has_it(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], policy: str
-) -> None:
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
-    details = {"device_name": "NVIDIA X", "compute_capability": capability}
-    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
-    chosen, why = resolve_precision("auto")
-    assert chosen == policy
-    assert why.startswith("NVIDIA X has ")
-
-
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads Linux's /proc/cpuinfo")
-def test_this_processors_flags_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
-    text = Path("/proc/cpuinfo").read_text()
-    has_bfloat16 = "amx_bf16" in text or "avx512_bf16" in text
-    assert resolve_precision("auto")[0] == ("mixed_bfloat16" if has_bfloat16 else "float32")
 
 
 @pytest.mark.parametrize(

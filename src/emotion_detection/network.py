@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from emotion_detection.console import UserError
+from emotion_detection.hardware import has_amx
 
 Family = Literal["notebook", "plain", "residual", "depthwise"]
 
@@ -160,6 +161,48 @@ class FewBitsDropout(keras.layers.Dropout):
         return inputs * tf.reshape(kept * scale, tf.shape(inputs))
 
 
+class FewPixelsConv2D(keras.layers.Conv2D):
+    """Keras's convolution for images of few pixels and many channels, with a quicker gradient.
+
+    State, config and what it computes are those of the parent class, with padding same and strides
+    of 1. Only how the gradient of the kernel comes about differs: as a product of matrices for each
+    of its places, which AMX multiplies up to four times as fast as oneDNN 3.7 does the whole.
+    """
+
+    def convolution_op(self, inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
+        """Convolve `inputs` (N, H, W, C) with `kernel` (h, w, C, filters)."""
+        high, wide = self.kernel_size
+
+        @tf.custom_gradient
+        def convolve(images: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, Any]:
+            def gradients(outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                of_images = tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=tf.shape(images),
+                    filter=weights,
+                    out_backprop=outputs,
+                    strides=[1, 1, 1, 1],
+                    padding="SAME",
+                )
+                height, width = tf.shape(images)[1], tf.shape(images)[2]
+                around = [((side - 1) // 2, side // 2) for side in (high, wide)]
+                padded = tf.pad(images, [(0, 0), *around, (0, 0)])
+                pixels = tf.reshape(outputs, (-1, self.filters))
+                of_weights = [
+                    tf.matmul(
+                        tf.reshape(padded[:, y : y + height, x : x + width], (-1, images.shape[3])),
+                        pixels,
+                        transpose_a=True,
+                    )
+                    for y in range(high)
+                    for x in range(wide)
+                ]
+                return of_images, tf.reshape(tf.stack(of_weights), weights.shape)
+
+            return tf.nn.conv2d(images, weights, 1, "SAME"), gradients
+
+        return convolve(inputs, tf.cast(kernel, inputs.dtype))
+
+
 def _of_all_replicas(
     mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -212,6 +255,7 @@ def build(
         zip(architecture.filters, architecture.kernel_sizes, strict=True), start=1
     ):
         name = f"block{block}"
+        layers.pixels = (image_shape[0] >> (block - 1)) * (image_shape[1] >> (block - 1))
         x = _block(x, filters, kernel, architecture, layers, name)
         if architecture.family == "notebook" or block < len(architecture.filters):
             x = keras.layers.MaxPooling2D(dtype=precision, name=f"{name}_pool")(x)
@@ -240,15 +284,21 @@ def build(
 class _Layers:
     """Makes the layers of one network: of one precision, and seeded one after the other."""
 
+    pixels: int
+    """Those of an image where the next layers go."""
+
     def __init__(self, precision: str, fast: bool, seed: int | None) -> None:
         self._precision, self._fast = precision, fast
+        self._amx = fast and precision == "mixed_bfloat16" and has_amx()
         self._seeds = None if seed is None else count(seed * 1000)
 
     def seed(self) -> int | None:
         return None if self._seeds is None else next(self._seeds)
 
     def convolution(self, filters: int, kernel: int, name: str, **options: Any) -> Any:
-        return keras.layers.Conv2D(filters, kernel, padding="same", **self._common(name), **options)
+        # Of the larger images oneDNN's gradient is the quicker one.
+        kind = FewPixelsConv2D if self._amx and self.pixels < filters else keras.layers.Conv2D
+        return kind(filters, kernel, padding="same", **self._common(name), **options)
 
     def depthwise(self, channels: int, kernel: int, name: str) -> Any:
         # He's, whose inputs are one channel's alone; Keras counts those of all channels.

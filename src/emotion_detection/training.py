@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,23 +69,6 @@ class Recipe:
         return low_size(size, low.scale) if low is not None and low.epochs else None
 
 
-def resolve_precision(wanted: str) -> tuple[str, str]:
-    """Give the Keras dtype policy for `wanted` (auto or a policy) and why it was chosen."""
-    if wanted != "auto":
-        return wanted, "set by the param precision"
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        details = tf.config.experimental.get_device_details(gpus[0])
-        name = details.get("device_name", "the GPU")
-        if details.get("compute_capability", (0, 0)) >= (8, 0):
-            return "mixed_bfloat16", f"{name} has bfloat16 matrix units"
-        return "float32", f"{name} has no bfloat16 matrix units"
-    for flag in ("amx_bf16", "avx512_bf16"):
-        if flag in _processor_flags():
-            return "mixed_bfloat16", f"the processor has {flag}"
-    return "float32", "the processor has no bfloat16 arithmetic that is known to be faster"
-
-
 @functools.cache
 def strategy(kind: str = "GPU") -> tf.distribute.Strategy:
     """Give what a network is to be built under: all devices of `kind` where there are several.
@@ -118,15 +100,6 @@ def digest(model: keras.Model) -> str:
         found.update(f"{weight.dtype} {weight.shape} ".encode())
         found.update(np.ascontiguousarray(weight).tobytes())
     return found.hexdigest()
-
-
-def _processor_flags() -> set[str]:
-    if platform.system() != "Linux":
-        return set()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.split())
-    return set()
 
 
 class Checkpoints:
