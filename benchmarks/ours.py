@@ -3,6 +3,8 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ import tensorflow as tf
 
 from benchmarks.material import SEED
 from benchmarks.turns import Turn
+from emotion_detection import network
 from emotion_detection.dataset import Dataset
 from emotion_detection.hardware import resolve_precision
 from emotion_detection.inputs import training_batches, untuned
@@ -67,6 +70,12 @@ def train(
         log_epoch=next_turn,
         verbose=False,
     )
+
+
+def train_by_onednn(turn: Turn, **settings: Any) -> None:
+    """Train as `train` does, with oneDNN's gradients of every convolution, AMX or not."""
+    with mock.patch.object(network, "has_amx", return_value=False):
+        train(turn, **settings)
 
 
 def step(
@@ -145,11 +154,11 @@ def waiting(
 def score(turn: Turn, packed: Path, model: Path, batch_size: int) -> None:
     """Predict the test images for ever with a saved model, as evaluate does."""
     dataset = Dataset.open(packed)
-    network = load(model)
+    loaded = load(model)
     rows = dataset.is_test.nonzero()[0]
     while True:
         turn.begin()
-        predict(network, dataset, rows, batch_size)
+        predict(loaded, dataset, rows, batch_size)
         turn.end(len(rows))
 
 

@@ -19,6 +19,7 @@ def test_contenders_take_turns(architecture: Any, packed: Path, rows: Split) -> 
     rates = measure(
         {
             "training": partial(ours.train, **network),
+            "training by oneDNN": partial(ours.train_by_onednn, **network),
             "steps": partial(ours.step, **network),
             "waiting": partial(ours.waiting, augment=AUGMENT, **network),
             "feeding": partial(ours.feed, augment=AUGMENT, **common),
