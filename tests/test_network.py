@@ -162,38 +162,47 @@ def test_dropout_is_keras_own(dtype: str, rate: float) -> None:
     np.testing.assert_array_equal(found, again(inputs, training=True).numpy())
 
 
+@pytest.mark.parametrize("amx", [True, False])
 @pytest.mark.parametrize("kernel", [1, 2, 3, (5, 4)])
-def test_the_convolution_of_few_pixels_is_keras_own(kernel: int | tuple[int, int]) -> None:
+def test_the_convolution_of_few_pixels_is_keras_own(
+    monkeypatch: pytest.MonkeyPatch, kernel: int | tuple[int, int], amx: bool
+) -> None:
+    monkeypatch.setattr(network, "has_amx", lambda: amx)
     settings = {"filters": 6, "kernel_size": kernel, "padding": "same", "activation": "relu"}
-    own, plain = FewPixelsConv2D(**settings), keras.layers.Conv2D(**settings)
-    assert own.get_config() == plain.get_config() | {"name": own.name}
-    images = tf.Variable(np.random.default_rng(0).normal(size=(5, 4, 7, 3)).astype(np.float32))
+    own = FewPixelsConv2D(**settings, dtype="mixed_bfloat16")
+    plain = keras.layers.Conv2D(**settings)
+    assert own.get_config() == plain.get_config() | {
+        "name": own.name,
+        "dtype": own.get_config()["dtype"],
+    }
+    # Whole numbers, and few: exact in bfloat16 too.
+    random = np.random.default_rng(0)
+    images = tf.Variable(random.integers(-1, 2, (2, 4, 7, 3)).astype(np.float32))
+    wanted = random.integers(-1, 2, (2, 4, 7, 6)).astype(np.float32)
     found = []
     for layer in (own, plain):
         layer.build(images.shape)
-        layer.set_weights(own.get_weights())
+        values = np.random.default_rng(1).integers(-1, 2, layer.kernel.shape)
+        layer.set_weights([values.astype(np.float32), np.ones(6, np.float32)])
         with tf.GradientTape() as tape:
             outputs = layer(images)
-            loss = tf.reduce_sum(outputs**2)
-        found.append([outputs, *tape.gradient(loss, [images, *layer.trainable_weights])])
+            loss = tf.reduce_sum(tf.cast(outputs, tf.float32) * wanted)
+        gradients = tape.gradient(loss, [images, *layer.trainable_weights])
+        found.append([tf.cast(outputs, tf.float32), *gradients])
     for ours, keras_own in zip(*found, strict=True):
-        np.testing.assert_allclose(ours, keras_own, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(ours, keras_own)
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_where_pixels_are_few_amx_multiplies_matrices(
-    architecture: Make, monkeypatch: pytest.MonkeyPatch, amx: bool
-) -> None:
-    monkeypatch.setattr(network, "has_amx", lambda: amx)
+def test_convolutions_of_fewer_pixels_than_filters_are_told(architecture: Make) -> None:
     chosen = architecture((8, 80, 24), (), family="plain")
-    for smallest in (None, (8, 8)):
-        model = small(chosen, precision="mixed_bfloat16", smallest=smallest)
-        found = {layer.name for layer in model.layers if isinstance(layer, FewPixelsConv2D)}
-        few = {"block2a_conv", "block2b_conv", "block3a_conv", "block3b_conv"}
-        assert found == (few if amx else set())
-    for options in ({"precision": "float32"}, {"fast": False}):
-        model = small(chosen, **{"precision": "mixed_bfloat16", **options})
-        assert not any(isinstance(layer, FewPixelsConv2D) for layer in model.layers)
+
+    def few(**settings: Any) -> set[str]:
+        layers = small(chosen, **settings).layers
+        return {layer.name for layer in layers if isinstance(layer, FewPixelsConv2D)}
+
+    wanted = {"block2a_conv", "block2b_conv", "block3a_conv", "block3b_conv"}
+    assert few() == few(smallest=(8, 8)) == wanted
+    assert few(fast=False) == set()
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -256,7 +265,8 @@ def test_depthwise_keeps_the_spread_of_its_inputs(architecture: Make) -> None:
 
 
 def test_a_trained_network_is_saved_as_plain_keras(architecture: Make, tmp_path: Path) -> None:
-    images, fast = noise(20, seed=1), (FusedBatchNormalization, FewBitsDropout)
+    images = noise(20, seed=1)
+    fast = (FusedBatchNormalization, FewBitsDropout, FewPixelsConv2D)
     np.save(tmp_path / "images.npy", images)
     expected: dict[str, np.ndarray] = {}
     for name, options in OPTIONS.items():

@@ -165,12 +165,15 @@ class FewPixelsConv2D(keras.layers.Conv2D):
     """Keras's convolution for images of few pixels and many channels, with a quicker gradient.
 
     State, config and what it computes are those of the parent class, with padding same and strides
-    of 1. Only how the gradient of the kernel comes about differs: as a product of matrices for each
-    of its places, which AMX multiplies up to four times as fast as oneDNN 3.7 does the whole.
+    of 1. Only how the gradient of the kernel comes about differs: where the processor has AMX, as a
+    product of matrices for each of its places, up to four times as fast as oneDNN 3.7 does it. The
+    class is the same on every machine, since Keras names what is in a checkpoint after it.
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
         """Convolve `inputs` (N, H, W, C) with `kernel` (h, w, C, filters)."""
+        if inputs.dtype != tf.bfloat16 or not has_amx():
+            return super().convolution_op(inputs, kernel)
         high, wide = self.kernel_size
 
         @tf.custom_gradient
@@ -289,7 +292,6 @@ class _Layers:
 
     def __init__(self, precision: str, fast: bool, seed: int | None) -> None:
         self._precision, self._fast = precision, fast
-        self._amx = fast and precision == "mixed_bfloat16" and has_amx()
         self._seeds = None if seed is None else count(seed * 1000)
 
     def seed(self) -> int | None:
@@ -297,7 +299,7 @@ class _Layers:
 
     def convolution(self, filters: int, kernel: int, name: str, **options: Any) -> Any:
         # Of the larger images oneDNN's gradient is the quicker one.
-        kind = FewPixelsConv2D if self._amx and self.pixels < filters else keras.layers.Conv2D
+        kind = FewPixelsConv2D if self._fast and self.pixels < filters else keras.layers.Conv2D
         return kind(filters, kernel, padding="same", **self._common(name), **options)
 
     def depthwise(self, channels: int, kernel: int, name: str) -> Any:
