@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from emotion_detection.augment import augment
+from emotion_detection.augment import augment, light
 from emotion_detection.params import Augment
 
 OFF = Augment(
@@ -104,6 +104,22 @@ def test_a_shift_goes_as_far_as_asked_either_way_and_along_its_own_axis() -> Non
         assert np.abs(across).max() < 0.05
         assert -shift - 0.1 < along.min() < -0.8 * shift
         assert 0.8 * shift < along.max() < shift + 0.1
+
+
+def test_shifts_alone_and_what_is_light_move_whole_pixels() -> None:
+    before = noise(40)
+    shifts: dict[str, Any] = {"width_shift": 0.1, "height_shift": 0.1, "horizontal_flip": True}
+    settings = light(OFF.model_copy(update=ALL | shifts))
+    assert settings == OFF.model_copy(update=shifts)
+    after = changed(before, **settings.model_dump())
+    for old, new in zip(before, after, strict=True):
+        assert any(
+            np.array_equal(new[5:-5, 5:-5], mirrored[5 + y : SIDE - 5 + y, 5 + x : SIDE - 1 + x])
+            for mirrored in (old, old[:, ::-1])
+            for y in range(-4, 5)
+            for x in range(-4, 5)
+        )
+    assert not np.array_equal(before, after)
 
 
 def test_a_rotation_turns_about_the_middle_by_at_most_its_angle() -> None:

@@ -153,3 +153,20 @@ def test_the_first_epochs_may_be_of_smaller_images(toy: Dataset, rows: Split) ->
         np.testing.assert_allclose(small, areas, atol=0.5)
         np.testing.assert_array_equal(targets, same)
     assert {images.shape[1:] for images, _ in second} == {(16, 16, 3)}
+
+
+def test_the_last_epochs_may_be_augmented_lightly(toy: Dataset, rows: Split) -> None:
+    def epochs(light_from: int | None, **changes: Any) -> list[Epoch]:
+        augmentation = FLIPS.model_copy(update={"mixup": 0.5} | changes)
+        stream = training_batches(
+            toy, rows.train, BATCH, seed=1, augmentation=augmentation, light_from=light_from
+        )
+        return epochs_of(stream, 3)
+
+    found, heavy = epochs(2), epochs(None)
+    lightly = epochs(None, rotation=0.0, mixup=0.0)
+    for epoch, same in zip(found, [*heavy[:2], lightly[2]], strict=True):
+        for batch, expected in zip(epoch, same, strict=True):
+            np.testing.assert_array_equal(batch[0], expected[0])
+            np.testing.assert_array_equal(batch[1], expected[1])
+    assert not np.array_equal(heavy[2][0][0], lightly[2][0][0])

@@ -180,6 +180,11 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "21",
             "train: low_resolution.epochs = 21 is more than epochs = 20; lower it, or raise epochs",
         ),
+        (
+            "train.light_epochs",
+            "21",
+            "train: light_epochs = 21 is more than epochs = 20; lower it, or raise epochs",
+        ),
         *(
             (
                 "train.distillation.teachers",

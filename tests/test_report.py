@@ -255,3 +255,9 @@ def test_the_training_is_told_in_words() -> None:
     assert facts["training"].startswith("Adam, from a learning rate of 0.003, batches of 128, ")
     assert facts["training"].endswith("augmentation: none")
     assert facts["validation"] == "the test images, which leaks"
+
+    lightly = PARAMS.model_copy(
+        update={"train": PARAMS.train.model_copy(update={"light_epochs": 3})}
+    )
+    facts = dict(report.training_facts(model, lightly, trained))
+    assert facts["training"].endswith("; in the last 3 epochs flips and shifts alone")

@@ -227,7 +227,7 @@ def test_a_training_that_was_cut_off_ends_as_an_unbroken_one(
     recipe: Recipe,
     afters: tuple[int, ...],
 ) -> None:
-    recipe = replace(recipe, augment=SHAKEN)
+    recipe = replace(recipe, augment=SHAKEN, light_epochs=1)
     trainer = Trainer(toy, rows, architecture(dropout=0.3))
     unbroken = trainer(recipe, checkpoints=tmp_path / "unbroken")
     weights = trainer.model.get_weights()

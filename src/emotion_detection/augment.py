@@ -44,18 +44,31 @@ def augment(
     return images, targets
 
 
+def light(settings: Augment) -> Augment:
+    """Give of `settings` only what leaves pixels as they are: flips, and shifts by whole pixels."""
+    return settings.model_copy(
+        update=dict.fromkeys(("rotation", "shear", "zoom", "erasing", "mixup", "cutmix"), 0.0)
+    )
+
+
 def move(images: tf.Tensor, settings: Augment, seed: tf.Tensor) -> tf.Tensor:
     """Give `images` (N, H, W, C) uint8 each through an affine map of its own, in one kernel.
 
     The ranges mean what they do for Keras's ImageDataGenerator, but zoom, which keeps the aspect.
-    The same `seed` (2,) int gives the same maps.
+    Shifts alone are by whole pixels, which blurs nothing. The same `seed` (2,) int gives the same
+    maps.
     """
     count = tf.shape(images)[0]
     height, width = images.shape[1], images.shape[2]
     draws = tf.random.stateless_uniform((6, count), seed, -1.0, 1.0)
     angle = draws[0] * math.radians(settings.rotation)
-    shift_x = draws[1] * settings.width_shift * width
-    shift_y = draws[2] * settings.height_shift * height
+    furthest_x, furthest_y = settings.width_shift * width, settings.height_shift * height
+    if settings.rotation or settings.shear or settings.zoom:
+        shift_x, shift_y = draws[1] * furthest_x, draws[2] * furthest_y
+    else:
+        # Each whole number up to the furthest is as likely.
+        shift_x = tf.round(draws[1] * (math.floor(furthest_x) + 0.499))
+        shift_y = tf.round(draws[2] * (math.floor(furthest_y) + 0.499))
     shear = draws[3] * math.radians(settings.shear)
     scale = 1.0 + draws[4] * settings.zoom
     mirror = (

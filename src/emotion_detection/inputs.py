@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
 
-from emotion_detection.augment import augment
+from emotion_detection.augment import augment, light
 from emotion_detection.dataset import Dataset
 from emotion_detection.params import Augment, LowResolution
 
@@ -34,6 +35,7 @@ def training_batches(
     *,
     seed: int,
     augmentation: Augment | None = None,
+    light_from: int | None = None,
     low_resolution: LowResolution | None = None,
     targets: np.ndarray | None = None,
     first_epoch: int = 0,
@@ -46,7 +48,8 @@ def training_batches(
 
     An epoch's order and augmentation depend on `seed` and the epoch alone, so that a training
     taken up at `first_epoch` sees what an unbroken one would have seen. Images are smaller in the
-    first epochs where `low_resolution` says so.
+    first epochs where `low_resolution` says so, and from epoch `light_from` on, counted from 0,
+    augmented lightly.
     """
     rows = rows.astype(np.int64)
 
@@ -63,7 +66,15 @@ def training_batches(
         images, targets = read(numbers)
         if augmentation is not None:
             seeds = tf.stack([seed + epoch * 2**32, batch])
-            images, targets = augment(images, targets, augmentation, seeds)
+            changed = partial(augment, images, targets, seed=seeds)
+            if light_from is None:
+                images, targets = changed(augmentation)
+            else:
+                images, targets = tf.cond(
+                    epoch < light_from,
+                    lambda: changed(augmentation),
+                    lambda: changed(light(augmentation)),
+                )
         if low_resolution is not None and low_resolution.epochs:
             size = low_size(dataset.images.shape[1:3], low_resolution.scale)
             images = tf.cond(

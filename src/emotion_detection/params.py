@@ -216,14 +216,19 @@ class Train(_Section):
     low_resolution: LowResolution
     distillation: Distillation
     augment: Augment
+    light_epochs: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
-    def _low_resolution_within_epochs(self) -> Self:
-        if self.low_resolution.epochs > self.epochs:
-            raise ValueError(
-                f"low_resolution.epochs = {self.low_resolution.epochs} is more than epochs = "
-                f"{self.epochs}; lower it, or raise epochs"
-            )
+    def _parts_within_epochs(self) -> Self:
+        for name, part in (
+            ("low_resolution.epochs", self.low_resolution.epochs),
+            ("light_epochs", self.light_epochs),
+        ):
+            if part > self.epochs:
+                raise ValueError(
+                    f"{name} = {part} is more than epochs = {self.epochs}; lower it, or raise "
+                    "epochs"
+                )
         return self
 
 

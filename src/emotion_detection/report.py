@@ -119,6 +119,11 @@ def training_facts(
         for name, value in recipe.augment.model_dump().items()
         if value and name != "fill_mode"
     ]
+    lightly = (
+        f"; in the last {recipe.light_epochs} epochs flips and shifts alone"
+        if shaken and recipe.light_epochs
+        else ""
+    )
     weighed = (
         f"classes weighed by their inverse frequency to the power of {recipe.class_weights:g}"
         if recipe.class_weights
@@ -143,7 +148,7 @@ def training_facts(
             "training",
             f"{optimizer}, {rate}, batches of {recipe.batch_size}, weight decay "
             f"{recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}, {weighed}, "
-            f"{taught}augmentation: {', '.join(shaken) or 'none'}",
+            f"{taught}augmentation: {', '.join(shaken) or 'none'}{lightly}",
         ),
         ("validation", held),
         (

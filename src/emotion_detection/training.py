@@ -44,7 +44,8 @@ class Recipe:
     weights over about that share of all steps. `class_weights` is the power of its class's inverse
     frequency that weighs an image's loss: at 1 every class has the same say. `low_resolution`
     begins on smaller images (progressive resizing, as in arXiv 2104.00298), for a network that was
-    built for any size.
+    built for any size. The last `light_epochs` have of `augment` only what leaves pixels as they
+    are, so that a network ends on images like those it will see (arXiv 1909.09148).
     """
 
     lr: float
@@ -62,6 +63,7 @@ class Recipe:
     class_weights: float = 0.0
     low_resolution: LowResolution | None = None
     augment: Augment | None = None
+    light_epochs: int = 0
 
     def smallest(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """Give the smallest height and width of images of `size`, where they have several."""
@@ -245,6 +247,7 @@ def fit(
                         recipe.batch_size,
                         seed=seed,
                         augmentation=recipe.augment,
+                        light_from=recipe.epochs - recipe.light_epochs,
                         low_resolution=recipe.low_resolution,
                         targets=targets,
                         first_epoch=first_epoch,
