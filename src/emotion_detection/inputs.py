@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -61,20 +60,13 @@ def training_batches(
         return batches.enumerate().map(lambda batch, numbers: (epoch, batch, numbers))
 
     read = _reader(dataset, targets)
+    change = None if augmentation is None else _augmenter(augmentation, light_from)
 
     def load(epoch: tf.Tensor, batch: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         images, targets = read(numbers)
-        if augmentation is not None:
+        if change is not None:
             seeds = tf.stack([seed + epoch * 2**32, batch])
-            changed = partial(augment, images, targets, seed=seeds)
-            if light_from is None:
-                images, targets = changed(augmentation)
-            else:
-                images, targets = tf.cond(
-                    epoch < light_from,
-                    lambda: changed(augmentation),
-                    lambda: changed(light(augmentation)),
-                )
+            images, targets = change(images, targets, epoch, seeds)
         if low_resolution is not None and low_resolution.epochs:
             size = low_size(dataset.images.shape[1:3], low_resolution.scale)
             images = tf.cond(
@@ -84,6 +76,26 @@ def training_batches(
 
     epochs = tf.data.Dataset.counter(first_epoch)
     return untuned(epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4))
+
+
+def _augmenter(
+    augmentation: Augment, light_from: int | None
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Give what changes images and targets, as the epoch has it, by seeds."""
+    lightly = light(augmentation)
+
+    def change(
+        images: tf.Tensor, targets: tf.Tensor, epoch: tf.Tensor, seeds: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        if light_from is None:
+            return augment(images, targets, augmentation, seeds)
+        return tf.cond(
+            epoch < light_from,
+            lambda: augment(images, targets, augmentation, seeds),
+            lambda: augment(images, targets, lightly, seeds),
+        )
+
+    return change
 
 
 def _batches(numbers: tf.Tensor, batch_size: int, replicas: int) -> tf.data.Dataset:
