@@ -16,6 +16,7 @@ NOTEBOOK = Architecture(
     family="notebook",
     filters=(32, 128, 128, 32),
     kernel_sizes=(3, 3, 3, 3),
+    convolutions=2,
     dense_units=(64,),
     squeeze_excitation=False,
     conv_dropout=0.2,

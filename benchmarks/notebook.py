@@ -22,8 +22,8 @@ def network(architecture: Architecture, image_shape: tuple[int, int, int], class
     """Build and compile the network as the notebook did."""
     layers = keras.layers
     model = keras.Sequential([keras.Input(image_shape)])
-    for filters, kernel in zip(architecture.filters, architecture.kernel_sizes, strict=True):
-        for _ in "ab":
+    for filters, kernel, convolutions in architecture.blocks():
+        for _ in range(convolutions):
             model.add(
                 layers.Conv2D(
                     filters,

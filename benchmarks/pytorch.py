@@ -24,8 +24,8 @@ def train(
 
     channels, size = images.shape[3], images.shape[1]
     layers: list[Any] = []
-    for filters, kernel in zip(architecture.filters, architecture.kernel_sizes, strict=True):
-        for _ in "ab":
+    for filters, kernel, convolutions in architecture.blocks():
+        for _ in range(convolutions):
             layers += [
                 nn.Conv2d(channels, filters, kernel, padding="same"),
                 nn.ReLU(),

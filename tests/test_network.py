@@ -29,6 +29,7 @@ NOTEBOOK = Architecture(
     family="notebook",
     filters=(32, 128, 128, 32),
     kernel_sizes=(3, 3, 3, 3),
+    convolutions=2,
     dense_units=(64,),
     squeeze_excitation=False,
     conv_dropout=0.2,
@@ -211,6 +212,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "residual": {"family": "residual", "dense_units": ()},
     "squeeze": {"family": "residual", "squeeze_excitation": True, "kernel": 5},
     "depthwise": {"family": "depthwise", "squeeze_excitation": True},
+    "deep": {"family": "residual", "squeeze_excitation": True, "convolutions": (1, 5)},
 }
 FAMILIES = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -256,6 +258,37 @@ def test_depthwise_splits_all_convolutions_but_the_first(architecture: Make) -> 
         *((3, 3, 3, 4), (3, 3, 4, 1), (1, 1, 4, 4)),
         *((3, 3, 4, 1), (1, 1, 4, 6), (3, 3, 6, 1), (1, 1, 6, 6)),
     ]
+
+
+def test_a_block_has_as_many_convolutions_as_it_is_told(architecture: Make) -> None:
+    def convolutions(family: Family, each: int | tuple[int, ...]) -> list[str]:
+        chosen = architecture((4, 6), (), family=family, convolutions=each)
+        return [
+            layer.name.removesuffix("_conv")
+            for layer in small(chosen).layers
+            if isinstance(layer, keras.layers.Conv2D)
+        ]
+
+    for family in ("notebook", "plain", "depthwise"):
+        assert convolutions(family, 1) == ["block1a", "block2a"]
+        assert convolutions(family, (1, 3)) == ["block1a", "block2a", "block2b", "block2c"]
+    # What is added to three convolutions and has other channels is convolved itself.
+    assert sorted(convolutions("residual", (2, 3))) == [
+        *("block1a", "block1b", "block1b_skip"),
+        *("block2a", "block2b", "block2b_skip", "block2c"),
+    ]
+
+
+def test_a_residual_block_adds_its_input_after_every_two_convolutions(architecture: Make) -> None:
+    model = small(architecture((4,), (), family="residual", convolutions=5))
+    for name, weight in (("gamma", 0.0), ("beta", 0.0)):
+        for half in "bde":
+            getattr(model.get_layer(f"block1{half}_norm"), name).assign([weight] * 4)
+    # Convolutions that give nothing leave what was added to them.
+    ends = ["block1b_skip_norm", *(f"block1{half}_relu" for half in "bde")]
+    seen = keras.Model(model.input, [model.get_layer(name).output for name in ends])(noise(2))
+    for found in seen[1:]:
+        np.testing.assert_array_equal(found, np.maximum(seen[0], 0))
 
 
 def test_depthwise_keeps_the_spread_of_its_inputs(architecture: Make) -> None:
@@ -401,6 +434,9 @@ def test_the_cost_of_a_network_is_that_of_its_layers(
         architecture((4, 9, 9), (), family="plain"),
         architecture((4, 9, 9), (6,), family="residual", squeeze_excitation=True),
         architecture((4, 9, 9), (), family="depthwise", kernel=5),
+        architecture((4, 9), (), family="plain", convolutions=(1, 3), squeeze_excitation=True),
+        architecture((4, 9), (), family="residual", convolutions=(1, 5), squeeze_excitation=True),
+        architecture((4, 9), (), family="depthwise", convolutions=3),
     ):
         model = build(chosen, image_shape=image_shape, classes=4)
         assert chosen.forward_gflops(image_shape, 4) == pytest.approx(operations_of(model))

@@ -176,6 +176,20 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "network: filters has 2 entries and kernel_sizes 4; each needs one a block",
         ),
         (
+            "network.convolutions",
+            "[2, 2, 4]",
+            "network: filters has 4 entries and convolutions 3; each needs one a block",
+        ),
+        *(
+            (
+                "network.convolutions",
+                written,
+                f"network.convolutions = {written}: must be a whole number from 1 to 8, "
+                "or a list of them, one a block",
+            )
+            for written in ("0", "9", "true", "2.0", "[]", "[2, 2, 0, 2]", '"2 2"')
+        ),
+        (
             "train.low_resolution.epochs",
             "21",
             "train: low_resolution.epochs = 21 is more than epochs = 20; lower it, or raise epochs",

@@ -39,6 +39,7 @@ BASELINE = Architecture(
     family="notebook",
     filters=(8, 4),
     kernel_sizes=(3, 3),
+    convolutions=2,
     dense_units=(8,),
     squeeze_excitation=False,
     conv_dropout=0.1,
@@ -165,6 +166,12 @@ def test_networks_are_drawn_from_the_space_no_two_alike(tmp_path: Path) -> None:
         assert set(found.dense_units) <= set(SPACE.dense_units)
         assert found.dense_dropout in SPACE.dense_dropout
     assert table["trial"].tolist() == [trial.number for trial in run.seen] == list(range(1, 31))
+
+
+def test_drawn_networks_have_the_convolutions_of_the_one_in_params_yaml(tmp_path: Path) -> None:
+    run = Recorder()
+    look(tmp_path / "search", run, trials=20, baseline=replace(BASELINE, convolutions=(1, 3)))
+    assert {trial.architecture.convolutions for trial in run.seen} == {(1,), (1, 3), (1, 3, 3)}
 
 
 def test_only_the_blocks_that_a_network_has_are_varied(tmp_path: Path) -> None:

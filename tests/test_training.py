@@ -452,7 +452,7 @@ from emotion_detection.network import Architecture, build, export
 dataset = Dataset.open(Path(sys.argv[1]))
 rows = split(dataset, validation="holdout", fraction=0.2, seed=0)
 training.be_deterministic(3)
-network = Architecture("residual", (8, 8), (3, 3), (8,), True, 0.2, 0.2, 0.8, False, 0, 0)
+network = Architecture("residual", (8, 8), (3, 3), 2, (8,), True, 0.2, 0.2, 0.8, False, 0, 0)
 model = build(network, image_shape=(16, 16, 3), classes=3)
 recipe = training.Recipe(lr=1e-2, batch_size=12, epochs=2, early_stopping_patience=None)
 training.fit(

@@ -38,6 +38,7 @@ BASELINE = Architecture(
     family="notebook",
     filters=(8, 4),
     kernel_sizes=(3, 3),
+    convolutions=2,
     dense_units=(8,),
     squeeze_excitation=False,
     conv_dropout=0.1,

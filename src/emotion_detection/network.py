@@ -1,4 +1,4 @@
-"""The CNN families: blocks of two convolutions, with the image halved in between, and dense layers.
+"""The CNN families: blocks of convolutions, with the image halved in between, and dense layers.
 
 What trains here is what Keras computes, faster: batch normalisation runs through TensorFlow's
 fused kernel instead of Keras's elementwise spelling, dropout draws fewer random bits, and all is in
@@ -7,9 +7,11 @@ float32, so that a saved model needs nothing of this package.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, Literal
 
 import keras
@@ -25,23 +27,26 @@ Family = Literal["notebook", "plain", "residual", "depthwise"]
 class Architecture:
     """What a network is made of; one entry of `filters` and `kernel_sizes` a block.
 
-    `notebook` is convolution, ReLU, normalisation, and flattens what the last block leaves; with
-    `filters` (32, 128, 128, 32), `kernel_sizes` 3 and `dense_units` (64,) it is the network the
-    notebook ended with. `plain` is convolution, normalisation, ReLU, and averages over the image
-    (VGG, arXiv 1409.1556, as it is trained today); `depthwise` splits plain's convolutions, all but
-    the first, into one a channel and one across channels, about a ninth of the arithmetic where the
-    kernel is 3 (arXiv 1704.04861); `residual` is plain and adds a block's input to its output
-    (arXiv 1512.03385). `squeeze_excitation` weighs a block's channels by the whole image (arXiv
-    1709.01507). With `average_flips` the saved network gives the mean of what it sees in an image
-    and in its mirror image, with `average_shifts` also in the image moved by so many pixels to each
-    of its four corners. Before all that it blurs the image by a Gaussian of `soften` pixels, its
-    standard deviation: what it learnt from was blurred where it was turned and zoomed (that images
-    look different in training and in use costs accuracy: arXiv 1906.06423).
+    `convolutions` is their number in every block, or an entry a block. `notebook` is convolution,
+    ReLU, normalisation, and flattens what the last block leaves; with `filters` (32, 128, 128, 32),
+    `kernel_sizes` 3, two `convolutions` and `dense_units` (64,) it is the network the notebook
+    ended with. `plain` is convolution, normalisation, ReLU, and averages over the image (VGG, arXiv
+    1409.1556, as it is trained today); `depthwise` splits plain's convolutions, all but the first,
+    into one a channel and one across channels, about a ninth of the arithmetic where the kernel is
+    3 (arXiv 1704.04861); `residual` is plain and adds to what every two convolutions of a block
+    give what went into them (arXiv 1512.03385), where their number is odd to the last one's too.
+    `squeeze_excitation` weighs the channels by the whole image, at a block's end or before each
+    such addition (arXiv 1709.01507). With `average_flips` the saved network gives the mean of what
+    it sees in an image and in its mirror image, with `average_shifts` also in the image moved by so
+    many pixels to each of its four corners. Before all that it blurs the image by a Gaussian of
+    `soften` pixels, its standard deviation: what it learnt from was blurred where it was turned and
+    zoomed (that images look different in training and in use costs accuracy: arXiv 1906.06423).
     """
 
     family: Family
     filters: tuple[int, ...]
     kernel_sizes: tuple[int, ...]
+    convolutions: int | tuple[int, ...]
     dense_units: tuple[int, ...]
     squeeze_excitation: bool
     conv_dropout: float
@@ -69,6 +74,12 @@ class Architecture:
                 f"{image_shape[0]}x{image_shape[1]} have pixels a side; use at most {side}"
             )
 
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """Give the filters, the kernel's size and the number of convolutions of each block."""
+        each = self.convolutions
+        convolutions = (each,) * len(self.filters) if isinstance(each, int) else each
+        return zip(self.filters, self.kernel_sizes, convolutions, strict=True)
+
     def forward_gflops(self, image_shape: tuple[int, int, int], classes: int) -> float:
         """Give 1e9 floating-point operations of one image's forward pass.
 
@@ -77,18 +88,18 @@ class Architecture:
         """
         height, width, channels = image_shape
         operations = 0
-        for block, (filters, kernel) in enumerate(
-            zip(self.filters, self.kernel_sizes, strict=True), start=1
-        ):
-            for half, inputs in enumerate((channels, filters)):
+        for block, (filters, kernel, convolutions) in enumerate(self.blocks(), start=1):
+            for number in range(convolutions):
+                inputs = filters if number else channels
                 weights = kernel**2 * inputs * filters
-                if self.family == "depthwise" and (block, half) != (1, 0):
+                if self.family == "depthwise" and (block, number) != (1, 0):
                     weights = kernel**2 * inputs + inputs * filters
                 operations += 2 * height * width * weights
             if self.family == "residual" and channels != filters:
                 operations += 2 * height * width * channels * filters
             if self.squeeze_excitation:
-                operations += 4 * filters * _squeezed(filters)
+                times = math.ceil(convolutions / 2) if self.family == "residual" else 1
+                operations += times * 4 * filters * _squeezed(filters)
             if self.family == "notebook" or block < len(self.filters):
                 height, width = height // 2, width // 2
             channels = filters
@@ -254,15 +265,19 @@ def build(
     shape = image_shape if smallest is None else (None, None, image_shape[2])
     inputs = x = keras.Input(shape, dtype=pixels, name="images")
     x = keras.layers.Rescaling(1 / 255, dtype=precision, name="rescaling")(x)
-    for block, (filters, kernel) in enumerate(
-        zip(architecture.filters, architecture.kernel_sizes, strict=True), start=1
-    ):
-        name = f"block{block}"
+    for block, (filters, kernel, convolutions) in enumerate(architecture.blocks(), start=1):
+        names = [f"block{block}{letter}" for letter in ascii_lowercase[:convolutions]]
         layers.pixels = (image_shape[0] >> (block - 1)) * (image_shape[1] >> (block - 1))
-        x = _block(x, filters, kernel, architecture, layers, name)
+        if architecture.family == "residual":
+            for start in range(0, convolutions, 2):
+                pair = names[start : start + 2]
+                x = _residual(x, filters, kernel, architecture, layers, pair)
+        else:
+            x = _convolutions(x, filters, kernel, architecture, layers, names)
+            x = _weighed(x, filters, architecture, layers, f"block{block}")
         if architecture.family == "notebook" or block < len(architecture.filters):
-            x = keras.layers.MaxPooling2D(dtype=precision, name=f"{name}_pool")(x)
-        x = layers.dropout(architecture.conv_dropout, f"{name}_drop")(x)
+            x = keras.layers.MaxPooling2D(dtype=precision, name=f"block{block}_pool")(x)
+        x = layers.dropout(architecture.conv_dropout, f"block{block}_drop")(x)
     if architecture.family == "notebook":
         x = keras.layers.Flatten(dtype=precision, name="flatten")(x)
     else:
@@ -333,30 +348,34 @@ class _Layers:
         return kind(rate, seed=self.seed(), dtype=self._precision, name=name)
 
 
-def _block(
-    x: Any, filters: int, kernel: int, architecture: Architecture, layers: _Layers, name: str
+def _convolutions(
+    x: Any, filters: int, kernel: int, architecture: Architecture, layers: _Layers, names: list[str]
 ) -> Any:
-    """Add two convolutions to `x`."""
-    momentum = architecture.norm_momentum
-    if architecture.family == "notebook":
-        for half in "ab":
-            x = layers.convolution(filters, kernel, f"{name}{half}_conv", activation="relu")(x)
-            x = layers.normalized(momentum, f"{name}{half}_norm")(x)
-        return _weighed(x, filters, architecture, layers, name)
-    residual = architecture.family == "residual"
+    """Add a convolution, its normalisation and ReLU to `x` for each of `names`."""
+    for name in names:
+        if architecture.family == "notebook":
+            x = layers.convolution(filters, kernel, f"{name}_conv", activation="relu")(x)
+            x = layers.normalized(architecture.norm_momentum, f"{name}_norm")(x)
+        else:
+            x = _convolved(x, filters, kernel, architecture, layers, name)
+            x = layers.relu(f"{name}_relu")(x)
+    return x
+
+
+def _residual(
+    x: Any, filters: int, kernel: int, architecture: Architecture, layers: _Layers, names: list[str]
+) -> Any:
+    """Add convolutions of `names` to `x`, and `x` to what they give, before the last ReLU."""
+    last = names[-1]
     skip = x
-    x = _convolved(x, filters, kernel, architecture, layers, f"{name}a")
-    x = layers.relu(f"{name}a_relu")(x)
-    x = _convolved(x, filters, kernel, architecture, layers, f"{name}b")
-    if not residual:
-        x = layers.relu(f"{name}b_relu")(x)
-        return _weighed(x, filters, architecture, layers, name)
-    x = _weighed(x, filters, architecture, layers, name)
+    x = _convolutions(x, filters, kernel, architecture, layers, names[:-1])
+    x = _convolved(x, filters, kernel, architecture, layers, last)
+    x = _weighed(x, filters, architecture, layers, last)
     if skip.shape[-1] != filters:
-        skip = layers.convolution(filters, 1, f"{name}_skip_conv", use_bias=False)(skip)
-        skip = layers.normalized(momentum, f"{name}_skip_norm")(skip)
-    x = keras.layers.Add(dtype=x.dtype, name=f"{name}_add")([x, skip])
-    return layers.relu(f"{name}b_relu")(x)
+        skip = layers.convolution(filters, 1, f"{last}_skip_conv", use_bias=False)(skip)
+        skip = layers.normalized(architecture.norm_momentum, f"{last}_skip_norm")(skip)
+    x = keras.layers.Add(dtype=x.dtype, name=f"{last}_add")([x, skip])
+    return layers.relu(f"{last}_relu")(x)
 
 
 def _convolved(

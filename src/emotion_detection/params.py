@@ -46,6 +46,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _numbers(value: Any) -> Any:
+    several = isinstance(value, list | tuple)
+    entries = list(value) if several else [value]
+    if not entries or any(type(entry) is not int or not 1 <= entry <= 8 for entry in entries):
+        raise ValueError("must be a whole number from 1 to 8, or a list of them, one a block")
+    return tuple(entries) if several else value
+
+
+Convolutions = Annotated[int | tuple[int, ...], BeforeValidator(_numbers)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Float = Annotated[float, BeforeValidator(_finite)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
@@ -106,6 +115,7 @@ class Network(_Section):
     family: Literal["notebook", "plain", "residual", "depthwise"]
     filters: Counts
     kernel_sizes: KernelSizes
+    convolutions: Convolutions
     dense_units: Annotated[tuple[Count, ...], Field(strict=False)]
     squeeze_excitation: bool
     conv_dropout: Fraction
@@ -116,12 +126,14 @@ class Network(_Section):
     soften: Annotated[Float, Field(ge=0, le=2)]
 
     @model_validator(mode="after")
-    def _one_kernel_a_block(self) -> Self:
-        if len(self.filters) != len(self.kernel_sizes):
-            raise ValueError(
-                f"filters has {len(self.filters)} entries and kernel_sizes "
-                f"{len(self.kernel_sizes)}; each needs one a block"
-            )
+    def _one_entry_a_block(self) -> Self:
+        for name in ("kernel_sizes", "convolutions"):
+            entries = getattr(self, name)
+            if isinstance(entries, tuple) and len(self.filters) != len(entries):
+                raise ValueError(
+                    f"filters has {len(self.filters)} entries and {name} {len(entries)}; "
+                    "each needs one a block"
+                )
         return self
 
 

@@ -92,13 +92,20 @@ def values_of(architecture: Architecture) -> dict[str, Any]:
 
 
 def architecture_of(values: Mapping[str, Any], baseline: Architecture) -> Architecture:
-    """Give the network for KerasTuner's `values`; what is not searched is the baseline's."""
+    """Give the network for KerasTuner's `values`; what is not searched is the baseline's.
+
+    A block beyond the baseline's has as many convolutions as the baseline's last.
+    """
     blocks = range(1, values["blocks"] + 1)
     layers = range(1, values["dense_layers"] + 1)
+    each = baseline.convolutions
     return replace(
         baseline,
         filters=tuple(values[f"filters_{i}"] for i in blocks),
         kernel_sizes=tuple(values[f"kernel_size_{i}"] for i in blocks),
+        convolutions=(
+            each if isinstance(each, int) else tuple(each[min(i, len(each)) - 1] for i in blocks)
+        ),
         dense_units=tuple(values[f"dense_units_{i}"] for i in layers),
         dense_dropout=values["dense_dropout"],
     )
