@@ -478,7 +478,7 @@ WRITTEN = asdict(BASELINE)
     [
         (None, "cannot be read"),
         ("{", "cannot be read"),
-        ("3", "= 3: must be a section of family, filters, kernel_sizes, dense_units"),
+        ("3", "= 3: must be a section of family, filters, kernel_sizes, convolutions"),
         ("{}", "family: missing"),
         (json.dumps({**WRITTEN, "filters": "8 4"}), 'filters = "8 4": must be a list'),
         (json.dumps({**WRITTEN, "filters": [8, 4.5]}), "filters.1 = 4.5: must be a whole number"),
