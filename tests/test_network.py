@@ -210,9 +210,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "notebook": {"family": "notebook"},
     "plain": {"family": "plain", "dense_units": ()},
     "residual": {"family": "residual", "dense_units": ()},
-    "squeeze": {"family": "residual", "squeeze_excitation": True, "kernel": 5},
+    "deep": {
+        **{"family": "residual", "squeeze_excitation": True},
+        **{"kernel": 5, "convolutions": (1, 3)},
+    },
     "depthwise": {"family": "depthwise", "squeeze_excitation": True},
-    "deep": {"family": "residual", "squeeze_excitation": True, "convolutions": (1, 5)},
 }
 FAMILIES = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
