@@ -283,9 +283,10 @@ def test_a_block_has_as_many_convolutions_as_it_is_told(architecture: Make) -> N
 
 def test_a_residual_block_adds_its_input_after_every_two_convolutions(architecture: Make) -> None:
     model = small(architecture((4,), (), family="residual", convolutions=5))
-    for name, weight in (("gamma", 0.0), ("beta", 0.0)):
-        for half in "bde":
-            getattr(model.get_layer(f"block1{half}_norm"), name).assign([weight] * 4)
+    for half in "bde":
+        norm = model.get_layer(f"block1{half}_norm")
+        norm.gamma.assign([0.0] * 4)
+        norm.beta.assign([0.0] * 4)
     # Convolutions that give nothing leave what was added to them.
     ends = ["block1b_skip_norm", *(f"block1{half}_relu" for half in "bde")]
     seen = keras.Model(model.input, [model.get_layer(name).output for name in ends])(noise(2))

@@ -46,15 +46,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _numbers(value: Any) -> Any:
+def _one_or_each(value: Any) -> Any:
     several = isinstance(value, list | tuple)
-    entries = list(value) if several else [value]
+    entries = value if several else [value]
     if not entries or any(type(entry) is not int or not 1 <= entry <= 8 for entry in entries):
         raise ValueError("must be a whole number from 1 to 8, or a list of them, one a block")
-    return tuple(entries) if several else value
+    return tuple(value) if several else value
 
 
-Convolutions = Annotated[int | tuple[int, ...], BeforeValidator(_numbers)]
+Convolutions = Annotated[int | tuple[int, ...], BeforeValidator(_one_or_each)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Float = Annotated[float, BeforeValidator(_finite)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
