@@ -10,6 +10,9 @@ from emotion_detection.augment import augment, light
 from emotion_detection.dataset import Dataset
 from emotion_detection.params import Augment, LowResolution
 
+# What is mapped here branches by tf.cond; to look for other branches in it takes AutoGraph seconds.
+as_it_is = tf.autograph.experimental.do_not_convert
+
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Give the batches in an epoch; the last may be smaller."""
@@ -52,6 +55,7 @@ def training_batches(
     """
     rows = rows.astype(np.int64)
 
+    @as_it_is
     def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(
             tf.constant(rows), seed=tf.stack([tf.constant(seed, tf.int64), epoch])
@@ -62,6 +66,7 @@ def training_batches(
     read = _reader(dataset, targets)
     change = None if augmentation is None else _augmenter(augmentation, light_from)
 
+    @as_it_is
     def load(epoch: tf.Tensor, batch: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         images, targets = read(numbers)
         if change is not None:
@@ -140,6 +145,7 @@ def _reader(
             return dataset.images[numbers], targets[numbers]
         return dataset.images[numbers], one_hot(dataset.labels[numbers], classes)
 
+    @as_it_is
     def read(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         types = (tf.uint8, tf.float32)
         images, wanted = tf.numpy_function(gather, [numbers], types, stateful=False)

@@ -20,6 +20,7 @@ from emotion_detection.console import UserError, log
 from emotion_detection.dataset import Dataset
 from emotion_detection.files import whole, write_json
 from emotion_detection.inputs import (
+    as_it_is,
     evaluation_batches,
     low_size,
     steps_per_epoch,
@@ -127,7 +128,6 @@ class Checkpoints:
             return [], False
         try:
             kept = json.loads((epochs[-1] / "history.json").read_text(encoding="utf-8"))
-            model.optimizer.build(model.trainable_variables)
             model.load_weights(epochs[-1] / WEIGHTS)
             for variable, state in zip(_random_state(model), kept["random_state"], strict=True):
                 variable.assign(state)
@@ -216,10 +216,12 @@ def fit(
         model.compile(
             _optimizer(recipe, steps * (recipe.epochs - first_epoch)),
             keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-            metrics=["accuracy"],
+            metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
             # XLA's convolutions on a CPU are slower than oneDNN's.
             jit_compile=False,
         )
+        # A step that had its variables still to make would be traced twice.
+        model.optimizer.build(model.trainable_variables)
     rows: list[dict[str, float]] = []
     ended = False
     if checkpoints is not None:
@@ -357,6 +359,7 @@ def _weighed(batches: tf.data.Dataset, weights: np.ndarray | None) -> tf.data.Da
     if weights is None:
         return batches
 
+    @as_it_is
     def weigh(images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return images, targets, tf.linalg.matvec(targets, weights)
 
