@@ -480,6 +480,18 @@ def test_the_digest_is_of_every_bit_of_the_weights(trainer: Trainer) -> None:
     assert training.digest(model) != training.digest(same)
 
 
+def test_a_step_is_traced_once(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, traced = keras.Model.train_step, []
+
+    def noted(model: keras.Model, data: object) -> object:
+        traced.append(model)
+        return step(model, data)
+
+    monkeypatch.setattr(keras.Model, "train_step", noted)
+    trainer(replace(RECIPE, batch_size=20, average_window=0.1, class_weights=0.5))
+    assert traced == [trainer.model]
+
+
 def test_a_training_taken_up_later_counts_on(trainer: Trainer) -> None:
     assert trainer(RECIPE, first_epoch=1)["epoch"].tolist() == [2, 3]
 
