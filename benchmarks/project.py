@@ -1,11 +1,9 @@
 """A copy of the project to run as a person would, for tests and benchmarks; and quick params."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any, Self
 import mlflow
 import yaml
 from mlflow.entities import Run
+
+from benchmarks.environment import without_settings
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("sample", "ingest", "profile", "tune", "train", "evaluate", "export")
@@ -51,13 +51,7 @@ class Project:
     def __init__(self, root: Path) -> None:
         """Give the copy that is at `root`."""
         self.root = root
-        self.env = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))
-        }
-        self.env |= {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        self.env = without_settings() | {
             "PYTHONPATH": str(root / "src"),
             "DVC_NO_ANALYTICS": "1",
         }

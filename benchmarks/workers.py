@@ -27,6 +27,7 @@ import psutil
 import yaml
 
 from benchmarks import servers
+from benchmarks.environment import without_settings
 from emotion_detection import finished, layout
 from emotion_detection.console import run
 from emotion_detection.workers import share
@@ -64,13 +65,10 @@ class Project:
     def __init__(self, root: Path, tracking_uri: str) -> None:
         """Draw and pack the faces."""
         self._root, self._client = root, mlflow.MlflowClient(tracking_uri)
-        self._env = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("DVC_", "MLFLOW_", "KERASTUNER_"))
+        self._env = without_settings() | {
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
+            "MLFLOW_TRACKING_URI": tracking_uri,
         }
-        self._env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'src'}"
-        self._env["MLFLOW_TRACKING_URI"] = tracking_uri
         self._set_workers(1)
         for stage in ("sample", "ingest"):
             subprocess.run(self._command(stage), cwd=root, env=self._env, check=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.environment import without_settings
+
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
@@ -14,7 +16,7 @@ def alone(folder: Path) -> Iterator[None]:
     import mlflow  # Takes seconds, and half of the tests need none.
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
+        for name in os.environ.keys() - without_settings().keys():
             patch.delenv(name)
         patch.chdir(folder)
         yield

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import os
 import re
 import signal
 import socket
@@ -22,6 +21,7 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from benchmarks.environment import without_settings
 from emotion_detection import demo, layout, predict
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset
@@ -388,11 +388,10 @@ def test_a_port_that_is_taken_or_none_is_told(network: Network) -> None:
 
 
 def test_the_command_serves_the_champion_until_ctrl_c(store: Path, toy: Dataset) -> None:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_"))}
     running = subprocess.Popen(
         [sys.executable, "-m", "emotion_detection.cli", "demo", "--port", "0"],
         cwd=store,
-        env=env,
+        env=without_settings(),
         stderr=subprocess.PIPE,
         text=True,
     )

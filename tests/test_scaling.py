@@ -16,6 +16,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
+from benchmarks.environment import without_settings
 from benchmarks.servers import ObjectStore, Server
 from emotion_detection import finished, layout
 
@@ -27,13 +28,10 @@ class Project:
 
     def __init__(self, root: Path, packed: Path, tracking_uri: str) -> None:
         self.root = root
-        self.env = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("DVC_", "MLFLOW_", "KERASTUNER_", "AWS_"))
+        self.env = without_settings() | {
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
+            "MLFLOW_TRACKING_URI": tracking_uri,
         }
-        self.env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'src'}"
-        self.env["MLFLOW_TRACKING_URI"] = tracking_uri
         (root / layout.DATASET).parent.mkdir()
         (root / layout.DATASET).symlink_to(packed, target_is_directory=True)
 

@@ -22,6 +22,7 @@ import requests
 import skimage.data
 from PIL import Image
 
+from benchmarks.environment import without_settings
 from emotion_detection import layout
 from emotion_detection.dataset import Dataset
 
@@ -44,9 +45,7 @@ def address(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     (command,) = re.findall(r"^mlflow models serve .*$", DOCS, re.MULTILINE)
-    environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
-    environment |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    environment = without_settings() | {
         "PYTHONPATH": str(folder),
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
@@ -193,9 +192,8 @@ def test_the_commands_of_the_documentation_work(
     (store / "faces").mkdir()
     for path in ("face.png", "face.jpg", "faces/face.png"):
         Image.fromarray(np.asarray(toy.images[0])).save(store / path)
-    environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
-    environment["PATH"] = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
-    environment["PYTHONPATH"] = str(ROOT / "src")
+    environment = without_settings() | {"PYTHONPATH": str(ROOT / "src")}
+    environment["PATH"] = f"{program.parent}{os.pathsep}{environment['PATH']}"
     done = [
         subprocess.run(
             ["sh", "-ec", block.replace("http://127.0.0.1:5001", address)],
