@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from PIL import Image
 from benchmarks import ours
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
+from benchmarks.servers import free_port
 from benchmarks.turns import Turn, alone, measure, unshared
 from emotion_detection import archive, modelfile, onnxfile, params
 from emotion_detection.dataset import CHANNELS, Dataset
@@ -132,9 +132,7 @@ def _serve(root: Path, file: Path) -> tuple[float, list[float], list[tuple[str, 
     Gives the seconds until it answers, the milliseconds of each of REQUESTS, and what wrong
     requests get: what is wrong, the status and the message.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     began = time.perf_counter()
     server = subprocess.Popen(
         [

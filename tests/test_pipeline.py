@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect, sync_playwright
 
 from benchmarks.project import SMALL, STAGES, Project
+from benchmarks.servers import free_port
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +170,7 @@ def test_the_evaluated_model_is_registered_as_champion(project: Project) -> None
 def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None:
     (train,), (tune,) = project.runs("train"), project.runs("tune")
     digest = train.data.tags["dataset.digest"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     server = subprocess.Popen(
         ["mlflow", "ui", "--port", port, "--workers", "1"],
         cwd=project.root,

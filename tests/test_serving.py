@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import skimage.data
 from PIL import Image
 
 from benchmarks.environment import without_settings
+from benchmarks.servers import free_port
 from emotion_detection import layout
 from emotion_detection.dataset import Dataset
 
@@ -41,9 +41,7 @@ def address(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     """Serve the champion as the documentation says, and give the server's address."""
     folder = tmp_path_factory.mktemp("path")
     (folder / "emotion_detection.py").write_text("raise ImportError('the model needs no package')")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     (command,) = re.findall(r"^mlflow models serve .*$", DOCS, re.MULTILINE)
     environment = without_settings() | {
         "PYTHONPATH": str(folder),

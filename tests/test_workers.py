@@ -18,6 +18,7 @@ import psutil
 import pytest
 from keras_tuner.src import protos
 
+from benchmarks.servers import free_port
 from emotion_detection import workers
 from emotion_detection.console import UserError
 from emotion_detection.network import Architecture
@@ -237,9 +238,7 @@ def test_a_search_that_is_interrupted_ends_its_workers_and_goes_on(
 def test_a_worker_elsewhere_joins_and_its_trial_is_run_here_when_it_falls_silent(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     for name, value in zip(
         (workers.ID, workers.ADDRESS, workers.PORT), ("chief", "127.0.0.1", port), strict=True
     ):
