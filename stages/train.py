@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 from emotion_detection import (
     augment,
-    distillation,
     figures,
     finished,
     hardware,
@@ -14,6 +13,7 @@ from emotion_detection import (
     modelfile,
     network,
     params,
+    pretrained,
     tracking,
     training,
 )
@@ -34,7 +34,9 @@ def main() -> None:
     finished.forget(layout.SEARCH_STATE)
     values = params.load()
     settings = values.train
-    recipe = training.Recipe(**{k: v for k, v in settings if k != "distillation"})
+    recipe = training.Recipe(
+        **{k: v for k, v in settings if k not in ("start_from", "distillation")}
+    )
     architecture = load_hyperparameters(layout.HYPERPARAMETERS)
     dataset = Dataset.open(layout.DATASET)
     rows = split(dataset, **values.split.model_dump(), seed=values.seed)
@@ -72,7 +74,7 @@ def main() -> None:
     }
     state = layout.TRAIN_STATE / fingerprint(
         {"dataset": dataset.digest, **made_of},
-        [main, Dataset, network, training, inputs, augment, distillation, modelfile],
+        [main, Dataset, network, training, inputs, augment, pretrained, modelfile],
     )
     if finished.restore(OUTPUTS, state):
         return
@@ -87,16 +89,20 @@ def main() -> None:
             len(others),
             layout.TRAIN_STATE,
         )
+    held_out = {"seed": values.seed, **{f"split.{k}": v for k, v in values.split}}
     taught = " and ".join(settings.distillation.teachers)
-    targets = None
-    if taught:
-        targets = distillation.targets(
-            **settings.distillation.model_dump(),
-            dataset=dataset,
-            rows=rows.train,
-            held_out={"seed": values.seed, **{f"split.{k}": v for k, v in values.split}},
-            kept=state / "taught.npy",
-        )
+    teach = None
+    with training.strategy().scope():
+        if settings.start_from:
+            pretrained.start(model, settings.start_from, dataset=dataset, held_out=held_out)
+        if taught:
+            teach = pretrained.teacher(
+                settings.distillation.teachers,
+                settings.distillation.weight,
+                dataset=dataset,
+                held_out=held_out,
+                precision=precision,
+            )
     begun = tracking.load_run_id(state / layout.RUN_FILE)
     with tracking.run(
         "train",
@@ -104,6 +110,7 @@ def main() -> None:
             f"A network of {model.count_params():,} parameters trained on "
             f"{len(rows.train):,} images of **{dataset.source}**"
             f"{f' and on what {taught} says of them' if taught else ''}"
+            f"{f', from {settings.start_from} on' if settings.start_from else ''}"
             f"{', the epoch chosen **on the test images**' if rows.leaking else ''}.\n\n"
             "Curves are under Model metrics, figures under Artifacts, the network under Logged "
             "models.\n\n"
@@ -123,7 +130,7 @@ def main() -> None:
             recipe=recipe,
             seed=values.seed,
             log_epoch=tracking.log_epoch,
-            targets=targets,
+            teach=teach,
             checkpoints=training.Checkpoints(state),
             # It may have been deleted, or the store be another.
             log_kept=run_id != begun,

@@ -22,7 +22,7 @@ import tensorflow as tf
 processor, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-from emotion_detection import inputs, training
+from emotion_detection import training
 from emotion_detection.dataset import Dataset, split
 from emotion_detection.network import Architecture, FusedBatchNormalization, build
 
@@ -33,9 +33,10 @@ network = Architecture("notebook", (8,), (3,), 2, (), False, 0.2, 0.2, 0.8, Fals
 still = replace(network, conv_dropout=0.0, dense_dropout=0.0)
 answers = {}
 
-taught = 0.9 * inputs.one_hot(dataset.labels, 3) + 0.1 / 3
+def teach(images, targets):
+    return 0.9 * targets + 0.1 / 3
 
-def train(kind, network=network, epochs=4, folder=None, stop=False, lr=1e-2, targets=None):
+def train(kind, network=network, epochs=4, folder=None, stop=False, lr=1e-2, teach=None):
     devices = training.strategy(kind)
     with devices.scope():
         model = build(network, image_shape=(16, 16, 3), classes=3, seed=0)
@@ -50,7 +51,7 @@ def train(kind, network=network, epochs=4, folder=None, stop=False, lr=1e-2, tar
     )
     history = training.fit(
         model, dataset, train=rows.train, validation=rows.validation, recipe=recipe, seed=0,
-        log_epoch=log_epoch, targets=targets,
+        log_epoch=log_epoch, teach=teach,
         checkpoints=folder and training.Checkpoints(Path(sys.argv[2], folder)), verbose=False,
     )
     return devices, model, history.drop(columns="seconds"), seen
@@ -77,13 +78,13 @@ answers["moving"] = {
     "of the images": [features.mean((0, 1, 2)).tolist(), features.var((0, 1, 2)).tolist()],
 }
 
-_, unbroken, history, _ = train("CPU", targets=taught, folder="unbroken")
+_, unbroken, history, _ = train("CPU", teach=teach, folder="unbroken")
 answers["unbroken"] = {"history": history.to_dict("list")}
 try:
-    train("CPU", targets=taught, folder="cut", stop=True)
+    train("CPU", teach=teach, folder="cut", stop=True)
 except KeyboardInterrupt:
     pass
-_, resumed, history, seen = train("CPU", targets=taught, folder="cut")
+_, resumed, history, seen = train("CPU", teach=teach, folder="cut")
 answers["resumed"] = {
     "epochs": seen,
     "history": history.to_dict("list"),

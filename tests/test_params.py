@@ -199,6 +199,11 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "21",
             "train: light_epochs = 21 is more than epochs = 20; lower it, or raise epochs",
         ),
+        (
+            "train.start_from",
+            "models:/emotion-detection@champion",
+            'train.start_from = "models:/emotion-detection@champion": must be a model in MLflow',
+        ),
         *(
             (
                 "train.distillation.teachers",
@@ -230,6 +235,15 @@ def test_a_wrong_value_is_named_with_what_may_be(
     else:
         put(file, key, typed)
     assert complaint(file).startswith(message)
+
+
+def test_teachers_and_smaller_images_are_refused_together(file: Path) -> None:
+    put(file, "train.distillation.teachers", "[models:/emotion-detection/2]")
+    put(file, "train.low_resolution.epochs", "3")
+    assert complaint(file) == (
+        "train: low_resolution.epochs = 3: distillation.teachers see the images of a training, and "
+        "know them in full size alone; set it to 0"
+    )
 
 
 def test_a_misspelt_key_is_named_with_the_one_that_was_meant(file: Path) -> None:

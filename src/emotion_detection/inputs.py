@@ -39,14 +39,12 @@ def training_batches(
     augmentation: Augment | None = None,
     light_from: int | None = None,
     low_resolution: LowResolution | None = None,
-    targets: np.ndarray | None = None,
     first_epoch: int = 0,
     replicas: int = 1,
 ) -> tf.data.Dataset:
     """Give the images of `rows` for ever, each epoch in an order of its own.
 
-    Batches are those of `evaluation_batches`, augmented; with `targets` (rows of the dataset,
-    classes) float32, an image's row of them stands for its label.
+    Batches are those of `evaluation_batches`, augmented.
 
     An epoch's order and augmentation depend on `seed` and the epoch alone, so that a training
     taken up at `first_epoch` sees what an unbroken one would have seen. Images are smaller in the
@@ -63,7 +61,7 @@ def training_batches(
         batches = _batches(order, batch_size, replicas)
         return batches.enumerate().map(lambda batch, numbers: (epoch, batch, numbers))
 
-    read = _reader(dataset, targets)
+    read = _reader(dataset)
     change = None if augmentation is None else _augmenter(augmentation, light_from)
 
     @as_it_is
@@ -135,14 +133,10 @@ def untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.with_options(options)
 
 
-def _reader(
-    dataset: Dataset, targets: np.ndarray | None = None
-) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+def _reader(dataset: Dataset) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     shape, classes = dataset.images.shape[1:], len(dataset.classes)
 
     def gather(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if targets is not None:
-            return dataset.images[numbers], targets[numbers]
         return dataset.images[numbers], one_hot(dataset.labels[numbers], classes)
 
     @as_it_is

@@ -226,6 +226,7 @@ class Train(_Section):
     reduce_lr_factor: OpenFraction
     class_weights: Annotated[Float, Field(ge=0, le=1)]
     low_resolution: LowResolution
+    start_from: FixedModel | None
     distillation: Distillation
     augment: Augment
     light_epochs: Annotated[int, Field(ge=0)]
@@ -241,6 +242,11 @@ class Train(_Section):
                     f"{name} = {part} is more than epochs = {self.epochs}; lower it, or raise "
                     "epochs"
                 )
+        if self.distillation.teachers and self.low_resolution.epochs:
+            raise ValueError(
+                f"low_resolution.epochs = {self.low_resolution.epochs}: distillation.teachers see "
+                "the images of a training, and know them in full size alone; set it to 0"
+            )
         return self
 
 

@@ -138,6 +138,7 @@ def training_facts(
     teachers = " and ".join(recipe.distillation.teachers)
     share = _percent(recipe.distillation.weight)
     taught = f"{share} of each target from {teachers}, " if teachers else ""
+    begun = f"going on from {recipe.start_from}, " if recipe.start_from else ""
     return [
         (
             "network",
@@ -148,7 +149,7 @@ def training_facts(
             "training",
             f"{optimizer}, {rate}, batches of {recipe.batch_size}, weight decay "
             f"{recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}, {weighed}, "
-            f"{taught}augmentation: {', '.join(shaken) or 'none'}{lightly}",
+            f"{begun}{taught}augmentation: {', '.join(shaken) or 'none'}{lightly}",
         ),
         ("validation", held),
         (

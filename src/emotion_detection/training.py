@@ -33,6 +33,9 @@ WEIGHTS = "model.weights.h5"
 LogEpoch = Callable[[Mapping[str, float], int], None]
 """Called after every epoch with its figures and its number, from 1."""
 
+Teach = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""From images (N, H, W, C) uint8 and targets (N, classes) float32 to what is learnt of them."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -176,7 +179,7 @@ def fit(
     recipe: Recipe,
     seed: int,
     log_epoch: LogEpoch,
-    targets: np.ndarray | None = None,
+    teach: Teach | None = None,
     checkpoints: Checkpoints | None = None,
     log_kept: bool = False,
     first_epoch: int = 0,
@@ -184,8 +187,8 @@ def fit(
 ) -> pd.DataFrame:
     """Train `model` on rows `train` of `dataset` and return its history, a row an epoch.
 
-    What it learns of an image is its label, or its row of `targets` (rows of the dataset, classes)
-    float32; its accuracy is then that of their largest. It is validated by the labels.
+    What it learns of a batch are its labels, or what `teach` makes of them; accuracy, and all of
+    validation, are by the labels.
 
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, a training that was cut off goes on after its last finished epoch, and the
@@ -205,6 +208,9 @@ def fit(
         )
     steps = steps_per_epoch(len(train), recipe.batch_size)
     devices = model.distribute_strategy
+    if teach is not None:
+        with devices.scope():
+            model = _Taught(model, teach)
     replicas = devices.num_replicas_in_sync
     for images in (len(train), len(validation)):
         if images < steps_per_epoch(images, recipe.batch_size) * replicas:
@@ -251,7 +257,6 @@ def fit(
                         augmentation=recipe.augment,
                         light_from=recipe.epochs - recipe.light_epochs,
                         low_resolution=recipe.low_resolution,
-                        targets=targets,
                         first_epoch=first_epoch,
                         replicas=replicas,
                     ),
@@ -290,6 +295,26 @@ def fit(
             *(recipe.lr, last["epoch"], last["loss"], kept["epoch"]),
         )
     return history
+
+
+class _Taught(keras.Model):
+    """The network `model`, weights and all, whose loss in training is by what `teach` says."""
+
+    def __init__(self, model: keras.Model, teach: Teach) -> None:
+        super().__init__(model.input, model.output, name=model.name)
+        self._teach = teach
+
+    def compute_loss(
+        self,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        y_pred: tf.Tensor,
+        sample_weight: tf.Tensor | None = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """Give the mean loss of a batch, as Keras does."""
+        learnt = self._teach(x, y) if training else y
+        return super().compute_loss(x, learnt, y_pred, sample_weight, training)
 
 
 def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:

@@ -1,0 +1,113 @@
+"""Networks in MLflow that a training starts from, or learns from besides the labels."""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import tensorflow as tf
+
+from emotion_detection import tracking
+from emotion_detection.console import UserError, log
+from emotion_detection.dataset import Dataset
+from emotion_detection.network import as_trained
+from emotion_detection.training import Teach
+
+
+def start(
+    model: keras.Model, uri: str, *, dataset: Dataset, held_out: Mapping[str, object]
+) -> None:
+    """Give `model` the weights of the model in MLflow at `uri`.
+
+    `held_out` are the params that say which train images are for validation: who was trained with
+    others has seen them, which is warned of.
+
+    Raises:
+        UserError: if it cannot be loaded, is for other classes or images, is another network, or
+            was chosen on the test images.
+
+    """
+    key = f"train.start_from: {uri}"
+    weights = as_trained(_load(key, uri, dataset, held_out)).get_weights()
+    if [each.shape for each in weights] != [each.shape for each in model.get_weights()]:
+        raise UserError(
+            f"{key}: is another network than the one to train; set the params of network as it was "
+            "trained with, and tune.trials=0"
+        )
+    model.set_weights(weights)
+
+
+def teacher(
+    uris: Sequence[str],
+    weight: float,
+    *,
+    dataset: Dataset,
+    held_out: Mapping[str, object],
+    precision: str,
+) -> Teach:
+    """Give what the models in MLflow at `uris` make of a batch: knowledge distillation.
+
+    What is learnt of an image is the mean of their probabilities by `weight`, and its label by the
+    rest (arXiv 1503.02531). They see each image just as it is trained on, changed and mixed: that
+    is what makes a student come near to several teachers' mean (arXiv 2106.05237). `held_out` is
+    as for `start`, `precision` a Keras dtype policy.
+
+    Raises:
+        UserError: if one cannot be loaded, is for other classes or images, or was chosen on the
+            test images.
+
+    """
+    networks = [
+        as_trained(_load(f"train.distillation.teachers: {uri}", uri, dataset, held_out), precision)
+        for uri in uris
+    ]
+
+    def teach(images: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        said = tf.add_n([network(images, training=False) for network in networks])
+        return (1 - weight) * targets + weight * said / len(networks)
+
+    return teach
+
+
+def _load(key: str, uri: str, dataset: Dataset, held_out: Mapping[str, object]) -> keras.Model:
+    """Load a network that has not seen what this training is scored by; `key` names it."""
+    try:
+        model, classes = tracking.load_network(uri)
+    except UserError as error:
+        raise UserError(f"{key.partition(':')[0]}: {error}") from error
+    origin = tracking.origin(uri)
+    if origin.dataset_digest is None:
+        raise UserError(
+            f"{key}: its run is not in MLflow, so that nobody knows if it has seen the test "
+            "images; take another"
+        )
+    if origin.leaking:
+        raise UserError(
+            f"{key}: was chosen on the test images, and who learns from it scores too well; take "
+            "one that was trained with split.validation = holdout"
+        )
+    if origin.dataset_digest != dataset.digest:
+        log.warning(
+            "%s learnt from other data, %s: it may know little of %s, and if it has seen test "
+            "images of it, the scores are too good",
+            uri,
+            origin.dataset,
+            dataset.source,
+        )
+    elif any(origin.params.get(name) != str(value) for name, value in held_out.items()):
+        log.warning(
+            "%s was trained with other %s: it has seen images that are for validation now, and "
+            "val_accuracy is too good",
+            uri,
+            ", ".join(held_out),
+        )
+    if model.input_shape[1:] != dataset.images.shape[1:]:
+        raise UserError(
+            f"{key}: takes images of {model.input_shape[1:]}, and those of {dataset.source} are "
+            f"{dataset.images.shape[1:]}; take another, or set ingest.image_size and "
+            "ingest.color_mode as it was trained with"
+        )
+    if classes != dataset.classes or model.output_shape[-1] != len(classes):
+        raise UserError(
+            f"{key}: tells {', '.join(classes)} apart, and {dataset.source} has "
+            f"{', '.join(dataset.classes)}"
+        )
+    return model
