@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ TOY_CLASSES = ("angry", "happy", "sad")
 TOY_SIDE = 16
 LONGEST = ("pipeline", "training", "outages", "other_sets", "scaling", "reliability", "devices")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+# A shell's job in the background ignores Ctrl-C, and so would whatever a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
