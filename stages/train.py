@@ -91,9 +91,10 @@ def main() -> None:
         )
     held_out = {"seed": values.seed, **{f"split.{k}": v for k, v in values.split}}
     taught = " and ".join(settings.distillation.teachers)
+    checkpoints = training.Checkpoints(state)
     teach = None
     with training.strategy().scope():
-        if settings.start_from:
+        if settings.start_from and not checkpoints.begun():
             pretrained.start(model, settings.start_from, dataset=dataset, held_out=held_out)
         if taught:
             teach = pretrained.teacher(
@@ -131,7 +132,7 @@ def main() -> None:
             seed=values.seed,
             log_epoch=tracking.log_epoch,
             teach=teach,
-            checkpoints=training.Checkpoints(state),
+            checkpoints=checkpoints,
             # It may have been deleted, or the store be another.
             log_kept=run_id != begun,
         )

@@ -343,7 +343,12 @@ def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) ->
 
 
 def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
-    project.set_params({"train": {"epochs": 20, "early_stopping_patience": None}})
+    client = mlflow.MlflowClient(project.tracking_uri)
+    first = client.get_model_version("emotion-detection", "1")
+    client.create_registered_model("begun")
+    client.create_model_version("begun", first.source, first.run_id)
+    settings = {"epochs": 20, "early_stopping_patience": None, "start_from": "models:/begun/1"}
+    project.set_params({"train": settings})
     runs_before = {run.info.run_id for run in project.runs("train")}
     state = project.root / "models" / ".train"
     repro = subprocess.Popen(
@@ -366,13 +371,14 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
         "dvc", "repro", "train"
     )
     project.set_params({"train": {"epochs": 20}})
+    # Its weights are in the checkpoint.
+    client.delete_registered_model("begun")
     assert "going on after epoch" in project.run("dvc", "repro", "train")
     history = pd.read_csv(project.root / "reports/train/history.csv")
     assert history["epoch"].tolist() == list(range(1, 21))
     one_epoch, run = (run for run in project.runs("train") if run.info.run_id not in runs_before)
     assert one_epoch.data.params["train.epochs"] == "1"
     assert run.info.status == "FINISHED"
-    client = mlflow.MlflowClient(project.tracking_uri)
     experiment = [run.info.experiment_id]
     assert not client.search_runs(experiment, "attributes.status = 'RUNNING'")
     assert len(run.data.tags["weights.digest"]) == 64

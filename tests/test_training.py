@@ -234,8 +234,10 @@ def test_a_training_that_was_cut_off_ends_as_an_unbroken_one(
 
     for after in afters:
         state = tmp_path / f"cut after {after}"
+        assert not Checkpoints(state).begun()
         with pytest.raises(CutOffError):
             trainer(recipe, checkpoints=state, log_epoch=cut_at(after + 1))
+        assert Checkpoints(state).begun()
         seen: Logged = []
         history = trainer(recipe, checkpoints=state, log_epoch=noting(seen))
         assert [epoch for epoch, _ in seen] == list(range(after + 1, len(unbroken) + 1))

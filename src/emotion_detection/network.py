@@ -443,13 +443,18 @@ def export(
     return keras.Model(inputs, outputs, name="emotion_network_of_views")
 
 
+def without_views(saved: keras.Model) -> keras.Model:
+    """Give the part of what `export` made that is applied to each view of an image."""
+    inner = [layer for layer in saved.layers if isinstance(layer, keras.Model)]
+    return inner[0] if inner else saved
+
+
 def as_trained(saved: keras.Model, precision: str = "float32") -> keras.Model:
     """Give the network that `export` made `saved` of, without its views, as quick as it trained.
 
     It takes images of one size, (N, H, W, C) uint8, and gives (N, classes) float32.
     """
-    inner = [layer for layer in saved.layers if isinstance(layer, keras.Model)]
-    plain = inner[0] if inner else saved
+    plain = without_views(saved)
 
     def quick(layer: keras.layers.Layer) -> keras.layers.Layer:
         if layer is plain.layers[-1]:
@@ -467,6 +472,7 @@ def _softened(images: Any, sigma: float) -> Any:
     """Give `images` (N, H, W, C) uint8 blurred by a Gaussian of `sigma` pixels, in float32."""
     reach = math.ceil(3 * sigma)
     weights = [math.exp(-0.5 * (step / sigma) ** 2) for step in range(-reach, reach + 1)]
+    total = sum(weights)
     x = keras.ops.cast(images, "float32")
     for axis in (1, 2):
         length = x.shape[axis]
@@ -474,7 +480,7 @@ def _softened(images: Any, sigma: float) -> Any:
         wider = keras.ops.pad(x, around, mode="symmetric")
         before = (slice(None),) * axis
         x = sum(
-            weight / sum(weights) * wider[(*before, slice(start, start + length))]
+            weight / total * wider[(*before, slice(start, start + length))]
             for start, weight in enumerate(weights)
         )
     return x

@@ -8,7 +8,7 @@ import tensorflow as tf
 from emotion_detection import tracking
 from emotion_detection.console import UserError, log
 from emotion_detection.dataset import Dataset
-from emotion_detection.network import as_trained
+from emotion_detection.network import as_trained, without_views
 from emotion_detection.training import Teach
 
 
@@ -26,7 +26,7 @@ def start(
 
     """
     key = f"train.start_from: {uri}"
-    weights = as_trained(_load(key, uri, dataset, held_out)).get_weights()
+    weights = without_views(_load(key, uri, dataset, held_out)).get_weights()
     if [each.shape for each in weights] != [each.shape for each in model.get_weights()]:
         raise UserError(
             f"{key}: is another network than the one to train; set the params of network as it was "

@@ -119,6 +119,10 @@ class Checkpoints:
         """Keep them in `folder`; the caller names it after all that the training depends on."""
         self._folder = folder
 
+    def begun(self) -> bool:
+        """Say if there is an epoch to go on from."""
+        return bool(self._epochs())
+
     def resume(self, model: keras.Model) -> tuple[list[dict[str, float]], bool]:
         """Put the compiled `model` where the last epoch left it; give the history and if it ended.
 
