@@ -1,5 +1,6 @@
 """What this machine computes quickly."""
 
+import functools
 import platform
 from pathlib import Path
 
@@ -28,10 +29,11 @@ def has_amx() -> bool:
     return "amx_bf16" in _processor_flags() and not tf.config.list_physical_devices("GPU")
 
 
-def _processor_flags() -> set[str]:
+@functools.cache
+def _processor_flags() -> frozenset[str]:
     if platform.system() != "Linux":
-        return set()
+        return frozenset()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("flags"):
-            return set(line.split())
-    return set()
+            return frozenset(line.split())
+    return frozenset()
