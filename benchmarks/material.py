@@ -25,6 +25,7 @@ NOTEBOOK = Architecture(
     average_flips=False,
     average_shifts=0,
     soften=0.0,
+    members=1,
 )
 """The notebook's last network."""
 TRANSFORMS = {

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from emotion_detection import (
     figures,
@@ -186,7 +186,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
             tracking.save_run_id(folder / layout.RUN_FILE, run_id)
         found = search.search(
             space=settings.space,
-            baseline=baseline,
+            baseline=replace(baseline, members=1),
             oracle=settings.oracle,
             trials=settings.trials,
             epochs=settings.epochs,
@@ -202,6 +202,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
         if found is None:
             return
         chosen, trials = found
+        chosen = replace(chosen, members=baseline.members)
         metrics = {
             "tune/trials": len(trials),
             "tune/failed": int((trials["status"] != "COMPLETED").sum()),

@@ -134,6 +134,7 @@ def architecture() -> Callable[..., Architecture]:
         average_flips: bool = False,
         average_shifts: int = 0,
         soften: float = 0.0,
+        members: int = 1,
     ) -> Architecture:
         return Architecture(
             family=family,
@@ -148,6 +149,7 @@ def architecture() -> Callable[..., Architecture]:
             average_flips=average_flips,
             average_shifts=average_shifts,
             soften=soften,
+            members=members,
         )
 
     return make

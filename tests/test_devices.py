@@ -28,7 +28,7 @@ from emotion_detection.network import Architecture, FusedBatchNormalization, bui
 
 dataset = Dataset.open(Path(sys.argv[1]))
 rows = split(dataset, validation="holdout", fraction=0.2, seed=0)
-network = Architecture("notebook", (8,), (3,), 2, (), False, 0.2, 0.2, 0.8, False, 0, 0)
+network = Architecture("notebook", (8,), (3,), 2, (), False, 0.2, 0.2, 0.8, False, 0, 0, 1)
 # Devices drop values of their own.
 still = replace(network, conv_dropout=0.0, dense_dropout=0.0)
 answers = {}

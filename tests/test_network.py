@@ -20,8 +20,11 @@ from emotion_detection.network import (
     FewBitsDropout,
     FewPixelsConv2D,
     FusedBatchNormalization,
+    as_trained,
     build,
     export,
+    leaves,
+    members,
 )
 
 Make = Callable[..., Architecture]
@@ -38,6 +41,7 @@ NOTEBOOK = Architecture(
     average_flips=False,
     average_shifts=0,
     soften=0.0,
+    members=1,
 )
 
 
@@ -215,6 +219,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{"kernel": 5, "convolutions": (1, 3)},
     },
     "depthwise": {"family": "depthwise", "squeeze_excitation": True},
+    "members": {"family": "plain", "dense_units": (), "members": 2},
 }
 FAMILIES = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -224,7 +229,7 @@ def test_the_fast_network_is_the_plain_one(architecture: Make, options: dict[str
     chosen = architecture((4, 8), **{"dense_units": (8, 4), "dropout": 0.3, **options})
     fast, plain = small(chosen, fast=True), small(chosen, fast=False)
     assert same_weights(fast, plain)
-    assert [layer.name for layer in fast.layers] == [layer.name for layer in plain.layers]
+    assert [layer.name for layer in leaves(fast)] == [layer.name for layer in leaves(plain)]
     np.testing.assert_allclose(fast(noise(6)), plain(noise(6)), rtol=1e-5, atol=1e-6)
 
 
@@ -312,8 +317,9 @@ def test_a_trained_network_is_saved_as_plain_keras(architecture: Make, tmp_path:
         model.fit(noise(32), np.arange(32) % 3, batch_size=8, epochs=2, verbose=0)
         plain = export(model, chosen)
 
-        assert {layer.dtype_policy.name for layer in plain.layers[1:]} == {"float32"}, name
-        assert not any(isinstance(layer, fast) for layer in plain.layers), name
+        layers = [each for each in leaves(plain) if not isinstance(each, keras.layers.InputLayer)]
+        assert {layer.dtype_policy.name for layer in layers} == {"float32"}, name
+        assert not any(isinstance(layer, fast) for layer in layers), name
         assert same_weights(plain, model), name
         outputs = expected[name] = plain.predict(images, verbose=0)
         np.testing.assert_allclose(outputs, model.predict(images, verbose=0), atol=0.05)
@@ -326,6 +332,38 @@ def test_a_trained_network_is_saved_as_plain_keras(architecture: Make, tmp_path:
     for name, outputs in expected.items():
         found = np.load(tmp_path / f"{name}.npy")
         np.testing.assert_allclose(found, outputs, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_members_begin_as_networks_of_the_next_seeds_and_give_their_mean(
+    architecture: Make,
+) -> None:
+    together = small(architecture(members=3), seed=4)
+    alone = [small(architecture(), seed=seed) for seed in (4, 5, 6)]
+    images = noise(6)
+    for found, one in zip(members(together), alone, strict=True):
+        said = keras.Model(together.input, found)(images)
+        np.testing.assert_allclose(said, one(images), rtol=1e-5, atol=1e-6)
+    mean = np.mean([one(images) for one in alone], axis=0)
+    np.testing.assert_allclose(together(images), mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("average_flips", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_saved_network_is_as_it_was_trained(
+    architecture: Make, count: int, average_flips: bool
+) -> None:
+    chosen = architecture(family="plain", members=count, average_flips=average_flips)
+    model = small(chosen)
+    found = as_trained(export(model, chosen), "mixed_bfloat16")
+    assert same_weights(found, model)
+    said = found(noise(6))
+    assert said.dtype == "float32"
+    np.testing.assert_allclose(said, model(noise(6)), atol=0.02)
+    kinds = {type(layer) for layer in leaves(found)}
+    assert FusedBatchNormalization in kinds
+    assert keras.layers.BatchNormalization not in kinds
+    probabilities = [layer for layer in leaves(found) if layer.name == "probabilities"]
+    assert [layer.dtype_policy.name for layer in probabilities] == ["float32"] * count
 
 
 @FAMILIES
@@ -418,7 +456,7 @@ def test_shifts_beyond_the_images_are_refused_before_training(architecture: Make
 def operations_of(model: keras.Model) -> float:
     """Count two operations for each weight of a kernel, everywhere that it is applied."""
     operations = 0
-    for layer in model.layers:
+    for layer in leaves(model):
         if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
             _, height, width, _ = layer.output.shape
             operations += 2 * height * width * int(np.prod(layer.kernel.shape))
@@ -440,6 +478,7 @@ def test_the_cost_of_a_network_is_that_of_its_layers(
         architecture((4, 9), (), family="plain", convolutions=(1, 3), squeeze_excitation=True),
         architecture((4, 9), (), family="residual", convolutions=(1, 5), squeeze_excitation=True),
         architecture((4, 9), (), family="depthwise", convolutions=3),
+        architecture((3,), (5,), members=3),
     ):
         model = build(chosen, image_shape=image_shape, classes=4)
         assert chosen.forward_gflops(image_shape, 4) == pytest.approx(operations_of(model))

@@ -38,6 +38,7 @@ def network(architecture: Any, **options: Any) -> keras.Model:
         {"family": "plain", "average_flips": True, "average_shifts": 2, "soften": 0.5},
         {"family": "residual", "squeeze_excitation": True, "average_flips": True},
         {"family": "depthwise"},
+        {"family": "plain", "average_flips": True, "members": 2},
     ],
 )
 def test_it_answers_as_keras_for_any_number_of_images(

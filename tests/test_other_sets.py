@@ -27,7 +27,7 @@ DIGITS: dict[str, dict[str, object]] = {
 }
 PHOTOS: dict[str, dict[str, object]] = {
     "ingest": {"source": "photos", "image_size": [24, 36], "color_mode": "rgb"},
-    "network": {"filters": [16, 32], "kernel_sizes": [3, 3]},
+    "network": {"filters": [16, 32], "kernel_sizes": [3, 3], "members": 2},
     "tune": {
         "trials": 1,
         "epochs": 1,
@@ -108,6 +108,16 @@ def test_colour_images_that_are_not_square(photos: Project) -> None:
     assert isinstance(accuracy, float)
     assert accuracy > 0.4  # chance: 0.2
     assert "36×24 pixels (rgb), one thing each" in read(photos, "model_card.md")
+
+
+def test_two_members_are_trained_of_what_a_search_found(photos: Project) -> None:
+    assert photos.json("models/hyperparameters.json")["members"] == 2
+    (train,), (trial,) = photos.runs("train"), photos.runs("trial")
+    assert train.data.params["network.members"] == "2"
+    parameters = int(train.data.params["parameters"])
+    assert parameters == 2 * int(trial.data.params["parameters"])
+    said = f"{parameters:,} parameters: 2 members, each with convolutions of "
+    assert said in read(photos, "model_card.md")
 
 
 @pytest.mark.parametrize("name", ["report.html", "model_card.md"])

@@ -242,6 +242,18 @@ def test_the_training_is_told_in_words() -> None:
     assert facts["validation"].startswith("15.0\u00a0% of train")
     assert facts["epoch"].startswith("9 of 12, ")
 
+    images = keras.Input((8, 8, 1))
+    twice = keras.Model(
+        images, keras.layers.Average()([model(images), keras.models.clone_model(model)(images)])
+    )
+    network = PARAMS.network.model_copy(update={"members": 2})
+    facts = dict(
+        report.training_facts(twice, PARAMS.model_copy(update={"network": network}), trained)
+    )
+    assert facts["network"] == (
+        "660 parameters: 2 members, each with convolutions of 4 filters, dense layers of 2 units"
+    )
+
     none = PARAMS.train.augment.model_copy(
         update=dict.fromkeys(PARAMS.train.augment.model_dump(exclude={"fill_mode"}), 0)
     )

@@ -49,13 +49,15 @@ def silent(figures: Mapping[str, float], epoch: int) -> None:
 class Trainer:
     """Trains fresh copies of one small network on the toy set."""
 
-    def __init__(self, toy: Dataset, rows: Split, architecture: Architecture) -> None:
+    def __init__(
+        self, toy: Dataset, rows: Split, architecture: Architecture, seed: int = 0
+    ) -> None:
         self.toy, self.rows = toy, rows
-        self._architecture = architecture
+        self._architecture, self._seed = architecture, seed
         self.model: keras.Model
 
     def fresh(self) -> keras.Model:
-        return build(self._architecture, image_shape=(16, 16, 3), classes=3, seed=0)
+        return build(self._architecture, image_shape=(16, 16, 3), classes=3, seed=self._seed)
 
     def __call__(
         self,
@@ -193,12 +195,13 @@ def noting(seen: Logged) -> training.LogEpoch:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "afters"),
+    ("recipe", "afters", "count"),
     [
         # Dropout's random state, Adam's moments and both counters have to survive.
         (
             replace(RECIPE, lr=5e-2, epochs=9, early_stopping_patience=4, reduce_lr_patience=1),
             (1, 4),
+            1,
         ),
         # So have the place in the cycle and the averaged weights.
         (
@@ -212,10 +215,12 @@ def noting(seen: Logged) -> training.LogEpoch:
                 label_smoothing=0.1,
             ),
             (2,),
+            1,
         ),
         (
             replace(RECIPE, epochs=4, optimizer="sgd", schedule="one_cycle", average_window=0.2),
             (2,),
+            2,
         ),
     ],
 )
@@ -226,9 +231,10 @@ def test_a_training_that_was_cut_off_ends_as_an_unbroken_one(
     tmp_path: Path,
     recipe: Recipe,
     afters: tuple[int, ...],
+    count: int,
 ) -> None:
     recipe = replace(recipe, augment=SHAKEN, light_epochs=1)
-    trainer = Trainer(toy, rows, architecture(dropout=0.3))
+    trainer = Trainer(toy, rows, architecture(dropout=0.3, members=count))
     unbroken = trainer(recipe, checkpoints=tmp_path / "unbroken")
     weights = trainer.model.get_weights()
 
@@ -246,6 +252,28 @@ def test_a_training_that_was_cut_off_ends_as_an_unbroken_one(
         )
         for mine, its in zip(trainer.model.get_weights(), weights, strict=True):
             np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_members_learn_as_they_would_alone(
+    toy: Dataset, rows: Split, architecture: Make, optimizer: str
+) -> None:
+    recipe = replace(RECIPE, epochs=2, optimizer=optimizer, average_window=0.2, class_weights=1.0)
+    together = Trainer(toy, rows, architecture(dropout=0.3, members=2))
+    history = together(recipe)
+    losses, said = [], []
+    for seed, member in enumerate(together.model.layers[1:-1]):
+        alone = Trainer(toy, rows, architecture(dropout=0.3), seed=seed)
+        losses.append(alone(recipe)["loss"])
+        for mine, its in zip(member.get_weights(), alone.model.get_weights(), strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
+        said.append(predict(alone.model, toy, rows.validation, 18))
+    np.testing.assert_allclose(history["loss"], np.mean(losses, axis=0), rtol=1e-3)
+    labels = toy.labels[rows.validation]
+    mean = np.mean(said, axis=0)
+    assert history["val_accuracy"].iloc[-1] == pytest.approx((mean.argmax(1) == labels).mean())
+    loss = -np.log(mean[np.arange(len(labels)), labels]).mean()
+    assert history["val_loss"].iloc[-1] == pytest.approx(loss, rel=1e-3)
 
 
 def test_a_training_that_had_ended_is_not_gone_on_with(trainer: Trainer, tmp_path: Path) -> None:
@@ -454,7 +482,7 @@ from emotion_detection.network import Architecture, build, export
 dataset = Dataset.open(Path(sys.argv[1]))
 rows = split(dataset, validation="holdout", fraction=0.2, seed=0)
 training.be_deterministic(3)
-network = Architecture("residual", (8, 8), (3, 3), 2, (8,), True, 0.2, 0.2, 0.8, False, 0, 0)
+network = Architecture("residual", (8, 8), (3, 3), 2, (8,), True, 0.2, 0.2, 0.8, False, 0, 0, 1)
 model = build(network, image_shape=(16, 16, 3), classes=3)
 recipe = training.Recipe(lr=1e-2, batch_size=12, epochs=2, early_stopping_patience=None)
 training.fit(

@@ -48,6 +48,7 @@ BASELINE = Architecture(
     average_flips=False,
     average_shifts=0,
     soften=0.0,
+    members=1,
 )
 TRIALS = 6
 

@@ -41,6 +41,8 @@ class Architecture:
     many pixels to each of its four corners. Before all that it blurs the image by a Gaussian of
     `soften` pixels, its standard deviation: what it learnt from was blurred where it was turned and
     zoomed (that images look different in training and in use costs accuracy: arXiv 1906.06423).
+    `members` are so many networks of this kind in one, which begin with other weights, learn each
+    by itself from the same batches, and whose mean is the answer (arXiv 1612.01474).
     """
 
     family: Family
@@ -55,6 +57,7 @@ class Architecture:
     average_flips: bool
     average_shifts: int
     soften: float
+    members: int
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raise `UserError` where an image (H, W, C) is too small to be halved or shifted so."""
@@ -109,7 +112,7 @@ class Architecture:
         for units in (*self.dense_units, classes):
             operations += 2 * units_before * units
             units_before = units
-        return operations / 1e9
+        return self.members * operations / 1e9
 
 
 def _squeezed(filters: int) -> int:
@@ -249,7 +252,8 @@ def build(
 
     Images are 0 to 255, the outputs float32 probabilities. `precision` is a Keras dtype policy;
     with `fast` false every layer is Keras's own. With `smallest` (H, W) the network takes images of
-    any size from that on. `seed` fixes the initial weights and the dropout masks.
+    any size from that on. `seed` fixes the initial weights and the dropout masks; a second member
+    has those of the next seed.
 
     Raises:
         UserError: if the images are too small for the network, or its family takes one size alone.
@@ -261,10 +265,39 @@ def build(
             "train.low_resolution.epochs: a network of the family notebook takes images of one "
             "size alone; set it to 0, or take another family"
         )
-    layers = _Layers(precision, fast, seed)
     shape = image_shape if smallest is None else (None, None, image_shape[2])
-    inputs = x = keras.Input(shape, dtype=pixels, name="images")
-    x = keras.layers.Rescaling(1 / 255, dtype=precision, name="rescaling")(x)
+
+    def member(number: int, name: str) -> keras.Model:
+        layers = _Layers(precision, fast, None if seed is None else seed + number)
+        inputs = keras.Input(shape, dtype=pixels, name="images")
+        outputs = _probabilities(inputs, architecture, layers, image_shape, classes, precision)
+        return keras.Model(inputs, outputs, name=name)
+
+    name = "emotion_network"
+    if architecture.members == 1:
+        return member(0, name)
+    inputs = keras.Input(shape, dtype=pixels, name="images")
+    said = [member(each, f"member{each + 1}")(inputs) for each in range(architecture.members)]
+    outputs = keras.layers.Average(dtype="float32", name="average_of_members")(said)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def members(model: keras.Model) -> list[keras.KerasTensor]:
+    """Give what each member of what `build` made answers, (N, classes) float32 each."""
+    last = model.layers[-1]
+    return list(last.input) if isinstance(last, keras.layers.Average) else [model.output]
+
+
+def _probabilities(
+    images: Any,
+    architecture: Architecture,
+    layers: "_Layers",
+    image_shape: tuple[int, int, int],
+    classes: int,
+    precision: str,
+) -> Any:
+    """Add the layers of one member to `images`."""
+    x = keras.layers.Rescaling(1 / 255, dtype=precision, name="rescaling")(images)
     for block, (filters, kernel, convolutions) in enumerate(architecture.blocks(), start=1):
         names = [f"block{block}{letter}" for letter in ascii_lowercase[:convolutions]]
         layers.pixels = (image_shape[0] >> (block - 1)) * (image_shape[1] >> (block - 1))
@@ -289,14 +322,13 @@ def build(
     if not architecture.dense_units:
         x = layers.dropout(architecture.dense_dropout, "average_drop")(x)
     # Probabilities and the loss are kept in float32: bfloat16 has 8 bits of precision.
-    outputs = keras.layers.Dense(
+    return keras.layers.Dense(
         classes,
         activation="softmax",
         kernel_initializer=keras.initializers.GlorotUniform(layers.seed()),
         dtype="float32",
         name="probabilities",
     )(x)
-    return keras.Model(inputs, outputs, name="emotion_network")
 
 
 class _Layers:
@@ -445,8 +477,22 @@ def export(
 
 def without_views(saved: keras.Model) -> keras.Model:
     """Give the part of what `export` made that is applied to each view of an image."""
-    inner = [layer for layer in saved.layers if isinstance(layer, keras.Model)]
-    return inner[0] if inner else saved
+    inner = _inner(saved)
+    # Several are members, and no views.
+    return inner[0] if len(inner) == 1 else saved
+
+
+def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Give the layers of `model` and of the models in it, one after the other."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from leaves(layer)
+        else:
+            yield layer
+
+
+def _inner(model: keras.Model) -> list[keras.Model]:
+    return [layer for layer in model.layers if isinstance(layer, keras.Model)]
 
 
 def as_trained(saved: keras.Model, precision: str = "float32") -> keras.Model:
@@ -455,15 +501,16 @@ def as_trained(saved: keras.Model, precision: str = "float32") -> keras.Model:
     It takes images of one size, (N, H, W, C) uint8, and gives (N, classes) float32.
     """
     plain = without_views(saved)
+    last = [model.layers[-1] for model in (plain, *_inner(plain))]
 
     def quick(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if layer is plain.layers[-1]:
+        if any(layer is each for each in last):
             return type(layer).from_config(layer.get_config())
         normalizes = isinstance(layer, keras.layers.BatchNormalization)
         kind = FusedBatchNormalization if normalizes else type(layer)
         return kind.from_config(layer.get_config() | {"dtype": precision})
 
-    network = keras.models.clone_model(plain, clone_function=quick)
+    network = keras.models.clone_model(plain, clone_function=quick, recursive=True)
     network.set_weights(plain.get_weights())
     return network
 

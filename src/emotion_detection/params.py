@@ -124,6 +124,7 @@ class Network(_Section):
     average_flips: bool
     average_shifts: Annotated[int, Field(ge=0, le=32)]
     soften: Annotated[Float, Field(ge=0, le=2)]
+    members: Count
 
     @model_validator(mode="after")
     def _one_entry_a_block(self) -> Self:

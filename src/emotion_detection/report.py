@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from emotion_detection.champion import Verdict
 from emotion_detection.dataset import Dataset, are_emotions
 from emotion_detection.evaluation import Estimate, Evaluation
 from emotion_detection.files import whole
+from emotion_detection.network import leaves
 from emotion_detection.params import Params
 from emotion_detection.robustness import mean_accuracy
 
@@ -103,11 +104,13 @@ def training_facts(
     `trained` are train's metrics: epochs, best_epoch and val_accuracy.
     """
     recipe, split = values.train, values.split
-    layers = list(_layers(model))
+    layers = list(leaves(model))
     convolutions = [
         str(layer.filters) for layer in layers if isinstance(layer, keras.layers.Conv2D)
     ]
     dense = [str(layer.units) for layer in layers if isinstance(layer, keras.layers.Dense)]
+    members = values.network.members
+    together = f"{members} members, each with " if members > 1 else ""
     rate = (
         f"one cycle up to a learning rate of {recipe.lr:g}"
         if recipe.schedule == "one_cycle"
@@ -142,8 +145,9 @@ def training_facts(
     return [
         (
             "network",
-            f"{model.count_params():,} parameters: convolutions of {', '.join(convolutions)} "
-            f"filters, dense layers of {', '.join(dense)} units",
+            f"{model.count_params():,} parameters: {together}convolutions of "
+            f"{', '.join(convolutions[: len(convolutions) // members])} filters, dense layers of "
+            f"{', '.join(dense[: len(dense) // members])} units",
         ),
         (
             "training",
@@ -158,14 +162,6 @@ def training_facts(
             f"accuracy ({_percent(trained['val_accuracy'])})",
         ),
     ]
-
-
-def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer)
-        else:
-            yield layer
 
 
 def limits(classes: Sequence[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from emotion_detection.inputs import (
     steps_per_epoch,
     training_batches,
 )
+from emotion_detection.network import members
 from emotion_detection.params import Augment, LowResolution
 
 WEIGHTS = "model.weights.h5"
@@ -212,9 +213,9 @@ def fit(
         )
     steps = steps_per_epoch(len(train), recipe.batch_size)
     devices = model.distribute_strategy
-    if teach is not None:
+    if teach is not None or len(members(model)) > 1:
         with devices.scope():
-            model = _Taught(model, teach)
+            model = _Learner(model, teach)
     replicas = devices.num_replicas_in_sync
     for images in (len(train), len(validation)):
         if images < steps_per_epoch(images, recipe.batch_size) * replicas:
@@ -301,24 +302,43 @@ def fit(
     return history
 
 
-class _Taught(keras.Model):
-    """The network `model`, weights and all, whose loss in training is by what `teach` says."""
+class _Learner(keras.Model):
+    """The network `model`, weights and all, whose members learn what `teach` says, or the labels.
 
-    def __init__(self, model: keras.Model, teach: Teach) -> None:
-        super().__init__(model.input, model.output, name=model.name)
+    It gives what they say together, and what each says.
+    """
+
+    def __init__(self, model: keras.Model, teach: Teach | None) -> None:
+        super().__init__(model.input, [model.output, *members(model)], name=model.name)
         self._teach = teach
 
     def compute_loss(
         self,
         x: tf.Tensor,
         y: tf.Tensor,
-        y_pred: tf.Tensor,
+        y_pred: Sequence[tf.Tensor],
         sample_weight: tf.Tensor | None = None,
         training: bool = True,
     ) -> tf.Tensor:
-        """Give the mean loss of a batch, as Keras does."""
-        learnt = self._teach(x, y) if training else y
-        return super().compute_loss(x, learnt, y_pred, sample_weight, training)
+        """Give the mean loss of a batch: of the members in training, else of all together."""
+        together, *each = y_pred
+        loss = super().compute_loss
+        if not training:
+            return loss(x, y, together, sample_weight, training)
+        learnt = y if self._teach is None else self._teach(x, y)
+        total = tf.add_n([loss(x, learnt, said, sample_weight, training) for said in each])
+        # A member gets the gradient that it would get alone.
+        return total + tf.stop_gradient(total / len(each) - total)
+
+    def compute_metrics(
+        self,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        y_pred: Sequence[tf.Tensor],
+        sample_weight: tf.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Give the metrics of what the members say together."""
+        return super().compute_metrics(x, y, y_pred[0], sample_weight)
 
 
 def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
