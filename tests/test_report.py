@@ -242,10 +242,9 @@ def test_the_training_is_told_in_words() -> None:
     assert facts["validation"].startswith("15.0\u00a0% of train")
     assert facts["epoch"].startswith("9 of 12, ")
 
+    other = keras.Sequential.from_config(model.get_config() | {"name": "other"})
     images = keras.Input((8, 8, 1))
-    twice = keras.Model(
-        images, keras.layers.Average()([model(images), keras.models.clone_model(model)(images)])
-    )
+    twice = keras.Model(images, keras.layers.Average()([model(images), other(images)]))
     network = PARAMS.network.model_copy(update={"members": 2})
     facts = dict(
         report.training_facts(twice, PARAMS.model_copy(update={"network": network}), trained)
