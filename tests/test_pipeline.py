@@ -346,7 +346,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     client = mlflow.MlflowClient(project.tracking_uri)
     first = client.get_model_version("emotion-detection", "1")
     client.create_registered_model("begun")
-    client.create_model_version("begun", first.source, first.run_id)
+    client.create_model_version("begun", "models:/emotion-detection/1", first.run_id)
     settings = {"epochs": 20, "early_stopping_patience": None, "start_from": "models:/begun/1"}
     project.set_params({"train": settings})
     runs_before = {run.info.run_id for run in project.runs("train")}
