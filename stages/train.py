@@ -1,7 +1,9 @@
 """Train the network that tune chose, and track it."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
+
+import keras
 
 from emotion_detection import (
     augment,
@@ -35,7 +37,7 @@ def main() -> None:
     values = params.load()
     settings = values.train
     recipe = training.Recipe(
-        **{k: v for k, v in settings if k not in ("start_from", "distillation")}
+        **{k: v for k, v in settings if k not in ("start_from", "members_from", "distillation")}
     )
     architecture = load_hyperparameters(layout.HYPERPARAMETERS)
     dataset = Dataset.open(layout.DATASET)
@@ -43,26 +45,6 @@ def main() -> None:
     precision, why = hardware.resolve_precision(values.precision)
     if values.deterministic:
         training.be_deterministic(values.seed)
-    with training.strategy().scope():
-        model = build(
-            architecture,
-            image_shape=dataset.images.shape[1:],
-            classes=len(dataset.classes),
-            precision=precision,
-            smallest=recipe.smallest(dataset.images.shape[1:3]),
-            seed=values.seed,
-        )
-    log.info(
-        "training %s parameters on %s images, validating on %s, batches of %d; %s (%s)",
-        f"{model.count_params():,}",
-        f"{len(rows.train):,}",
-        f"{len(rows.validation):,}",
-        settings.batch_size,
-        precision,
-        why,
-    )
-    if rows.leaking:
-        log.warning("split.validation = test: the epoch is chosen on the test images, which leaks")
     made_of = {
         "seed": values.seed,
         "precision": precision,
@@ -70,7 +52,6 @@ def main() -> None:
         "split": values.split.model_dump(),
         "train": settings.model_dump(),
         "network": asdict(architecture),
-        "parameters": model.count_params(),
     }
     state = layout.TRAIN_STATE / fingerprint(
         {"dataset": dataset.digest, **made_of},
@@ -90,10 +71,29 @@ def main() -> None:
             layout.TRAIN_STATE,
         )
     held_out = {"seed": values.seed, **{f"split.{k}": v for k, v in values.split}}
+    first = " and ".join(settings.members_from)
     taught = " and ".join(settings.distillation.teachers)
     checkpoints = training.Checkpoints(state)
+    given: list[keras.Model] = []
     teach = None
     with training.strategy().scope():
+        if settings.members_from:
+            given = pretrained.members(
+                settings.members_from,
+                architecture,
+                dataset=dataset,
+                held_out=held_out,
+                precision=precision,
+            )
+        model = build(
+            replace(architecture, members=architecture.members - len(given)),
+            image_shape=dataset.images.shape[1:],
+            classes=len(dataset.classes),
+            precision=precision,
+            smallest=recipe.smallest(dataset.images.shape[1:3]),
+            # Where all are trained at once, each begins with a seed of its own, too.
+            seed=values.seed + len(given),
+        )
         if settings.start_from and not checkpoints.begun():
             pretrained.start(model, settings.start_from, dataset=dataset, held_out=held_out)
         if taught:
@@ -104,12 +104,25 @@ def main() -> None:
                 held_out=held_out,
                 precision=precision,
             )
+    log.info(
+        "training %s parameters on %s images, validating on %s, batches of %d; %s (%s)",
+        f"{model.count_params():,}",
+        f"{len(rows.train):,}",
+        f"{len(rows.validation):,}",
+        settings.batch_size,
+        precision,
+        why,
+    )
+    if rows.leaking:
+        log.warning("split.validation = test: the epoch is chosen on the test images, which leaks")
+    parameters = sum(each.count_params() for each in (*given, model))
     begun = tracking.load_run_id(state / layout.RUN_FILE)
     with tracking.run(
         "train",
         note=(
-            f"A network of {model.count_params():,} parameters trained on "
+            f"A network of {parameters:,} parameters trained on "
             f"{len(rows.train):,} images of **{dataset.source}**"
+            f"{f', its first members those of {first}' if given else ''}"
             f"{f' and on what {taught} says of them' if taught else ''}"
             f"{f', from {settings.start_from} on' if settings.start_from else ''}"
             f"{', the epoch chosen **on the test images**' if rows.leaking else ''}.\n\n"
@@ -118,7 +131,7 @@ def main() -> None:
             "The `test/` metrics are evaluate's, on the test split."
         ),
         dataset=dataset,
-        params=made_of,
+        params=made_of | {"parameters": parameters},
         tags={"leaking": str(rows.leaking).lower(), "precision.why": why},
         run_id=begun,
     ) as run_id:
@@ -132,6 +145,7 @@ def main() -> None:
             seed=values.seed,
             log_epoch=tracking.log_epoch,
             teach=teach,
+            others=given,
             checkpoints=checkpoints,
             # It may have been deleted, or the store be another.
             log_kept=run_id != begun,
@@ -151,7 +165,7 @@ def main() -> None:
             write_json(report / layout.METRICS, metrics)
             history.drop(columns="seconds").to_csv(report / "history.csv", index=False)
             figures.save(curves, report / "learning_curves.png")
-        model = export(model, architecture, dataset.images.shape[1:])
+        model = export(model, architecture, dataset.images.shape[1:], given)
         with whole(layout.MODEL) as path:
             modelfile.save(model, path, dataset.classes)
         tracking.log_metrics(metrics)

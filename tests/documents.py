@@ -64,6 +64,10 @@ ELSEWHERE = {
     "dvc exp run -S tune.trials=0 -S train.start_from=models:/emotion-detection/2": (
         "test_pipeline.py, with version 1, and teachers"
     ),
+    "dvc exp run $(cat recipes/best) -S network.members=4 "
+    "-S 'train.members_from=[models:/emotion-detection/2]'": (
+        "test_pipeline.py, with version 1 and two members"
+    ),
     "dvc exp run -S export.onnx=true": "test_pipeline.py",
     "emotion-detection demo": "test_demo.py, on a free port",
     "emotion-detection predict --model models/export/model.onnx": "test_pipeline.py",

@@ -204,6 +204,11 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "models:/emotion-detection@champion",
             'train.start_from = "models:/emotion-detection@champion": must be a model in MLflow',
         ),
+        (
+            "train.members_from",
+            "[models:/emotion-detection/latest]",
+            'train.members_from.0 = "models:/emotion-detection/latest": must be a model in MLflow',
+        ),
         *(
             (
                 "train.distillation.teachers",

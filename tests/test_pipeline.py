@@ -292,21 +292,27 @@ def test_the_model_is_exported_where_a_param_asks_for_it(project: Project) -> No
     project.run("dvc", "checkout")
 
 
-def test_a_network_learns_from_a_registered_one(project: Project) -> None:
+def test_a_network_has_members_of_a_registered_one_and_learns_from_it(project: Project) -> None:
     teacher = "models:/emotion-detection/1"
     output = project.run(
         *("dvc", "exp", "run", "-n", "taught", "-S", f"train.distillation.teachers=[{teacher}]"),
-        *("-S", f"train.start_from={teacher}", "evaluate"),
+        *("-S", f"train.start_from={teacher}", "-S", f"train.members_from=[{teacher}]"),
+        *("-S", "network.members=2", "evaluate"),
     )
     assert "learnt from other data" not in output
     assert "was trained with other" not in output
     taught = project.runs("train")[0]
     assert taught.data.params["train.distillation.teachers"] == teacher
     assert taught.data.params["train.distillation.weight"] == "0.7"
+    assert taught.data.params["train.members_from"] == teacher
     note = taught.data.tags["mlflow.note.content"]
-    assert f" and on what {teacher} says of them, from {teacher} on." in note
+    assert f", its first members those of {teacher} and on what {teacher} says of them" in note
+    assert f" of them, from {teacher} on." in note
     assert "registered.version" in taught.data.tags
+    first = project.runs("train")[-1]
+    assert int(taught.data.params["parameters"]) == 2 * int(first.data.params["parameters"])
     page = (project.root / "reports/evaluate/report.html").read_text()
+    assert f"the first members from {teacher}, the others so: Adam" in page
     assert f"going on from {teacher}, 70.0\u00a0% of each target from {teacher}" in page
     metrics = project.json("reports/train/metrics.json")
     assert taught.data.metrics["val_accuracy"] == pytest.approx(metrics["val_accuracy"])

@@ -1,4 +1,4 @@
-"""Networks in MLflow that a training starts or learns from: which are taken, and what they give."""
+"""Networks in MLflow that a training builds on: which are taken, and what they give."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from stores import alone
 from emotion_detection import pretrained, tracking, training
 from emotion_detection.console import UserError
 from emotion_detection.dataset import Dataset, Split
-from emotion_detection.network import Architecture, build, export
+from emotion_detection.network import Architecture, build, export, single_networks
 
 Make = Callable[..., Architecture]
 LABELS = np.eye(3, dtype=np.float32)
@@ -83,6 +83,28 @@ def test_a_training_starts_from_a_model_in_the_store(
         pretrained.start(wider, uri, dataset=toy, held_out=HELD_OUT)
     with pytest.raises(UserError, match=r"^train\.start_from: models:/gone/1: cannot be loaded"):
         pretrained.start(wider, "models:/gone/1", dataset=toy, held_out=HELD_OUT)
+
+
+def test_a_network_is_given_the_members_of_models_in_the_store(
+    toy: Dataset, network: keras.Model, architecture: Make
+) -> None:
+    pair = architecture(members=2)
+    both = export(build(pair, image_shape=(16, 16, 3), classes=3, seed=1), pair)
+    uris = [logged(network, toy), logged(both, toy)]
+
+    def members(chosen: Architecture) -> list[keras.Model]:
+        return pretrained.members(uris, chosen, dataset=toy, held_out=HELD_OUT, precision="float32")
+
+    found = members(architecture(members=4))
+    expected = [network.get_layer("emotion_network"), *single_networks(both)]
+    assert len(expected) == 3
+    images = toy.images[:8]
+    for mine, its in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine(images), its(images), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=r"^network\.members = 3: .* have 3, .* at least 4$"):
+        members(architecture(members=3))
+    with pytest.raises(UserError, match=rf"^train\.members_from: {uris[0]}: is another network"):
+        members(architecture(filters=(24,), members=4))
 
 
 def test_a_teacher_that_cannot_teach_is_refused(toy: Dataset, network: keras.Model) -> None:

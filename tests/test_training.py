@@ -3,7 +3,7 @@
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +69,7 @@ class Trainer:
         checkpoints: Path | None = None,
         log_kept: bool = False,
         first_epoch: int = 0,
+        others: Sequence[keras.Model] = (),
     ) -> pd.DataFrame:
         self.model = self.fresh()
         return fit(
@@ -79,6 +80,7 @@ class Trainer:
             recipe=recipe,
             seed=seed,
             log_epoch=log_epoch,
+            others=others,
             checkpoints=Checkpoints(checkpoints) if checkpoints else None,
             log_kept=log_kept,
             first_epoch=first_epoch,
@@ -274,6 +276,28 @@ def test_members_learn_as_they_would_alone(
     assert history["val_accuracy"].iloc[-1] == pytest.approx((mean.argmax(1) == labels).mean())
     loss = -np.log(mean[np.arange(len(labels)), labels]).mean()
     assert history["val_loss"].iloc[-1] == pytest.approx(loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("added", [1, 2])
+def test_members_that_are_added_make_the_network_that_all_at_once_make(
+    toy: Dataset, rows: Split, architecture: Make, added: int, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, epochs=2, average_window=0.2)
+    at_once = Trainer(toy, rows, architecture(dropout=0.3, members=1 + added))
+    expected = at_once(recipe)
+    first = Trainer(toy, rows, architecture(dropout=0.3))
+    first(recipe)
+    rest = Trainer(toy, rows, architecture(dropout=0.3, members=added), seed=1)
+    found = rest(recipe, others=[first.model], checkpoints=tmp_path)
+
+    for name in ("val_loss", "val_accuracy"):
+        assert found[name].iloc[-1] == pytest.approx(expected[name].iloc[-1], rel=1e-3)
+    # Those of the last epoch, where the rest has those of the best.
+    rest(recipe, others=[first.model])
+    chosen = architecture(members=1 + added)
+    joined = export(rest.model, chosen, others=[first.model])
+    for mine, its in zip(joined.get_weights(), at_once.model.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
 
 
 def test_a_training_that_had_ended_is_not_gone_on_with(trainer: Trainer, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ float32, so that a saved model needs nothing of this package.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -440,11 +440,13 @@ def export(
     model: keras.Model,
     architecture: Architecture,
     image_shape: tuple[int, int, int] | None = None,
+    others: Sequence[keras.Model] = (),
 ) -> keras.Model:
     """Give the same network with the same weights in plain Keras layers and float32.
 
     It takes images of `image_shape` (H, W, C) uint8, which a `model` for any size does not know.
     With `average_flips` or `average_shifts` it holds the network once and asks it several times.
+    The first of its members are `others`, the rest those of `model`.
     """
     image_shape = image_shape or model.input_shape[1:]
     plain = build(
@@ -455,7 +457,7 @@ def export(
         # A softened image is not rounded: at a half, runtimes would round it differently.
         pixels="float32" if architecture.soften else "uint8",
     )
-    plain.set_weights(model.get_weights())
+    plain.set_weights([weight for each in (*others, model) for weight in each.get_weights()])
     inputs = keras.Input(image_shape, dtype="uint8", name="images")
     views = [_softened(inputs, architecture.soften) if architecture.soften else inputs]
     if shift := architecture.average_shifts:
@@ -480,6 +482,12 @@ def without_views(saved: keras.Model) -> keras.Model:
     inner = _inner(saved)
     # Several are members, and no views.
     return inner[0] if len(inner) == 1 else saved
+
+
+def single_networks(saved: keras.Model) -> list[keras.Model]:
+    """Give the members of what `export` made, without its views; where it has one, that."""
+    plain = without_views(saved)
+    return _inner(plain) or [plain]
 
 
 def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:

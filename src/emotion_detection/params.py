@@ -228,6 +228,7 @@ class Train(_Section):
     class_weights: Annotated[Float, Field(ge=0, le=1)]
     low_resolution: LowResolution
     start_from: FixedModel | None
+    members_from: Annotated[tuple[FixedModel, ...], Field(strict=False)]
     distillation: Distillation
     augment: Augment
     light_epochs: Annotated[int, Field(ge=0)]

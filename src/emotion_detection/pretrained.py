@@ -1,6 +1,7 @@
-"""Networks in MLflow that a training starts from, or learns from besides the labels."""
+"""Networks in MLflow that a training starts from, adds members to, or learns from."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import keras
 import tensorflow as tf
@@ -8,7 +9,13 @@ import tensorflow as tf
 from emotion_detection import tracking
 from emotion_detection.console import UserError, log
 from emotion_detection.dataset import Dataset
-from emotion_detection.network import as_trained, without_views
+from emotion_detection.network import (
+    Architecture,
+    as_trained,
+    build,
+    single_networks,
+    without_views,
+)
 from emotion_detection.training import Teach
 
 
@@ -26,13 +33,44 @@ def start(
 
     """
     key = f"train.start_from: {uri}"
-    weights = without_views(_load(key, uri, dataset, held_out)).get_weights()
-    if [each.shape for each in weights] != [each.shape for each in model.get_weights()]:
+    found = without_views(_load(key, uri, dataset, held_out))
+    _check_alike(key, found, model)
+    model.set_weights(found.get_weights())
+
+
+def members(
+    uris: Sequence[str],
+    architecture: Architecture,
+    *,
+    dataset: Dataset,
+    held_out: Mapping[str, object],
+    precision: str,
+) -> list[keras.Model]:
+    """Give the members that the models in MLflow at `uris` have, as quick as they trained.
+
+    Each takes images (N, H, W, C) uint8 and gives probabilities (N, classes) float32. `held_out`
+    is as for `start`, `precision` a Keras dtype policy.
+
+    Raises:
+        UserError: if one cannot be loaded, is for other classes or images, is another network
+            than a member of `architecture`, or was chosen on the test images; or if they leave
+            none of its members to train.
+
+    """
+    shape, classes = dataset.images.shape[1:], len(dataset.classes)
+    one = build(replace(architecture, members=1), image_shape=shape, classes=classes)
+    found = []
+    for uri in uris:
+        key = f"train.members_from: {uri}"
+        for member in single_networks(_load(key, uri, dataset, held_out)):
+            _check_alike(key, member, one)
+            found.append(as_trained(member, precision))
+    if len(found) >= architecture.members:
         raise UserError(
-            f"{key}: is another network than the one to train; set the params of network as it was "
-            "trained with, and tune.trials=0"
+            f"network.members = {architecture.members}: {' and '.join(uris)} of train.members_from "
+            f"have {len(found)}, which leaves none to train; set it to at least {len(found) + 1}"
         )
-    model.set_weights(weights)
+    return found
 
 
 def teacher(
@@ -65,6 +103,14 @@ def teacher(
         return (1 - weight) * targets + weight * said / len(networks)
 
     return teach
+
+
+def _check_alike(key: str, found: keras.Model, wanted: keras.Model) -> None:
+    if [each.shape for each in found.weights] != [each.shape for each in wanted.weights]:
+        raise UserError(
+            f"{key}: is another network than the one to train; set the params of network as it was "
+            "trained with, and tune.trials=0"
+        )
 
 
 def _load(key: str, uri: str, dataset: Dataset, held_out: Mapping[str, object]) -> keras.Model:

@@ -142,6 +142,8 @@ def training_facts(
     share = _percent(recipe.distillation.weight)
     taught = f"{share} of each target from {teachers}, " if teachers else ""
     begun = f"going on from {recipe.start_from}, " if recipe.start_from else ""
+    given = " and ".join(recipe.members_from)
+    added = f"the first members from {given}, the others so: " if given else ""
     return [
         (
             "network",
@@ -151,7 +153,7 @@ def training_facts(
         ),
         (
             "training",
-            f"{optimizer}, {rate}, batches of {recipe.batch_size}, weight decay "
+            f"{added}{optimizer}, {rate}, batches of {recipe.batch_size}, weight decay "
             f"{recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}, {weighed}, "
             f"{begun}{taught}augmentation: {', '.join(shaken) or 'none'}{lightly}",
         ),

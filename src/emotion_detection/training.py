@@ -185,6 +185,7 @@ def fit(
     seed: int,
     log_epoch: LogEpoch,
     teach: Teach | None = None,
+    others: Sequence[keras.Model] = (),
     checkpoints: Checkpoints | None = None,
     log_kept: bool = False,
     first_epoch: int = 0,
@@ -193,7 +194,8 @@ def fit(
     """Train `model` on rows `train` of `dataset` and return its history, a row an epoch.
 
     What it learns of a batch are its labels, or what `teach` makes of them; accuracy, and all of
-    validation, are by the labels.
+    validation, are by the labels. `others` are members that are trained already: validation asks
+    them as well.
 
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, a training that was cut off goes on after its last finished epoch, and the
@@ -213,9 +215,9 @@ def fit(
         )
     steps = steps_per_epoch(len(train), recipe.batch_size)
     devices = model.distribute_strategy
-    if teach is not None or len(members(model)) > 1:
+    if teach is not None or others or len(members(model)) > 1:
         with devices.scope():
-            model = _Learner(model, teach)
+            model = _Learner(model, teach, others)
     replicas = devices.num_replicas_in_sync
     for images in (len(train), len(validation)):
         if images < steps_per_epoch(images, recipe.batch_size) * replicas:
@@ -305,12 +307,27 @@ def fit(
 class _Learner(keras.Model):
     """The network `model`, weights and all, whose members learn what `teach` says, or the labels.
 
-    It gives what they say together, and what each says.
+    It gives what they say together, when not training with `others` among them, and what each says.
     """
 
-    def __init__(self, model: keras.Model, teach: Teach | None) -> None:
-        super().__init__(model.input, [model.output, *members(model)], name=model.name)
+    def __init__(
+        self, model: keras.Model, teach: Teach | None, others: Sequence[keras.Model]
+    ) -> None:
+        own = members(model)
+        super().__init__(model.input, [model.output, *own], name=model.name)
         self._teach = teach
+
+        def with_others(images: tf.Tensor, together: tf.Tensor) -> tf.Tensor:
+            said = [len(own) * together, *(other(images, training=False) for other in others)]
+            return tf.add_n(said) / (len(own) + len(others))
+
+        # Keras would keep models in an attribute with the weights of this one.
+        self._with_others = with_others
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> Any:
+        """Give the probabilities (N, classes) of all members together, and of each that learns."""
+        together, *each = super().call(inputs, training=training, mask=mask)
+        return [together if training else self._with_others(inputs, together), *each]
 
     def compute_loss(
         self,
