@@ -39,7 +39,7 @@ def main() -> None:
     recipe = training.Recipe(
         **{k: v for k, v in settings if k not in ("start_from", "members_from", "distillation")}
     )
-    architecture = load_hyperparameters(layout.HYPERPARAMETERS)
+    architecture = load_hyperparameters(layout.HYPERPARAMETERS, values.network)
     dataset = Dataset.open(layout.DATASET)
     rows = split(dataset, **values.split.model_dump(), seed=values.seed)
     precision, why = hardware.resolve_precision(values.precision)

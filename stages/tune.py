@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from emotion_detection import (
     figures,
@@ -44,7 +44,7 @@ def main() -> None:
             write_json(folder / layout.METRICS, {"tune/trials": 0})
             # `dvc plots` complains of a table that is not there.
             (folder / "trials.csv").write_text("trial,val_accuracy\n", encoding="utf-8")
-        write_json(layout.HYPERPARAMETERS, asdict(baseline))
+        search.save_hyperparameters(baseline, layout.HYPERPARAMETERS)
     else:
         _search(values, baseline)
 
@@ -76,7 +76,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
         "precision": precision,
         "deterministic": values.deterministic,
         "split": values.split.model_dump(),
-        "network": values.network.model_dump(),
+        "network": values.network.model_dump(include=set(params.SingleNetwork.model_fields)),
         # A search goes on with any number of workers.
         "tune": settings.model_dump(exclude={"workers"}),
     }
@@ -202,7 +202,6 @@ def _search(values: params.Params, baseline: Architecture) -> None:
         if found is None:
             return
         chosen, trials = found
-        chosen = replace(chosen, members=baseline.members)
         metrics = {
             "tune/trials": len(trials),
             "tune/failed": int((trials["status"] != "COMPLETED").sum()),
@@ -213,7 +212,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
             write_json(report / layout.METRICS, metrics)
             trials.to_csv(report / "trials.csv", index=False)
             figures.save(figures.trials(trials), report / "trials.png")
-        write_json(layout.HYPERPARAMETERS, asdict(chosen))
+        search.save_hyperparameters(chosen, layout.HYPERPARAMETERS)
         # Not in DVC's tables, where it would seem a change between any two experiments.
         tracking.log_metrics(metrics | {"tune/seconds": float(trials["seconds"].sum())})
         tracking.log_files(layout.TUNE, "search")

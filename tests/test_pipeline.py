@@ -294,6 +294,7 @@ def test_the_model_is_exported_where_a_param_asks_for_it(project: Project) -> No
 
 def test_a_network_has_members_of_a_registered_one_and_learns_from_it(project: Project) -> None:
     teacher = "models:/emotion-detection/1"
+    searches = len(project.runs("tune"))
     output = project.run(
         *("dvc", "exp", "run", "-n", "taught", "-S", f"train.distillation.teachers=[{teacher}]"),
         *("-S", f"train.start_from={teacher}", "-S", f"train.members_from=[{teacher}]"),
@@ -301,6 +302,8 @@ def test_a_network_has_members_of_a_registered_one_and_learns_from_it(project: P
     )
     assert "learnt from other data" not in output
     assert "was trained with other" not in output
+    # A search knows nothing of members.
+    assert len(project.runs("tune")) == searches
     taught = project.runs("train")[0]
     assert taught.data.params["train.distillation.teachers"] == teacher
     assert taught.data.params["train.distillation.weight"] == "0.7"

@@ -24,6 +24,7 @@ from stores import alone
 
 from emotion_detection import cli, console, finished, layout
 from emotion_detection.files import write_json
+from emotion_detection.params import SingleNetwork
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "reliability.md"
@@ -128,7 +129,9 @@ class Place:
         }
 
     def chosen(self) -> None:
-        write_json(self.root / layout.HYPERPARAMETERS, self.params["network"])
+        network = self.params["network"]
+        chosen = {name: network[name] for name in SingleNetwork.model_fields}
+        write_json(self.root / layout.HYPERPARAMETERS, chosen)
 
 
 def one_image(name: str, data: bytes) -> Case:

@@ -109,8 +109,8 @@ class Profile(_Section):
     samples_per_class: Annotated[int, Field(ge=1, le=30)]
 
 
-class Network(_Section):
-    """One network; an entry of a list is a block or a layer."""
+class SingleNetwork(_Section):
+    """One network, as it is trained; an entry of a list is a block or a layer."""
 
     family: Literal["notebook", "plain", "residual", "depthwise"]
     filters: Counts
@@ -121,10 +121,6 @@ class Network(_Section):
     conv_dropout: Fraction
     dense_dropout: Fraction
     norm_momentum: Fraction
-    average_flips: bool
-    average_shifts: Annotated[int, Field(ge=0, le=32)]
-    soften: Annotated[Float, Field(ge=0, le=2)]
-    members: Count
 
     @model_validator(mode="after")
     def _one_entry_a_block(self) -> Self:
@@ -136,6 +132,15 @@ class Network(_Section):
                     "each needs one a block"
                 )
         return self
+
+
+class Network(SingleNetwork):
+    """How many networks answer together, and what they are shown of an image."""
+
+    average_flips: bool
+    average_shifts: Annotated[int, Field(ge=0, le=32)]
+    soften: Annotated[Float, Field(ge=0, le=2)]
+    members: Count
 
 
 class Space(_Section):

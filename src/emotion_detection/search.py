@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 
 from emotion_detection.console import UserError, log
-from emotion_detection.files import whole
+from emotion_detection.files import whole, write_json
 from emotion_detection.network import Architecture
-from emotion_detection.params import Network, Space, validate
+from emotion_detection.params import Network, SingleNetwork, Space, validate
 from emotion_detection.training import duration
 from emotion_detection.workers import at_work, is_chief, lead, worker_id
 
@@ -490,11 +490,16 @@ def _last_line(message: str | None) -> str:
     return lines[-1] if lines else ""
 
 
-def load_hyperparameters(path: Path) -> Architecture:
-    """Read what tune chose.
+def save_hyperparameters(architecture: Architecture, path: Path) -> None:
+    """Write what is trained of `architecture`: its members and views are no matter of a search."""
+    write_json(path, {name: getattr(architecture, name) for name in SingleNetwork.model_fields})
+
+
+def load_hyperparameters(path: Path, network: Network) -> Architecture:
+    """Read what tune chose, with the members and views that `network` has.
 
     Raises:
-        UserError: if the file is missing or does not hold an architecture.
+        UserError: if the file is missing or does not hold a network.
 
     """
     try:
@@ -502,6 +507,7 @@ def load_hyperparameters(path: Path) -> Architecture:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run `dvc repro tune`") from None
     try:
-        return Architecture(**dict(validate(Network, values, path)))
+        chosen = validate(SingleNetwork, values, path)
     except UserError as error:
         raise UserError(f"{error}; run `dvc repro tune`") from None
+    return Architecture(**dict(network) | dict(chosen))
