@@ -169,7 +169,7 @@ NOT_RUN = {
         "takes most of an hour, and needs the archive"
     ),
     "dvc exp run $(cat recipes/best) -S ingest.source=data/emotion-detection-fer.zip": (
-        "takes an hour and a half; the other recipes are run on the same zip"
+        "takes hours; the other recipes are run on the same zip"
     ),
     "dvc exp run -S tune.trials=0": "the notebook's recipe says so too",
     "dvc add": "a name, not a command: what it is given is the reader's",
