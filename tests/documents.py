@@ -65,7 +65,8 @@ ELSEWHERE = {
         "test_pipeline.py, with version 1, and teachers"
     ),
     "dvc exp run $(cat recipes/best) -S network.members=4 "
-    "-S 'train.members_from=[models:/emotion-detection/2]'": (
+    "-S 'train.members_from=[models:/emotion-detection/2]' "
+    "-S ingest.source=data/emotion-detection-fer.zip": (
         "test_pipeline.py, with version 1 and two members"
     ),
     "dvc exp run -S export.onnx=true": "test_pipeline.py",
