@@ -85,14 +85,15 @@ def main() -> None:
                 held_out=held_out,
                 precision=precision,
             )
+        # Where all are trained at once, each has a seed of its own, too.
+        seed = values.seed + len(given)
         model = build(
             replace(architecture, members=architecture.members - len(given)),
             image_shape=dataset.images.shape[1:],
             classes=len(dataset.classes),
             precision=precision,
             smallest=recipe.smallest(dataset.images.shape[1:3]),
-            # Where all are trained at once, each begins with a seed of its own, too.
-            seed=values.seed + len(given),
+            seed=seed,
         )
         if settings.start_from and not checkpoints.begun():
             pretrained.start(model, settings.start_from, dataset=dataset, held_out=held_out)
@@ -142,7 +143,7 @@ def main() -> None:
             train=rows.train,
             validation=rows.validation,
             recipe=recipe,
-            seed=values.seed,
+            seed=seed,
             log_epoch=tracking.log_epoch,
             teach=teach,
             others=given,

@@ -42,7 +42,7 @@ class Architecture:
     `soften` pixels, its standard deviation: what it learnt from was blurred where it was turned and
     zoomed (that images look different in training and in use costs accuracy: arXiv 1906.06423).
     `members` are so many networks of this kind in one, which begin with other weights, learn each
-    by itself from the same batches, and whose mean is the answer (arXiv 1612.01474).
+    by itself from batches of its own, and whose mean is the answer (arXiv 1612.01474).
     """
 
     family: Family
@@ -282,12 +282,6 @@ def build(
     return keras.Model(inputs, outputs, name=name)
 
 
-def members(model: keras.Model) -> list[keras.KerasTensor]:
-    """Give what each member of what `build` made answers, (N, classes) float32 each."""
-    last = model.layers[-1]
-    return list(last.input) if isinstance(last, keras.layers.Average) else [model.output]
-
-
 def _probabilities(
     images: Any,
     architecture: Architecture,
@@ -485,7 +479,7 @@ def without_views(saved: keras.Model) -> keras.Model:
 
 
 def single_networks(saved: keras.Model) -> list[keras.Model]:
-    """Give the members of what `export` made, without its views; where it has one, that."""
+    """Give the members of what `build` or `export` made, without views; where it has one, that."""
     plain = without_views(saved)
     return _inner(plain) or [plain]
 

@@ -26,7 +26,7 @@ from emotion_detection.inputs import (
     steps_per_epoch,
     training_batches,
 )
-from emotion_detection.network import members
+from emotion_detection.network import single_networks
 from emotion_detection.params import Augment, LowResolution
 
 WEIGHTS = "model.weights.h5"
@@ -194,8 +194,10 @@ def fit(
     """Train `model` on rows `train` of `dataset` and return its history, a row an epoch.
 
     What it learns of a batch are its labels, or what `teach` makes of them; accuracy, and all of
-    validation, are by the labels. `others` are members that are trained already: validation asks
-    them as well.
+    validation, are by the labels. A second member sees the batches of the next seed, so that each
+    is the network that it would be alone, and loss and accuracy are the means of their own; what is
+    validated is what they say together. `others` are members that are trained already: validation
+    asks them as well.
 
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, a training that was cut off goes on after its last finished epoch, and the
@@ -215,9 +217,11 @@ def fit(
         )
     steps = steps_per_epoch(len(train), recipe.batch_size)
     devices = model.distribute_strategy
-    if teach is not None or others or len(members(model)) > 1:
+    members = single_networks(model)
+    learner = teach is not None or others or len(members) > 1
+    if learner:
         with devices.scope():
-            model = _Learner(model, teach, others)
+            model = _Learner(model, members, teach, others)
     replicas = devices.num_replicas_in_sync
     for images in (len(train), len(validation)):
         if images < steps_per_epoch(images, recipe.batch_size) * replicas:
@@ -253,24 +257,26 @@ def fit(
             callbacks.append(keras.callbacks.SwapEMAWeights())
         if checkpoints is not None:
             callbacks.append(_Keep(checkpoints, rows))
-        model.fit(
-            _spread(
-                _weighed(
-                    training_batches(
-                        dataset,
-                        train,
-                        recipe.batch_size,
-                        seed=seed,
-                        augmentation=recipe.augment,
-                        light_from=recipe.epochs - recipe.light_epochs,
-                        low_resolution=recipe.low_resolution,
-                        first_epoch=first_epoch,
-                        replicas=replicas,
-                    ),
-                    _class_weights(dataset, train, recipe.class_weights),
+        class_weights = _class_weights(dataset, train, recipe.class_weights)
+        batches = [
+            _weighed(
+                training_batches(
+                    dataset,
+                    train,
+                    recipe.batch_size,
+                    seed=seed + member,
+                    augmentation=recipe.augment,
+                    light_from=recipe.epochs - recipe.light_epochs,
+                    low_resolution=recipe.low_resolution,
+                    first_epoch=first_epoch,
+                    replicas=replicas,
                 ),
-                devices,
-            ),
+                class_weights,
+            )
+            for member in range(len(members))
+        ]
+        model.fit(
+            _spread(_side_by_side(batches) if learner else batches[0], devices),
             steps_per_epoch=steps,
             epochs=recipe.epochs,
             initial_epoch=first_epoch,
@@ -305,57 +311,58 @@ def fit(
 
 
 class _Learner(keras.Model):
-    """The network `model`, weights and all, whose members learn what `teach` says, or the labels.
+    """Trains the `members` of `model`, by what `teach` says of an image or else by its label.
 
-    It gives what they say together, when not training with `others` among them, and what each says.
+    Each has batches of its own, which come side by side: (N, members, H, W, C). Of one that they
+    all have, (N, H, W, C), it gives what they and the `others` say together.
     """
 
     def __init__(
-        self, model: keras.Model, teach: Teach | None, others: Sequence[keras.Model]
+        self,
+        model: keras.Model,
+        members: Sequence[keras.Model],
+        teach: Teach | None,
+        others: Sequence[keras.Model],
     ) -> None:
-        own = members(model)
-        super().__init__(model.input, [model.output, *own], name=model.name)
+        super().__init__(name=model.name)
+        self.network = model
         self._teach = teach
 
-        def with_others(images: tf.Tensor, together: tf.Tensor) -> tf.Tensor:
-            said = [len(own) * together, *(other(images, training=False) for other in others)]
-            return tf.add_n(said) / (len(own) + len(others))
+        def each(images: tf.Tensor, training: bool | None) -> tf.Tensor:
+            own = zip(members, tf.unstack(images, axis=1), strict=True)
+            return tf.stack([member(seen, training=training) for member, seen in own], axis=1)
+
+        def together(images: tf.Tensor, training: bool | None) -> tf.Tensor:
+            said = len(members) * model(images, training=training)
+            said = [said, *(other(images, training=False) for other in others)]
+            return tf.add_n(said) / (len(members) + len(others))
 
         # Keras would keep models in an attribute with the weights of this one.
-        self._with_others = with_others
+        self._each, self._together = each, together
+        self.built = True
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> Any:
-        """Give the probabilities (N, classes) of all members together, and of each that learns."""
-        together, *each = super().call(inputs, training=training, mask=mask)
-        return [together if training else self._with_others(inputs, together), *each]
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
+        """Give the probabilities (N, members, classes) of each, or (N, classes) of all together."""
+        return (self._each if len(inputs.shape) == 5 else self._together)(inputs, training)
 
     def compute_loss(
         self,
         x: tf.Tensor,
         y: tf.Tensor,
-        y_pred: Sequence[tf.Tensor],
+        y_pred: tf.Tensor,
         sample_weight: tf.Tensor | None = None,
         training: bool = True,
     ) -> tf.Tensor:
-        """Give the mean loss of a batch: of the members in training, else of all together."""
-        together, *each = y_pred
+        """Give the mean loss of a batch: that of the members, each on its own, or of all."""
         loss = super().compute_loss
-        if not training:
-            return loss(x, y, together, sample_weight, training)
-        learnt = y if self._teach is None else self._teach(x, y)
-        total = tf.add_n([loss(x, learnt, said, sample_weight, training) for said in each])
+        if len(y_pred.shape) == 2:
+            return loss(x, y, y_pred, sample_weight, training)
+        if self._teach is not None:
+            own = zip(tf.unstack(x, axis=1), tf.unstack(y, axis=1), strict=True)
+            y = tf.stack([self._teach(images, targets) for images, targets in own], axis=1)
+        mean = loss(x, y, y_pred, sample_weight, training)
         # A member gets the gradient that it would get alone.
-        return total + tf.stop_gradient(total / len(each) - total)
-
-    def compute_metrics(
-        self,
-        x: tf.Tensor,
-        y: tf.Tensor,
-        y_pred: Sequence[tf.Tensor],
-        sample_weight: tf.Tensor | None = None,
-    ) -> dict[str, Any]:
-        """Give the metrics of what the members say together."""
-        return super().compute_metrics(x, y, y_pred[0], sample_weight)
+        return mean + (y_pred.shape[1] - 1) * (mean - tf.stop_gradient(mean))
 
 
 def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
@@ -430,6 +437,16 @@ def _weighed(batches: tf.data.Dataset, weights: np.ndarray | None) -> tf.data.Da
         return images, targets, tf.linalg.matvec(targets, weights)
 
     return batches.map(weigh)
+
+
+def _side_by_side(batches: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
+    """Give a batch of each at once, all that belongs to an image along axis 1."""
+
+    @as_it_is
+    def stack(*each: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+        return tuple(tf.stack(parts, axis=1) for parts in zip(*each, strict=True))
+
+    return tf.data.Dataset.zip(tuple(batches)).map(stack)
 
 
 def _spread(batches: tf.data.Dataset, devices: tf.distribute.Strategy) -> Any:
