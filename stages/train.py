@@ -79,11 +79,7 @@ def main() -> None:
     with training.strategy().scope():
         if settings.members_from:
             given = pretrained.members(
-                settings.members_from,
-                architecture,
-                dataset=dataset,
-                held_out=held_out,
-                precision=precision,
+                settings.members_from, architecture, dataset=dataset, held_out=held_out
             )
         # Where all are trained at once, each has a seed of its own, too.
         seed = values.seed + len(given)
@@ -146,7 +142,6 @@ def main() -> None:
             seed=seed,
             log_epoch=tracking.log_epoch,
             teach=teach,
-            others=given,
             checkpoints=checkpoints,
             # It may have been deleted, or the store be another.
             log_kept=run_id != begun,

@@ -93,7 +93,7 @@ def test_a_network_is_given_the_members_of_models_in_the_store(
     uris = [logged(network, toy), logged(both, toy)]
 
     def members(chosen: Architecture) -> list[keras.Model]:
-        return pretrained.members(uris, chosen, dataset=toy, held_out=HELD_OUT, precision="float32")
+        return pretrained.members(uris, chosen, dataset=toy, held_out=HELD_OUT)
 
     found = members(architecture(members=4))
     expected = [network.get_layer("emotion_network"), *single_networks(both)]

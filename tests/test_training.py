@@ -3,7 +3,7 @@
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +69,6 @@ class Trainer:
         checkpoints: Path | None = None,
         log_kept: bool = False,
         first_epoch: int = 0,
-        others: Sequence[keras.Model] = (),
     ) -> pd.DataFrame:
         self.model = self.fresh()
         return fit(
@@ -80,7 +79,6 @@ class Trainer:
             recipe=recipe,
             seed=seed,
             log_epoch=log_epoch,
-            others=others,
             checkpoints=Checkpoints(checkpoints) if checkpoints else None,
             log_kept=log_kept,
             first_epoch=first_epoch,
@@ -298,14 +296,11 @@ def test_members_that_are_added_make_the_network_that_all_at_once_make(
 ) -> None:
     recipe = replace(RECIPE, epochs=2, average_window=0.2)
     at_once = Trainer(toy, rows, architecture(dropout=0.3, members=1 + added))
-    expected = at_once(recipe)
+    at_once(recipe)
     first = Trainer(toy, rows, architecture(dropout=0.3))
     first(recipe)
     rest = Trainer(toy, rows, architecture(dropout=0.3, members=added), seed=1)
-    found = rest(recipe, seed=1, others=[first.model])
-
-    for name in ("val_loss", "val_accuracy"):
-        assert found[name].iloc[-1] == pytest.approx(expected[name].iloc[-1], rel=1e-3)
+    rest(recipe, seed=1)
     chosen = architecture(members=1 + added)
     joined = export(rest.model, chosen, others=[first.model])
     for mine, its in zip(joined.get_weights(), at_once.model.get_weights(), strict=True):

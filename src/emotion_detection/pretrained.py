@@ -44,12 +44,11 @@ def members(
     *,
     dataset: Dataset,
     held_out: Mapping[str, object],
-    precision: str,
 ) -> list[keras.Model]:
-    """Give the members that the models in MLflow at `uris` have, as quick as they trained.
+    """Give the members that the models in MLflow at `uris` have.
 
     Each takes images (N, H, W, C) uint8 and gives probabilities (N, classes) float32. `held_out`
-    is as for `start`, `precision` a Keras dtype policy.
+    is as for `start`.
 
     Raises:
         UserError: if one cannot be loaded, is for other classes or images, is another network
@@ -64,7 +63,7 @@ def members(
         key = f"train.members_from: {uri}"
         for member in single_networks(_load(key, uri, dataset, held_out)):
             _check_alike(key, member, one)
-            found.append(as_trained(member, precision))
+            found.append(member)
     if len(found) >= architecture.members:
         raise UserError(
             f"network.members = {architecture.members}: {' and '.join(uris)} of train.members_from "

@@ -185,7 +185,6 @@ def fit(
     seed: int,
     log_epoch: LogEpoch,
     teach: Teach | None = None,
-    others: Sequence[keras.Model] = (),
     checkpoints: Checkpoints | None = None,
     log_kept: bool = False,
     first_epoch: int = 0,
@@ -196,8 +195,7 @@ def fit(
     What it learns of a batch are its labels, or what `teach` makes of them; accuracy, and all of
     validation, are by the labels. A second member sees the batches of the next seed, so that each
     is the network that it would be alone, and loss and accuracy are the means of their own; what is
-    validated is what they say together. `others` are members that are trained already: validation
-    asks them as well.
+    validated is what they say together.
 
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, a training that was cut off goes on after its last finished epoch, and the
@@ -218,10 +216,10 @@ def fit(
     steps = steps_per_epoch(len(train), recipe.batch_size)
     devices = model.distribute_strategy
     members = single_networks(model)
-    learner = teach is not None or others or len(members) > 1
+    learner = teach is not None or len(members) > 1
     if learner:
         with devices.scope():
-            model = _Learner(model, members, teach, others)
+            model = _Learner(model, members, teach)
     replicas = devices.num_replicas_in_sync
     for images in (len(train), len(validation)):
         if images < steps_per_epoch(images, recipe.batch_size) * replicas:
@@ -314,36 +312,27 @@ class _Learner(keras.Model):
     """Trains the `members` of `model`, by what `teach` says of an image or else by its label.
 
     Each has batches of its own, which come side by side: (N, members, H, W, C). Of one that they
-    all have, (N, H, W, C), it gives what they and the `others` say together.
+    all have, (N, H, W, C), it gives what they say together.
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        members: Sequence[keras.Model],
-        teach: Teach | None,
-        others: Sequence[keras.Model],
+        self, model: keras.Model, members: Sequence[keras.Model], teach: Teach | None
     ) -> None:
         super().__init__(name=model.name)
         self.network = model
         self._teach = teach
 
-        def each(images: tf.Tensor, training: bool | None) -> tf.Tensor:
+        def each(images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
             own = zip(members, tf.unstack(images, axis=1), strict=True)
             return tf.stack([member(seen, training=training) for member, seen in own], axis=1)
 
-        def together(images: tf.Tensor, training: bool | None) -> tf.Tensor:
-            said = len(members) * model(images, training=training)
-            said = [said, *(other(images, training=False) for other in others)]
-            return tf.add_n(said) / (len(members) + len(others))
-
-        # Keras would keep models in an attribute with the weights of this one.
-        self._each, self._together = each, together
+        # Keras would keep the members in an attribute with the weights of this one, once more.
+        self._each = each
         self.built = True
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
         """Give the probabilities (N, members, classes) of each, or (N, classes) of all together."""
-        return (self._each if len(inputs.shape) == 5 else self._together)(inputs, training)
+        return (self._each if len(inputs.shape) == 5 else self.network)(inputs, training=training)
 
     def compute_loss(
         self,
