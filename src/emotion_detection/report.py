@@ -144,6 +144,7 @@ def training_facts(
     begun = f"going on from {recipe.start_from}, " if recipe.start_from else ""
     given = " and ".join(recipe.members_from)
     added = f"the first members from {given}, the others so: " if given else ""
+    alone = " of the others alone" if given else ""
     return [
         (
             "network",
@@ -161,7 +162,7 @@ def training_facts(
         (
             "epoch",
             f"{trained['best_epoch']} of {trained['epochs']}, that of the highest validation "
-            f"accuracy ({_percent(trained['val_accuracy'])})",
+            f"accuracy{alone} ({_percent(trained['val_accuracy'])})",
         ),
     ]
 
