@@ -172,6 +172,8 @@ NOT_RUN = {
     "dvc exp run $(cat recipes/best) -S ingest.source=data/emotion-detection-fer.zip": (
         "takes hours; the other recipes are run on the same zip"
     ),
+    "dvc exp run $(cat recipes/best) -S network.members=2 "
+    "-S ingest.source=data/emotion-detection-fer.zip": "likewise",
     "dvc exp run -S tune.trials=0": "the notebook's recipe says so too",
     "dvc add": "a name, not a command: what it is given is the reader's",
     "FUZZ_EXAMPLES=10000 python -m pytest tests/test_fuzzing.py": (
