@@ -154,6 +154,8 @@ NOT_RUN = {
             "dvc exp run",
             "dvc exp run $(cat recipes/quick)",
             "dvc exp run $(cat recipes/best)",
+            "dvc exp run $(cat recipes/best) $(cat recipes/finish) "
+            "-S train.start_from=models:/emotion-detection/3",
             "dvc exp run $(cat recipes/notebook)",
             "dvc exp run $(cat recipes/notebook) -S split.validation=holdout",
         ),
@@ -174,6 +176,11 @@ NOT_RUN = {
     ),
     "dvc exp run $(cat recipes/best) -S network.members=2 "
     "-S ingest.source=data/emotion-detection-fer.zip": "likewise",
+    "dvc exp run $(cat recipes/best) $(cat recipes/finish) "
+    "-S train.start_from=models:/emotion-detection/2 "
+    "-S ingest.source=data/emotion-detection-fer.zip": (
+        "takes an hour; test_params.py reads its params, and test_pipeline.py goes on from a model"
+    ),
     "dvc exp run -S tune.trials=0": "the notebook's recipe says so too",
     "dvc add": "a name, not a command: what it is given is the reader's",
     "FUZZ_EXAMPLES=10000 python -m pytest tests/test_fuzzing.py": (

@@ -51,12 +51,33 @@ def test_the_repositorys_own_file_is_valid() -> None:
     assert network.dense_dropout in space.dense_dropout
 
 
-def test_the_notebooks_recipe_leaves_nothing_of_the_default_one(file: Path) -> None:
+def put_recipe(file: Path, name: str) -> set[str]:
+    """Change `file` as `$(cat recipes/NAME)` does, and give the keys."""
     changed = set()
-    for line in (REPOSITORY.parent / "recipes" / "notebook").read_text().splitlines():
+    for line in (REPOSITORY.parent / "recipes" / name).read_text().splitlines():
         key, _, value = line.removeprefix("-S ").partition("=")
         put(file, key, value)
         changed.add(key)
+    return changed
+
+
+def test_finish_goes_on_from_the_network_of_best(file: Path) -> None:
+    put_recipe(file, "best")
+    first = params.load(file)
+    put_recipe(file, "finish")
+    put(file, "train.start_from", "models:/emotion-detection/2")
+    then = params.load(file)
+    assert (first.train.epochs, first.train.light_epochs) == (52, 6)
+    assert then.train.light_epochs == then.train.epochs == 5
+    # One that takes its weights, and is validated on images that it has not seen.
+    of_no_weight = {"conv_dropout", "dense_dropout"}
+    networks = [each.network.model_dump(exclude=of_no_weight) for each in (first, then)]
+    assert networks[0] == networks[1]
+    assert (first.seed, first.split) == (then.seed, then.split)
+
+
+def test_the_notebooks_recipe_leaves_nothing_of_the_default_one(file: Path) -> None:
+    changed = put_recipe(file, "notebook")
     values = params.load(file)
     architecture = Architecture(**dict(values.network))
     model = build(architecture, image_shape=(48, 48, 3), classes=7)
