@@ -9,8 +9,8 @@ from benchmarks.material import Material
 from benchmarks.report import Section
 from benchmarks.turns import Contender, measure
 from emotion_detection import params
-from emotion_detection.hardware import has_amx
-from emotion_detection.network import Architecture, Family
+from emotion_detection.models.hardware import has_amx
+from emotion_detection.models.network import Architecture, Family
 
 BATCH_SIZE = 128
 STEPS = 10

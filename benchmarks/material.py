@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from emotion_detection import archive, params
-from emotion_detection.dataset import Dataset, Split, split
-from emotion_detection.network import Architecture
+from emotion_detection import params
+from emotion_detection.data import ingest
+from emotion_detection.data.dataset import Dataset, Split, split
+from emotion_detection.models.network import Architecture
 
 SEED = 1
 NOTEBOOK = Architecture(
@@ -21,7 +22,7 @@ NOTEBOOK = Architecture(
     squeeze_excitation=False,
     conv_dropout=0.2,
     dense_dropout=0.5,
-    norm_momentum=0.8,
+    bn_momentum=0.8,
     average_flips=False,
     average_shifts=0,
     soften=0.0,
@@ -45,7 +46,7 @@ AUGMENT = params.Augment(
     zoom=0.1,
     horizontal_flip=True,
     fill_mode="nearest",
-    erasing=0,
+    random_erasing=0,
     mixup=0,
     cutmix=0,
 )
@@ -62,7 +63,7 @@ class Material:
 
     @cached_property
     def folder(self) -> Path:
-        """Give the source's train split as class folders."""
+        """Return the source's train split as class folders."""
         if self.source.is_dir():
             return next(path for path in sorted(self.source.rglob("train")) if path.is_dir())
         with zipfile.ZipFile(self.source) as file:
@@ -71,23 +72,23 @@ class Material:
 
     @cached_property
     def packed(self) -> Path:
-        """Give the folder of the packed dataset, in colour as the notebook read it."""
+        """Return the folder of the packed dataset, in colour as the notebook read it."""
         folder = self.scratch / "dataset"
         settings = params.load().ingest.model_dump(exclude={"source"}) | {"color_mode": "rgb"}
-        archive.ingest(self.source, folder, **settings, seed=SEED)
+        ingest.ingest(self.source, folder, **settings, seed=SEED)
         return folder
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Give the packed dataset."""
+        """Return the packed dataset."""
         return Dataset.open(self.packed)
 
     @cached_property
     def rows(self) -> Split:
-        """Give the clean split."""
+        """Return the clean split."""
         return split(self.dataset, validation="holdout", fraction=0.15, seed=SEED)
 
     def some(self, count: int) -> np.ndarray:
-        """Give `count` train rows, drawn with a seed."""
+        """Return `count` train rows, drawn with a seed."""
         rows = np.random.default_rng(SEED).permutation(self.rows.train)
         return np.resize(rows, count)

@@ -10,9 +10,9 @@ from benchmarks import ours
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import alone
-from emotion_detection.dataset import IMAGES_FILE, Dataset, set_digest
-from emotion_detection.network import Architecture
-from emotion_detection.training import fit
+from emotion_detection.data.dataset import IMAGES_FILE, Dataset, set_digest
+from emotion_detection.models.network import Architecture
+from emotion_detection.training.fit import fit
 
 LARGE_GIB = 12
 LIMIT_GIB = 3

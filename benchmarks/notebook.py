@@ -10,7 +10,7 @@ import psutil
 import tensorflow as tf
 
 from benchmarks.turns import Turn
-from emotion_detection.network import Architecture
+from emotion_detection.models.network import Architecture
 
 # Keras 3 keeps it for old code, and only TensorFlow's alias still says where it is.
 ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator
@@ -84,7 +84,7 @@ def train(
 def augment(
     turn: Turn, images: np.ndarray, transforms: dict[str, Any], batch_size: int, steps: int
 ) -> None:
-    """Give batches of changed images for ever, and do nothing with them."""
+    """Return batches of changed images for ever, and do nothing with them."""
     generator = ImageDataGenerator(rescale=1 / 255, **transforms)
     stream = generator.flow(images, batch_size=batch_size, seed=1)
     while True:

@@ -12,17 +12,17 @@ import tensorflow as tf
 
 from benchmarks.material import SEED
 from benchmarks.turns import Turn
-from emotion_detection import network
-from emotion_detection.dataset import Dataset
-from emotion_detection.hardware import resolve_precision
-from emotion_detection.inputs import training_batches, untuned
-from emotion_detection.network import Architecture, build, load
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.models import network
+from emotion_detection.models.hardware import resolve_precision
+from emotion_detection.models.network import Architecture, build, load
 from emotion_detection.params import Augment
-from emotion_detection.training import Recipe, fit, predict
+from emotion_detection.training.fit import Recipe, fit, predict
+from emotion_detection.training.loader import training_batches, untuned
 
 
 def recipe(batch_size: int, epochs: int) -> Recipe:
-    """Give the notebook's recipe, which never stops early here."""
+    """Return the notebook's recipe, which never stops early here."""
     return Recipe(lr=5e-4, batch_size=batch_size, epochs=epochs, early_stopping_patience=None)
 
 
@@ -109,7 +109,7 @@ def step(
 
 
 def feed(turn: Turn, packed: Path, rows: np.ndarray, batch_size: int, augment: Augment) -> None:
-    """Give batches of changed images for ever, and do nothing with them."""
+    """Return batches of changed images for ever, and do nothing with them."""
     stream = iter(
         training_batches(Dataset.open(packed), rows, batch_size, seed=SEED, augmentation=augment)
     )
@@ -163,7 +163,7 @@ def score(turn: Turn, packed: Path, model: Path, batch_size: int) -> None:
 
 
 def matrix_product(turn: Turn, dtype: str, side: int = 4096) -> None:
-    """Give the floating-point operations a second of a large matrix product."""
+    """Return the floating-point operations a second of a large matrix product."""
     matrix = tf.cast(tf.random.normal((side, side)), dtype)
     multiply = tf.function(lambda: tf.reduce_sum(tf.cast(tf.matmul(matrix, matrix)[0], tf.float32)))
     while True:

@@ -22,11 +22,14 @@ from PIL import Image
 from benchmarks import ours
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
-from benchmarks.servers import free_port
 from benchmarks.turns import Turn, alone, measure, unshared
-from emotion_detection import archive, modelfile, onnxfile, params
-from emotion_detection.dataset import CHANNELS, Dataset
-from emotion_detection.network import export
+from emotion_detection import params
+from emotion_detection.data import ingest
+from emotion_detection.data.dataset import CHANNELS, Dataset
+from emotion_detection.inference import onnx
+from emotion_detection.models import saving
+from emotion_detection.models.network import export
+from tests.support.servers import free_port
 
 IMAGES = 2_048
 FILES = (1_000, 10_000)
@@ -39,7 +42,7 @@ COLD = """
 import json, sys, time
 times = [time.perf_counter()]
 from pathlib import Path
-from emotion_detection import predict
+from emotion_detection.inference import predict
 times.append(time.perf_counter())
 predict._modelfile()
 times.append(time.perf_counter())
@@ -103,14 +106,14 @@ def _log(root: Path, packed: Path, model: str) -> None:
 
     dataset = Dataset.open(packed)
     with tracking.run("train", note="", dataset=dataset, params={}, tags={}) as run_id:
-        network, classes = modelfile.load(Path(model))
+        network, classes = saving.load(Path(model))
         assert classes is not None
         tracking.log_model(network, np.asarray(dataset.images[:2]), classes)
-    tracking.crown(tracking.register(run_id, dataset, scores={}))
+    tracking.promote(tracking.register(run_id, dataset, scores={}))
 
 
 def _wrong(image: bytes) -> dict[str, Any]:
-    """Give wrong requests by what is wrong with them."""
+    """Return wrong requests by what is wrong with them."""
 
     def text(data: bytes) -> str:
         return base64.b64encode(data).decode()
@@ -193,22 +196,22 @@ def _serve(root: Path, file: Path) -> tuple[float, list[float], list[tuple[str, 
 
 def _export(model: str, packed: Path, path: str) -> tuple[int, float]:
     """Write the network as ONNX; gives the test images, and how far apart both are on them."""
-    network, classes = modelfile.load(Path(model))
+    network, classes = saving.load(Path(model))
     assert classes is not None
-    onnxfile.save(network, Path(path), classes)
-    by_onnx, _ = onnxfile.load(Path(path))
+    onnx.save(network, Path(path), classes)
+    by_onnx, _ = onnx.load(Path(path))
     dataset = Dataset.open(packed)
     rows = dataset.is_test.nonzero()[0]
-    by_keras = modelfile.compiled(network)
-    return len(rows), onnxfile.largest_difference(by_keras, by_onnx, dataset.images, rows)
+    by_keras = saving.compiled(network)
+    return len(rows), onnx.largest_difference(by_keras, by_onnx, dataset.images, rows)
 
 
 def _score(turn: Turn, model: str, images: np.ndarray, batch_size: int) -> None:
     """Score `images` for ever with a .keras or .onnx file."""
     if model.endswith(".onnx"):
-        network: onnxfile.Probabilities = onnxfile.load(Path(model))[0]
+        network: onnx.Probabilities = onnx.load(Path(model))[0]
     else:
-        network = modelfile.compiled(modelfile.load(Path(model))[0])
+        network = saving.compiled(saving.load(Path(model))[0])
     while True:
         turn.begin()
         for start in range(0, len(images), batch_size):
@@ -235,7 +238,7 @@ def run(material: Material, turns: int) -> Section:
     """Measure and describe."""
     dataset = material.dataset
     path = material.scratch / "model.keras"
-    modelfile.save(export(ours.make(NOTEBOOK, dataset), NOTEBOOK), path, dataset.classes)
+    saving.save(export(ours.make(NOTEBOOK, dataset), NOTEBOOK), path, dataset.classes)
     test = dataset.is_test.nonzero()[0][:IMAGES]
     rates = measure(
         {
@@ -253,7 +256,7 @@ def run(material: Material, turns: int) -> Section:
     section.table(("", "images/s"), [(name, str(rate)) for name, rate in rates.items()])
     if material.model:
         path = material.model
-    network = modelfile.load(path)[0]
+    network = saving.load(path)[0]
     section.say(
         f"From here on a network of {network.count_params():,} parameters "
         f"({'trained' if material.model else 'the same, untrained'}), which sees "
@@ -263,7 +266,7 @@ def run(material: Material, turns: int) -> Section:
     settings = params.load().ingest.model_dump(exclude={"source"})
     channels = {count: mode for mode, count in CHANNELS.items()}
     settings |= {"color_mode": channels[network.input_shape[-1]]}
-    archive.ingest(material.source, packed, **settings, seed=SEED)
+    ingest.ingest(material.source, packed, **settings, seed=SEED)
     onnx = material.scratch / "model.onnx"
     root = material.scratch / "served"
     root.mkdir()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.turns import Turn
-from emotion_detection.network import Architecture
+from emotion_detection.models.network import Architecture
 
 
 def train(

@@ -5,8 +5,8 @@ import numpy as np
 from benchmarks import ours
 from benchmarks.material import NOTEBOOK, Material
 from benchmarks.report import Section
-from emotion_detection.dataset import Dataset, Split, part
-from emotion_detection.training import best_epoch, fit
+from emotion_detection.data.dataset import Dataset, Split, part
+from emotion_detection.training.fit import best_epoch, fit
 
 IMAGES = 4000
 EPOCHS = 8

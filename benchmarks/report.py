@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emotion_detection.files import whole
+from emotion_detection.files import atomic
 
 SECTIONS = Path("reports/benchmarks")
 ORDER = (
@@ -44,7 +44,7 @@ def keep(name: str, section: Section) -> None:
     measured = f"*{time.strftime('%Y-%m-%d')}, commit {_commit()}, {machine()}; {versions()}.*"
     text = "\n\n".join([f"## {section.title}", *section.parts, measured])
     SECTIONS.mkdir(parents=True, exist_ok=True)
-    with whole(SECTIONS / f"{name}.md") as path:
+    with atomic(SECTIONS / f"{name}.md") as path:
         path.write_text(text + "\n", encoding="utf-8")
 
 
@@ -62,7 +62,7 @@ def assemble() -> None:
         "the highest.\n"
     )
     DOCUMENT.parent.mkdir(exist_ok=True)
-    with whole(DOCUMENT) as path:
+    with atomic(DOCUMENT) as path:
         path.write_text("\n".join([head, *texts]), encoding="utf-8")
 
 
@@ -81,7 +81,7 @@ def machine() -> str:
 
 
 def versions() -> str:
-    """Give the versions of what is measured."""
+    """Return the versions of what is measured."""
     there = [name for name in PACKAGES if importlib.util.find_spec(_module(name))]
     return f"Python {platform.python_version()}, " + ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in there

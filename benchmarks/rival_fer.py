@@ -29,7 +29,7 @@ class Whole(FER):
         return np.zeros((len(gray_faces), len(self._get_labels())))
 
     def classify(self, files: list[Path]) -> np.ndarray:
-        """Give the probabilities (N, 7) float32 of the images in `files`."""
+        """Return the probabilities (N, 7) float32 of the images in `files`."""
         for file in files:
             image = cv2.imread(str(file))
             assert image is not None

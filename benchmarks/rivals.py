@@ -21,10 +21,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.report import Section, assemble, keep
-from emotion_detection import evaluation, layout, network
+from emotion_detection import paths
 from emotion_detection.console import UserError, log, progress, run
-from emotion_detection.dataset import Dataset, Split, split
-from emotion_detection.training import predict
+from emotion_detection.data.dataset import Dataset, Split, split
+from emotion_detection.evaluation.metrics import metrics
+from emotion_detection.models import network
+from emotion_detection.training.fit import predict
 
 BATCH_SIZE = 256
 HERE = Path(__file__).parent
@@ -68,21 +70,21 @@ def ours(project: Path) -> Trained:
         UserError: if something is missing there, or its network was chosen on the test images.
 
     """
-    dataset = Dataset.open(project / layout.DATASET)
-    model = network.load(project / layout.MODEL)
+    dataset = Dataset.open(project / paths.DATASET)
+    model = network.load(project / paths.MODEL)
     try:
-        left = json.loads((project / layout.TRAIN_RUN).read_text(encoding="utf-8"))
+        left = json.loads((project / paths.TRAIN_RUN).read_text(encoding="utf-8"))
         client = mlflow.MlflowClient(left["tracking_uri"])
         tracked = client.get_run(left["run_id"])
         seconds = client.get_metric_history(left["run_id"], "epoch/seconds")
     except (OSError, ValueError, KeyError, mlflow.MlflowException) as error:
         raise UserError(
-            f"{project / layout.TRAIN_RUN}: its run cannot be read ({error}); run `dvc repro train`"
+            f"{project / paths.TRAIN_RUN}: its run cannot be read ({error}); run `dvc repro train`"
         ) from error
     params, tags = tracked.data.params, tracked.data.tags
     if params["split.validation"] != "holdout" or tags["dataset.digest"] != dataset.digest:
         raise UserError(
-            f"{project / layout.MODEL}: trained on other images, or chosen on the test images; "
+            f"{project / paths.MODEL}: trained on other images, or chosen on the test images; "
             "train it anew with split.validation holdout"
         )
     seed = int(params["seed"])
@@ -132,7 +134,7 @@ def rival(package: str, python: Path, folder: Path, options: Sequence[str]) -> d
 
 
 def contenders(found: dict[str, Any], classes: Sequence[str]) -> list[Contender]:
-    """Give a rival's contenders with their columns in the order of `classes`.
+    """Return a rival's contenders with their columns in the order of `classes`.
 
     Raises:
         UserError: if it knows other classes.
@@ -168,7 +170,7 @@ def describe(trained: Trained, all_of_them: Sequence[Contender], minutes: float)
     )
     table = []
     for contender in all_of_them:
-        scores = evaluation.evaluate(
+        scores = metrics.evaluate(
             dataset.labels[rows.test],
             contender.probabilities,
             dataset.classes,
@@ -202,7 +204,7 @@ def describe(trained: Trained, all_of_them: Sequence[Contender], minutes: float)
     return section
 
 
-def _percent(estimate: evaluation.Estimate) -> str:
+def _percent(estimate: metrics.Estimate) -> str:
     return f"{estimate.value:.1%} ({100 * estimate.low:.1f}-{100 * estimate.high:.1f})"
 
 

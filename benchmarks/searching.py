@@ -11,10 +11,10 @@ from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import alone
 from emotion_detection import params
-from emotion_detection.dataset import Dataset, part
-from emotion_detection.network import Architecture
-from emotion_detection.search import Outcome, Trial, search
-from emotion_detection.training import best_epoch, fit
+from emotion_detection.data.dataset import Dataset, part
+from emotion_detection.models.network import Architecture
+from emotion_detection.training.fit import best_epoch, fit
+from emotion_detection.tuning.search import Outcome, Trial, search
 
 TRIALS = 10
 IMAGES = 1024

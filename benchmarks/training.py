@@ -18,8 +18,8 @@ from benchmarks import notebook, ours, pytorch
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import Contender, Rates, measure
-from emotion_detection.hardware import resolve_precision
-from emotion_detection.network import build
+from emotion_detection.models.hardware import resolve_precision
+from emotion_detection.models.network import build
 
 STEPS = 12
 """Steps a turn."""

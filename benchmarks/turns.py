@@ -51,7 +51,7 @@ class Rates:
         return statistics.median(self.each)
 
     def __str__(self) -> str:
-        """Give the median and the range."""
+        """Return the median and the range."""
         digits = 0 if self.median >= 20 else 2
         return (
             f"{self.median:,.{digits}f} ({min(self.each):,.{digits}f}-{max(self.each):,.{digits}f})"

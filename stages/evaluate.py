@@ -9,22 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from emotion_detection import (
-    champion,
-    evaluation,
-    figures,
-    finished,
-    layout,
-    params,
-    report,
-    robustness,
-    tracking,
-    training,
-)
+from emotion_detection import figures, params, paths, stage, tracking
 from emotion_detection.console import UserError, log, run
-from emotion_detection.dataset import Dataset, sampled
-from emotion_detection.files import whole, write_json
-from emotion_detection.network import load
+from emotion_detection.data.dataset import Dataset, sampled
+from emotion_detection.evaluation.metrics import champion, corruptions, metrics, report
+from emotion_detection.files import atomic, write_json
+from emotion_detection.models.network import load
+from emotion_detection.training.fit import fit
 
 HEADLINES = (
     "accuracy",
@@ -41,16 +32,16 @@ HEADLINES = (
 def main() -> None:
     """Read params, predict the test images, write scores, tables, figures and a report."""
     # That this begins says that the end of train is noted.
-    finished.forget(layout.TRAIN_STATE)
+    stage.forget(paths.TRAIN_STATE)
     values = params.load()
     settings = values.evaluate
-    dataset = Dataset.open(layout.DATASET)
-    model = load(layout.MODEL)
+    dataset = Dataset.open(paths.DATASET)
+    model = load(paths.MODEL)
     trained = _trained()
     rows = dataset.is_test.nonzero()[0]
-    result = evaluation.evaluate(
+    result = metrics.evaluate(
         dataset.labels[rows],
-        training.predict(model, dataset, rows, settings.batch_size),
+        fit.predict(model, dataset, rows, settings.batch_size),
         dataset.classes,
         leaked=dataset.leaked[rows],
         bootstrap=settings.bootstrap,
@@ -61,22 +52,22 @@ def main() -> None:
     drawn = _figures(result, worsened, wrong, dataset.images[rows[wrong]])
     metrics = result.metrics()
     if worsened is not None:
-        metrics["corrupted_accuracy"] = robustness.mean_accuracy(worsened)
-    run_id = tracking.load_run_id(layout.TRAIN_RUN)
+        metrics["corrupted_accuracy"] = corruptions.mean_accuracy(worsened)
+    run_id = tracking.load_run_id(paths.TRAIN_RUN)
     with tracking.resumed(run_id) as tracked:
-        verdict = _verdict(run_id if tracked else None, result, dataset, rows, values)
-        with whole(layout.EVALUATE) as folder:
+        decision = _verdict(run_id if tracked else None, result, dataset, rows, values)
+        with atomic(paths.EVALUATE) as folder:
             folder.mkdir()
-            write_json(folder / layout.METRICS, _headlines(metrics))
+            write_json(folder / paths.METRICS, _headlines(metrics))
             write_json(folder / "scores.json", metrics)
-            write_json(folder / "champion.json", verdict.as_json())
+            write_json(folder / "champion.json", decision.as_json())
             files = [dataset.files[row] for row in rows]
             result.predictions(files).to_csv(
                 folder / "predictions.csv", index=False, errors="surrogateescape"
             )
             result.roc_points().to_csv(folder / "roc.csv", index=False)
             result.per_class_table().to_csv(folder / "per_class.csv", index=False)
-            result.reliability().round(evaluation.DIGITS).to_csv(
+            result.reliability().round(metrics.DIGITS).to_csv(
                 folder / "reliability.csv", index=False
             )
             if worsened is not None:
@@ -91,10 +82,10 @@ def main() -> None:
                     result=result,
                     dataset=dataset,
                     robustness=worsened,
-                    verdict=verdict,
+                    decision=decision,
                     facts=report.training_facts(model, values, trained),
-                    leaking=values.split.validation == "test",
-                    drawn=Path(values.ingest.source).resolve() == layout.SAMPLE.resolve(),
+                    selected_on_test=values.split.validation == "test",
+                    drawn=Path(values.ingest.source).resolve() == paths.SAMPLE.resolve(),
                 ),
                 folder,
                 drawn,
@@ -102,10 +93,10 @@ def main() -> None:
         if tracked:
             tracking.log_metrics(_tracked(metrics), dataset)
             tracking.log_metrics(
-                {f"versus_champion/{name}": value for name, value in verdict.metrics().items()}
+                {f"versus_champion/{name}": value for name, value in decision.metrics().items()}
             )
-            tracking.set_tags(_tags(verdict))
-            tracking.log_files(layout.EVALUATE, "evaluation")
+            tracking.set_tags(_tags(decision))
+            tracking.log_files(paths.EVALUATE, "evaluation")
     log.info(
         "test accuracy %.4f (95 %% interval %.4f to %.4f), macro F1 %.4f on %s images; see %s",
         result.accuracy.value,
@@ -113,21 +104,21 @@ def main() -> None:
         result.accuracy.high,
         result.macro_f1.value,
         f"{len(rows):,}",
-        layout.EVALUATE,
+        paths.EVALUATE,
     )
-    if verdict.version is None:
-        log.info("not in the model registry: %s", verdict.why)
+    if decision.version is None:
+        log.info("not in the model registry: %s", decision.why)
     else:
         log.info(
             "version %s in the model registry %s champion: %s",
-            verdict.version,
-            "is" if verdict.champion else "is not",
-            verdict.why,
+            decision.version,
+            "is" if decision.champion else "is not",
+            decision.why,
         )
 
 
 def _trained() -> dict[str, float]:
-    path = layout.TRAIN / layout.METRICS
+    path = paths.TRAIN / paths.METRICS
     try:
         metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -136,7 +127,7 @@ def _trained() -> dict[str, float]:
 
 
 def _figures(
-    result: evaluation.Evaluation,
+    result: metrics.Evaluation,
     worsened: pd.DataFrame | None,
     wrong: np.ndarray,
     images_wrong: np.ndarray,
@@ -167,15 +158,15 @@ def _robustness(
     model: keras.Model, dataset: Dataset, rows: np.ndarray, values: params.Params
 ) -> pd.DataFrame | None:
     settings = values.evaluate
-    if settings.robustness_images == 0:
+    if settings.corruption_images == 0:
         return None
-    chosen = sampled(dataset, rows, settings.robustness_images, values.seed)
+    chosen = sampled(dataset, rows, settings.corruption_images, values.seed)
     log.info(
         "robustness is measured on %s of %s test images",
         f"{len(chosen):,}",
         f"{len(rows):,}",
     )
-    return robustness.measure(
+    return corruptions.measure(
         model.predict_on_batch,
         dataset,
         chosen,
@@ -187,17 +178,17 @@ def _robustness(
 
 def _verdict(
     run_id: str | None,
-    result: evaluation.Evaluation,
+    result: metrics.Evaluation,
     dataset: Dataset,
     rows: np.ndarray,
     values: params.Params,
-) -> champion.Verdict:
+) -> champion.Decision:
     settings = values.evaluate
     if not settings.register_model:
         return champion.unregistered("evaluate.register_model is false")
     if run_id is None:
         return champion.unregistered("the MLflow run that trained it is gone")
-    return champion.contend(
+    return champion.challenge(
         run_id,
         result,
         dataset,
@@ -208,19 +199,19 @@ def _verdict(
     )
 
 
-def _tags(verdict: champion.Verdict) -> dict[str, str]:
-    if verdict.version is None:
+def _tags(decision: champion.Decision) -> dict[str, str]:
+    if decision.version is None:
         return {}
-    return {"registered.version": verdict.version, "champion.verdict": verdict.why}
+    return {"registered.version": decision.version, "champion.decision": decision.why}
 
 
 def _headlines(metrics: dict[str, Any]) -> dict[str, float]:
-    """Give what DVC's tables have room for, by the names that MLflow has."""
+    """Return what DVC's tables have room for, by the names that MLflow has."""
     return {f"test/{name}": metrics[name] for name in HEADLINES if name in metrics}
 
 
 def _tracked(metrics: dict[str, Any]) -> dict[str, float]:
-    """Give test/accuracy and test/f1/happy; MLflow makes a section of charts of each prefix."""
+    """Return test/accuracy and test/f1/happy; MLflow makes a section of charts of each prefix."""
     per_class = metrics["per_class"]
     return {
         **{f"test/{name}": value for name, value in metrics.items() if name != "per_class"},

@@ -1,10 +1,10 @@
-"""Give the trained network to programs without TensorFlow, as ONNX, if a param asks for it."""
+"""Return the trained network to programs without TensorFlow, as ONNX, if a param asks for it."""
 
 import numpy as np
 
-from emotion_detection import layout, params
+from emotion_detection import params, paths
 from emotion_detection.console import UserError, log, run
-from emotion_detection.files import whole, write_json
+from emotion_detection.files import atomic, write_json
 
 TIMED_BATCHES = (1, 256)
 
@@ -15,56 +15,58 @@ def main() -> None:
     if settings.onnx:
         _onnx(settings.tolerance)
         return
-    with whole(layout.EXPORT) as folder:
+    with atomic(paths.EXPORT) as folder:
         folder.mkdir()
-        write_json(folder / layout.EXPORTED.name, {"onnx": None})
-    with whole(layout.EXPORT_REPORT) as report:
+        write_json(folder / paths.EXPORTED.name, {"onnx": None})
+    with atomic(paths.EXPORT_REPORT) as report:
         report.mkdir()
-        write_json(report / layout.METRICS, {"export/onnx": False})
+        write_json(report / paths.METRICS, {"export/onnx": False})
     log.info("export.onnx = false: nothing to export")
 
 
 def _onnx(tolerance: float) -> None:
     # Imported here, since most runs export nothing, and TensorFlow takes seconds.
-    from emotion_detection import modelfile, network, onnxfile, tracking
-    from emotion_detection.dataset import Dataset
+    from emotion_detection import tracking
+    from emotion_detection.data.dataset import Dataset
+    from emotion_detection.inference import onnx
+    from emotion_detection.models import network, saving
 
-    dataset = Dataset.open(layout.DATASET)
+    dataset = Dataset.open(paths.DATASET)
     rows = dataset.is_test.nonzero()[0]
-    model = network.load(layout.MODEL)
-    by_keras = modelfile.compiled(model)
-    with whole(layout.EXPORT) as folder:
+    model = network.load(paths.MODEL)
+    by_keras = saving.compiled(model)
+    with atomic(paths.EXPORT) as folder:
         folder.mkdir()
-        path = folder / layout.ONNX.name
-        onnxfile.save(model, path, dataset.classes)
-        by_onnx, _ = onnxfile.load(path)
-        difference = onnxfile.largest_difference(by_keras, by_onnx, dataset.images, rows)
+        path = folder / paths.ONNX.name
+        onnx.save(model, path, dataset.classes)
+        by_onnx, _ = onnx.load(path)
+        difference = onnx.largest_difference(by_keras, by_onnx, dataset.images, rows)
         if not difference <= tolerance:
             raise UserError(
-                f"{layout.ONNX}: a probability is {difference:.1e} from that of {layout.MODEL}, "
+                f"{paths.ONNX}: a probability is {difference:.1e} from that of {paths.MODEL}, "
                 f"and export.tolerance = {tolerance:g}: raise it if that is near enough"
             )
         exported = {"file": path.name, "images": model.input_shape, "classes": dataset.classes}
-        write_json(folder / layout.EXPORTED.name, {"onnx": exported})
+        write_json(folder / paths.EXPORTED.name, {"onnx": exported})
     speeds = {
-        f"export/{name}_images_per_second_{size}": onnxfile.images_per_second(
+        f"export/{name}_images_per_second_{size}": onnx.images_per_second(
             probabilities, np.resize(dataset.images[rows[:size]], (size, *model.input_shape[1:]))
         )
         for size in TIMED_BATCHES
         for name, probabilities in (("keras", by_keras), ("onnx", by_onnx))
     }
     metrics = {"export/largest_difference": difference, **speeds}
-    with whole(layout.EXPORT_REPORT) as report:
+    with atomic(paths.EXPORT_REPORT) as report:
         report.mkdir()
-        write_json(report / layout.METRICS, {"export/onnx": True, **metrics})
-    with tracking.resumed(tracking.load_run_id(layout.TRAIN_RUN)) as tracked:
+        write_json(report / paths.METRICS, {"export/onnx": True, **metrics})
+    with tracking.resumed(tracking.load_run_id(paths.TRAIN_RUN)) as tracked:
         if tracked:
             tracking.log_metrics(metrics)
-            tracking.log_files(layout.EXPORT, "export")
+            tracking.log_files(paths.EXPORT, "export")
     log.info(
         "%s is at most %.1e from Keras in a probability of %s test images; images a second, Keras "
         "and ONNX: %.0f and %.0f one by one, %.0f and %.0f in batches of %d",
-        layout.ONNX,
+        paths.ONNX,
         difference,
         f"{len(rows):,}",
         *speeds.values(),

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from emotion_detection import layout, params
-from emotion_detection.archive import ingest
+from emotion_detection import params, paths
 from emotion_detection.console import run
+from emotion_detection.data.ingest import ingest
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     settings = values.ingest
     ingest(
         Path(settings.source),
-        layout.DATASET,
+        paths.DATASET,
         image_size=settings.image_size,
         color_mode=settings.color_mode,
         max_bad_fraction=settings.max_bad_fraction,

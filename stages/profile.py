@@ -1,19 +1,20 @@
 """Describe the dataset: class balance, samples, pixels, duplicates and leaks."""
 
-from emotion_detection import figures, layout, params, quality
+from emotion_detection import figures, params, paths
 from emotion_detection.console import log, run
-from emotion_detection.dataset import Dataset
-from emotion_detection.files import whole, write_csv, write_json
+from emotion_detection.data import profile
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.files import atomic, write_csv, write_json
 
 
 def main() -> None:
     """Read params, measure, write tables and figures."""
     values = params.load()
-    dataset = Dataset.open(layout.DATASET)
-    profile = quality.profile(dataset)
-    with whole(layout.PROFILE) as folder:
+    dataset = Dataset.open(paths.DATASET)
+    profile = profile.profile(dataset)
+    with atomic(paths.PROFILE) as folder:
         folder.mkdir()
-        write_json(folder / layout.METRICS, profile.metrics())
+        write_json(folder / paths.METRICS, profile.metrics())
         write_csv(
             folder / "class_balance.csv",
             ("split", "class", "images"),
@@ -23,14 +24,14 @@ def main() -> None:
                 for name, images in of_class.items()
             ],
         )
-        write_csv(folder / "duplicates.csv", quality.DUPLICATE_COLUMNS, profile.duplicates)
+        write_csv(folder / "duplicates.csv", profile.DUPLICATE_COLUMNS, profile.duplicates)
         write_csv(
             folder / "bad_files.csv",
             ("file", "reason"),
             [(bad.path, bad.reason) for bad in dataset.bad_files],
         )
         figures.save(figures.class_balance(profile.counts), folder / "class_balance.png")
-        rows = quality.sample_rows(dataset, values.profile.samples_per_class, values.seed)
+        rows = profile.sample_rows(dataset, values.profile.samples_per_class, values.seed)
         figures.save(
             figures.sample_grid(
                 dataset.images[rows],
@@ -40,7 +41,7 @@ def main() -> None:
             ),
             folder / "samples.png",
         )
-        figures.save(figures.duplicates_grid(quality.conflicts(dataset)), folder / "conflicts.png")
+        figures.save(figures.duplicates_grid(profile.conflicts(dataset)), folder / "conflicts.png")
     log.info(
         "%s exact duplicates in train, %s in test; %s test images are also in train%s; %s pictures "
         "bear two labels; see %s",
@@ -51,7 +52,7 @@ def main() -> None:
         if profile.dropped_leaks
         else "",
         f"{profile.conflicting_groups:,}",
-        layout.PROFILE,
+        paths.PROFILE,
     )
 
 

@@ -9,26 +9,18 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from emotion_detection import (
-    figures,
-    finished,
-    hardware,
-    inputs,
-    layout,
-    network,
-    params,
-    search,
-    tracking,
-    training,
-)
+from emotion_detection import figures, params, paths, stage, tracking
 from emotion_detection.console import UserError, log, run
-from emotion_detection.dataset import Dataset, Split, part, split
-from emotion_detection.files import fingerprint, whole, write_json
-from emotion_detection.network import Architecture, build
-from emotion_detection.search import Outcome, Trial, described, values_of
-from emotion_detection.workers import worker_id
+from emotion_detection.data.dataset import Dataset, Split, part, split
+from emotion_detection.files import atomic, fingerprint, write_json
+from emotion_detection.models import hardware, network
+from emotion_detection.models.network import Architecture, build
+from emotion_detection.training.fit import fit
+from emotion_detection.tuning import search
+from emotion_detection.tuning.search import Outcome, Trial, described, values_of
+from emotion_detection.tuning.workers import worker_id
 
-OUTPUTS = (layout.HYPERPARAMETERS, layout.TUNE)
+OUTPUTS = (paths.HYPERPARAMETERS, paths.TUNE)
 
 WORKER = (sys.executable, "-m", "stages.tune")
 
@@ -39,12 +31,12 @@ def main() -> None:
     baseline = Architecture(**dict(values.network))
     if values.tune.trials == 0:
         log.info("tune.trials = 0: no search, the network of params.yaml is taken")
-        with whole(layout.TUNE) as folder:
+        with atomic(paths.TUNE) as folder:
             folder.mkdir()
-            write_json(folder / layout.METRICS, {"tune/trials": 0})
+            write_json(folder / paths.METRICS, {"tune/trials": 0})
             # `dvc plots` complains of a table that is not there.
             (folder / "trials.csv").write_text("trial,val_accuracy\n", encoding="utf-8")
-        search.save_hyperparameters(baseline, layout.HYPERPARAMETERS)
+        search.save_hyperparameters(baseline, paths.HYPERPARAMETERS)
     else:
         _search(values, baseline)
 
@@ -53,13 +45,13 @@ def _search(values: params.Params, baseline: Architecture) -> None:
     """Search, and write what was found unless this is a worker of the process that does."""
     worker = worker_id()
     settings = values.tune
-    dataset = Dataset.open(layout.DATASET)
+    dataset = Dataset.open(paths.DATASET)
     rows = split(dataset, **values.split.model_dump(), seed=values.seed)
     rows = part(dataset, rows, settings.images, values.seed)
     image_shape = dataset.images.shape[1:]
     precision, why = hardware.resolve_precision(values.precision)
     if values.deterministic:
-        training.be_deterministic(values.seed)
+        fit.be_deterministic(values.seed)
     log.log(
         logging.INFO if worker is None else logging.DEBUG,
         "%s search, %d trials of at most %d epochs on %s train and %s validation images; %s (%s)",
@@ -80,10 +72,10 @@ def _search(values: params.Params, baseline: Architecture) -> None:
         # A search goes on with any number of workers.
         "tune": settings.model_dump(exclude={"workers"}),
     }
-    folder = layout.SEARCH_STATE / fingerprint(
+    folder = paths.SEARCH_STATE / fingerprint(
         {"dataset": dataset.digest, **made_of}, [main, Dataset, network, training, search, inputs]
     )
-    if worker is None and finished.restore(OUTPUTS, folder):
+    if worker is None and stage.restore(OUTPUTS, folder):
         return
 
     def run_trial(trial: Trial) -> Outcome:
@@ -106,7 +98,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
             tags={
                 "stage": "trial",
                 "dataset": dataset.source,
-                "leaking": str(rows.leaking).lower(),
+                "selected_on_test": str(rows.selected_on_test).lower(),
             },
             note=(
                 f"Trial {trial.number} of {trial.total} of the search above it, its parent run.\n\n"
@@ -115,7 +107,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
                 "`val_accuracy` is what the search goes by, `epoch/` the curves behind it."
             ),
         ):
-            with training.strategy().scope():
+            with fit.strategy().scope():
                 model = build(
                     architecture,
                     image_shape=image_shape,
@@ -126,12 +118,12 @@ def _search(values: params.Params, baseline: Architecture) -> None:
             tracking.log_params({"parameters": model.count_params()})
             if trial.continues:
                 model.load_weights(trial.continues)
-            history = training.fit(
+            history = fit.fit(
                 model,
                 dataset,
                 train=rows.train,
                 validation=rows.validation,
-                recipe=training.Recipe(
+                recipe=fit.Recipe(
                     lr=settings.lr,
                     schedule=settings.schedule,
                     batch_size=settings.batch_size,
@@ -143,7 +135,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
                 first_epoch=trial.first_epoch,
                 verbose=False,
             )
-            best = training.best_epoch(history)
+            best = fit.best_epoch(history)
             outcome = Outcome(
                 val_accuracy=float(best["val_accuracy"]),
                 val_loss=float(best["val_loss"]),
@@ -164,14 +156,17 @@ def _search(values: params.Params, baseline: Architecture) -> None:
         return outcome
 
     def tracked() -> AbstractContextManager[str]:
-        run_id = tracking.load_run_id(folder / layout.RUN_FILE)
+        run_id = tracking.load_run_id(folder / paths.RUN_FILE)
         if worker is None:
             return tracking.run(
                 "tune",
                 note=_note(settings, dataset, rows),
                 dataset=dataset,
                 params=made_of,
-                tags={"leaking": str(rows.leaking).lower(), "workers": str(settings.workers)},
+                tags={
+                    "selected_on_test": str(rows.selected_on_test).lower(),
+                    "workers": str(settings.workers),
+                },
                 run_id=run_id,
             )
         if run_id is None:
@@ -183,7 +178,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
 
     with tracked() as run_id:
         if worker is None:
-            tracking.save_run_id(folder / layout.RUN_FILE, run_id)
+            tracking.save_run_id(folder / paths.RUN_FILE, run_id)
         found = search.search(
             space=settings.space,
             baseline=replace(baseline, members=1),
@@ -207,15 +202,15 @@ def _search(values: params.Params, baseline: Architecture) -> None:
             "tune/failed": int((trials["status"] != "COMPLETED").sum()),
             "tune/best_val_accuracy": float(trials["val_accuracy"].max()),
         }
-        with whole(layout.TUNE) as report:
+        with atomic(paths.TUNE) as report:
             report.mkdir()
-            write_json(report / layout.METRICS, metrics)
+            write_json(report / paths.METRICS, metrics)
             trials.to_csv(report / "trials.csv", index=False)
             figures.save(figures.trials(trials), report / "trials.png")
-        search.save_hyperparameters(chosen, layout.HYPERPARAMETERS)
+        search.save_hyperparameters(chosen, paths.HYPERPARAMETERS)
         # Not in DVC's tables, where it would seem a change between any two experiments.
         tracking.log_metrics(metrics | {"tune/seconds": float(trials["seconds"].sum())})
-        tracking.log_files(layout.TUNE, "search")
+        tracking.log_files(paths.TUNE, "search")
         best = int(trials["trial"][trials["val_accuracy"].idxmax()])
         tracking.set_tags(
             {
@@ -223,7 +218,7 @@ def _search(values: params.Params, baseline: Architecture) -> None:
                 **{f"best.{name}": str(value) for name, value in described(chosen).items()},
             }
         )
-    finished.keep(OUTPUTS, folder)
+    stage.keep(OUTPUTS, folder)
 
 
 def _note(settings: params.Tune, dataset: Dataset, rows: Split) -> str:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from stores import alone
 
-from benchmarks import servers
-from emotion_detection.dataset import Dataset, Split, group_by_digest, set_digest, split
+from emotion_detection.data.dataset import Dataset, Split, group_by_digest, set_digest, split
+from tests.support import servers
+from tests.support.stores import alone
 
 # TensorFlow takes seconds to import, and half of the tests need none.
 if TYPE_CHECKING:
-    from emotion_detection.network import Architecture, Family
+    from emotion_detection.models.network import Architecture, Family
 
 TOY_CLASSES = ("angry", "happy", "sad")
 TOY_SIDE = 16
@@ -69,7 +69,7 @@ def _draw_toy(folder: Path, train: int, test: int) -> None:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of the toy set."""
+    """Return the folder of the toy set."""
     folder = tmp_path_factory.mktemp("toy") / "dataset"
     _draw_toy(folder, train=30, test=5)
     return folder
@@ -83,7 +83,7 @@ def toy(packed: Path) -> Dataset:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Give the path of a browser; a test without one is skipped."""
+    """Return the path of a browser; a test without one is skipped."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip(f"needs a browser: one of {', '.join(BROWSERS)}")
@@ -120,7 +120,7 @@ def rows(toy: Dataset) -> Split:
 @pytest.fixture(scope="session")
 def architecture() -> Callable[..., Architecture]:
     """Make a network for the toy set; what is given differs from the smallest."""
-    from emotion_detection.network import Architecture
+    from emotion_detection.models.network import Architecture
 
     def make(
         filters: tuple[int, ...] = (8, 8),
@@ -145,7 +145,7 @@ def architecture() -> Callable[..., Architecture]:
             squeeze_excitation=squeeze_excitation,
             conv_dropout=dropout,
             dense_dropout=dropout,
-            norm_momentum=0.8,
+            bn_momentum=0.8,
             average_flips=average_flips,
             average_shifts=average_shifts,
             soften=soften,
@@ -164,14 +164,15 @@ def store(
     """A folder whose MLflow store has a champion, for the toy set, and its file."""
     import mlflow
 
-    from emotion_detection import layout, modelfile, tracking
-    from emotion_detection.network import build, export
+    from emotion_detection import paths, tracking
+    from emotion_detection.models import saving
+    from emotion_detection.models.network import build, export
 
     folder = tmp_path_factory.mktemp("store")
     chosen = architecture()
     network = export(build(chosen, image_shape=toy.images.shape[1:], classes=3, seed=0), chosen)
-    (folder / layout.MODEL).parent.mkdir()
-    modelfile.save(network, folder / layout.MODEL, toy.classes)
+    (folder / paths.MODEL).parent.mkdir()
+    saving.save(network, folder / paths.MODEL, toy.classes)
     with alone(folder):
         with tracking.run("train", note="", dataset=toy, params={}, tags={}) as run_id:
             tracking.log_model(network, toy.images[:2], toy.classes)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-verdict = runpy.run_path(str(ROOT / ".ci" / "audit.py"))["verdict"]
+decision = runpy.run_path(str(ROOT / ".ci" / "audit.py"))["decision"]
 
 
 def report(*packages: Mapping[str, object]) -> str:
-    """Give what pip-audit prints."""
+    """Return what pip-audit prints."""
     return json.dumps({"dependencies": packages, "fixes": []})
 
 
@@ -42,7 +42,7 @@ KNOWN = {
 def test_only_a_known_vulnerability_or_a_broken_file_fails(
     output: str, errors: str, said: str, status: int
 ) -> None:
-    message, found = verdict(output, errors)
+    message, found = decision(output, errors)
     assert said in message
     assert found == status
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import ours
 from benchmarks.material import AUGMENT
 from benchmarks.turns import measure
-from emotion_detection.dataset import Split
+from emotion_detection.data.dataset import Split
 
 
 def test_contenders_take_turns(architecture: Any, packed: Path, rows: Split) -> None:

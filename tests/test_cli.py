@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
-from stores import alone
 
-from emotion_detection import cli, layout
+from emotion_detection import cli, paths
 from emotion_detection.console import log
-from emotion_detection.dataset import Dataset
+from emotion_detection.data.dataset import Dataset
+from tests.support.stores import alone
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -25,7 +25,7 @@ Command = Callable[..., tuple[int, str, str]]
 def command(
     store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Command]:
-    """Give a function that runs the command in the store: exit status, stdout and stderr."""
+    """Return a function that runs the command in the store: exit status, stdout and stderr."""
     handlers, level, propagate = list(log.handlers), log.level, log.propagate
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -73,7 +73,7 @@ def test_a_network_is_loaded_without_what_keras_has_no_use_for_here(store: Path)
     code = (
         "import sys\n"
         "from emotion_detection import predict\n"
-        f"predict.load({str(store / layout.MODEL)!r}, None)\n"
+        f"predict.load({str(store / paths.MODEL)!r}, None)\n"
         "print(sorted({'matplotlib', 'sklearn', 'mlflow'} & sys.modules.keys()))\n"
         "import matplotlib.pyplot, sklearn\n"
     )
@@ -98,7 +98,7 @@ def test_the_champion_labels_every_face(command: Command, album: Path, toy: Data
 def test_a_file_of_train_labels_as_the_champion(
     command: Command, album: Path, toy: Dataset
 ) -> None:
-    status, out, _ = command("predict", album, "--model", layout.MODEL, "--format", "json")
+    status, out, _ = command("predict", album, "--model", paths.MODEL, "--format", "json")
     assert status == 0
     entries = [json.loads(line) for line in out.splitlines()]
     assert [entry["face"] for entry in entries] == [1, 1, 2]
@@ -124,7 +124,7 @@ def test_pictures_are_annotated_under_their_own_names(
     command: Command, album: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "annotated"
-    status, _, _ = command("predict", album, "--model", layout.MODEL, "--annotate", folder)
+    status, _, _ = command("predict", album, "--model", paths.MODEL, "--annotate", folder)
     assert status == 0
     written = {path.relative_to(folder) for path in folder.rglob("*.*")}
     assert written == {Path("photo.jpg"), Path("faces/face.png")}
@@ -136,7 +136,7 @@ def test_pictures_are_annotated_under_their_own_names(
 def test_no_picture_is_overwritten_by_its_annotation(command: Command, album: Path) -> None:
     before = {path: path.read_bytes() for path in album.rglob("*.*")}
     for paths, folder in (((album,), album), ((album / "photo.jpg",), album / "faces" / "..")):
-        status, _, err = command("predict", *paths, "--model", layout.MODEL, "--annotate", folder)
+        status, _, err = command("predict", *paths, "--model", paths.MODEL, "--annotate", folder)
         assert status == 1
         assert f"--annotate {folder}: it would overwrite {album}" in err
     assert {path: path.read_bytes() for path in album.rglob("*.*")} == before
@@ -144,7 +144,7 @@ def test_no_picture_is_overwritten_by_its_annotation(command: Command, album: Pa
 
 def test_without_detection_a_photo_is_one_face(command: Command, album: Path) -> None:
     status, out, _ = command(
-        *("predict", album / "photo.jpg", "--model", layout.MODEL),
+        *("predict", album / "photo.jpg", "--model", paths.MODEL),
         *("--no-detect", "--format", "json"),
     )
     assert status == 0
@@ -153,7 +153,7 @@ def test_without_detection_a_photo_is_one_face(command: Command, album: Path) ->
 
 def test_no_face_anywhere_is_an_error(command: Command, album: Path, tmp_path: Path) -> None:
     status, out, err = command(
-        "predict", album / "broken.png", "gone.png", "--model", layout.MODEL, "--format", "json"
+        "predict", album / "broken.png", "gone.png", "--model", paths.MODEL, "--format", "json"
     )
     assert (status, out) == (1, "")
     assert "gone.png: cannot be read: " in err
@@ -179,7 +179,7 @@ def test_a_store_without_a_champion_names_both_ways_out(
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(store: Path, album: Path) -> None:
     running = subprocess.Popen(
-        [sys.executable, "-m", "emotion_detection.cli", "predict", album, "--model", layout.MODEL],
+        [sys.executable, "-m", "emotion_detection.cli", "predict", album, "--model", paths.MODEL],
         cwd=store,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

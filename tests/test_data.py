@@ -8,8 +8,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from benchmarks.project import SMALL, Project
-from emotion_detection.sample import draw_sample
+from emotion_detection.data.synthetic import draw_sample
+from tests.support.project import SMALL, Project
 
 ARCHIVE = "data/faces.zip"
 KEYS = {"access_key_id": "AKIDOFANNA", "secret_access_key": "s3cretOfAnna"}
@@ -17,7 +17,7 @@ KEYS = {"access_key_id": "AKIDOFANNA", "secret_access_key": "s3cretOfAnna"}
 
 @pytest.fixture
 def s3() -> Iterator[str]:
-    """Give the address of an S3 that has the bucket `faces`."""
+    """Return the address of an S3 that has the bucket `faces`."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

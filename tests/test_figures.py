@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 
-from emotion_detection import figures, robustness
-from emotion_detection.evaluation import Evaluation, evaluate
+from emotion_detection import figures
+from emotion_detection.evaluation.metrics import Evaluation, corruptions, evaluate
 
 EMOTIONS = ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised")
 CLASSES = {
@@ -72,7 +72,7 @@ def trial_table() -> pd.DataFrame:
 
 def robustness_table() -> pd.DataFrame:
     rows = []
-    for kind in (robustness.AS_THEY_ARE, *robustness.CORRUPTIONS):
+    for kind in (corruptions.AS_THEY_ARE, *corruptions.CORRUPTIONS):
         for by in kind.severities:
             lost = 0.006 * abs(by)
             rows.append(
@@ -452,7 +452,7 @@ def test_robustness_has_a_panel_a_corruption_from_the_images_as_they_are() -> No
     table = robustness_table()
     figure = figures.robustness(table)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
-        kind.name for kind in robustness.CORRUPTIONS
+        kind.name for kind in corruptions.CORRUPTIONS
     ]
     brightness = figure.axes[0].lines[1]
     np.testing.assert_array_equal(brightness.get_xdata(), [-30, -15, 0, 15, 30])

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from emotion_detection.console import UserError
-from emotion_detection.files import locked, whole, write_json
+from emotion_detection.files import atomic, locked, write_json
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
 
 def fill(path: Path) -> None:
-    with whole(path) as temporary:
+    with atomic(path) as temporary:
         temporary.symlink_to("/dev/full")
         temporary.write_text("new")
 
@@ -35,12 +35,15 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_what_hdf5_says_of_a_full_disk_is_understood(tmp_path: Path) -> None:
     reason = os.strerror(errno.ENOSPC)
-    with pytest.raises(UserError, match=rf"epoch_00001: {reason}"), whole(tmp_path / "epoch_00001"):
+    with (
+        pytest.raises(UserError, match=rf"epoch_00001: {reason}"),
+        atomic(tmp_path / "epoch_00001"),
+    ):
         raise RuntimeError(f"Unable to flush file (errno = 28, error message = '{reason}')")
 
 
 def test_another_error_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), whole(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "a"):
         (tmp_path / "none").read_bytes()
 
 

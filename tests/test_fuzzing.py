@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from emotion_detection import params
-from emotion_detection.archive import BadImageError, decode, ingest
 from emotion_detection.console import UserError
-from emotion_detection.dataset import IMAGES_FILE, INDEX_FILE, SUMMARY_FILE, Dataset
+from emotion_detection.data.dataset import IMAGES_FILE, INDEX_FILE, SUMMARY_FILE, Dataset
+from emotion_detection.data.ingest import BadImageError, decode, ingest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
@@ -55,7 +55,7 @@ anything = st.recursive(
 
 
 def paths(values: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Give the way to everything in `values`."""
+    """Return the way to everything in `values`."""
     found = [prefix] if prefix else []
     if isinstance(values, dict):
         for key, value in values.items():
@@ -68,7 +68,7 @@ def paths(values: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def changed_params(draw: st.DrawFn) -> Any:
-    """Give the repository's params with a few of them changed, removed or added to."""
+    """Return the repository's params with a few of them changed, removed or added to."""
     values = copy.deepcopy(SOUND)
     for _ in range(draw(st.integers(1, 3))):
         *way, last = draw(st.sampled_from(paths(values)))
@@ -146,7 +146,7 @@ def sound_zip(method: int) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, sound: tuple[bytes, ...]) -> bytes:
-    """Give one of `sound` with bytes overwritten, cut out, repeated or cut off."""
+    """Return one of `sound` with bytes overwritten, cut out, repeated or cut off."""
     data = bytearray(draw(st.sampled_from(sound)))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, len(data) - 1)))

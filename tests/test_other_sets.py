@@ -12,12 +12,12 @@ import skimage.data
 import sklearn.datasets
 from PIL import Image
 
-from benchmarks.project import Project
+from tests.support.project import Project
 
 COMMON: dict[str, dict[str, object]] = {
     "sample": {"train": 50, "test": 25, "image_size": 16},
     "profile": {"samples_per_class": 3},
-    "evaluate": {"bootstrap": 100, "robustness_images": 0, "mistakes": 4},
+    "evaluate": {"bootstrap": 100, "corruption_images": 0, "mistakes": 4},
 }
 DIGITS: dict[str, dict[str, object]] = {
     "ingest": {"source": "digits", "image_size": [8, 8]},
@@ -69,7 +69,7 @@ def write_photos(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Give a project that ran on the digits."""
+    """Return a project that ran on the digits."""
     project = Project.begin(tmp_path_factory.mktemp("digits"), COMMON | DIGITS)
     write_digits(project.root / "digits")
     project.run("dvc", "repro")
@@ -78,7 +78,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Give a project that ran on the tiles of photos, in one process to import TensorFlow once."""
+    """Return a project that ran on the tiles of photos, in one process to import TensorFlow once."""
     project = Project.begin(tmp_path_factory.mktemp("photos"), COMMON | PHOTOS)
     write_photos(project.root / "photos")
     stages = "ingest, profile, tune, train, evaluate"

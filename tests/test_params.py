@@ -8,7 +8,7 @@ import pytest
 
 from emotion_detection import params
 from emotion_detection.console import UserError
-from emotion_detection.network import Architecture, build
+from emotion_detection.models.network import Architecture, build
 
 REPOSITORY = Path(__file__).parents[1] / "params.yaml"
 
@@ -21,7 +21,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def put(file: Path, key: str, value: str) -> None:
-    """Give `key` (section.name) another value, as a person does in an editor."""
+    """Return `key` (section.name) another value, as a person does in an editor."""
     text, end = file.read_text(), 0
     for depth, part in enumerate(key.split(".")):
         line = re.compile(rf"^{'  ' * depth}{part}:(.*)$", re.MULTILINE).search(text, end)
@@ -65,10 +65,10 @@ def test_finish_goes_on_from_the_network_of_best(file: Path) -> None:
     put_recipe(file, "best")
     first = params.load(file)
     put_recipe(file, "finish")
-    put(file, "train.start_from", "models:/emotion-detection/2")
+    put(file, "train.init_from", "models:/emotion-detection/2")
     then = params.load(file)
-    assert (first.train.epochs, first.train.light_epochs) == (52, 6)
-    assert then.train.light_epochs == then.train.epochs == 5
+    assert (first.train.epochs, first.train.no_aug_epochs) == (52, 6)
+    assert then.train.no_aug_epochs == then.train.epochs == 5
     # One that takes its weights, and is validated on images that it has not seen.
     of_no_weight = {"conv_dropout", "dense_dropout"}
     networks = [each.network.model_dump(exclude=of_no_weight) for each in (first, then)]
@@ -131,14 +131,14 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
         "train.early_stopping_patience",
         "train.reduce_lr_patience",
         "tune.max_gflops",
-        "evaluate.robustness_images",
+        "evaluate.corruption_images",
     ):
         put(file, key, "null")
     values = params.load(file)
     assert values.train.early_stopping_patience is None
     assert values.train.reduce_lr_patience is None
     assert values.tune.max_gflops is None
-    assert values.evaluate.robustness_images is None
+    assert values.evaluate.corruption_images is None
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
         ),
         ("ingest.drop_leaks", "1", "ingest.drop_leaks = 1: must be true or false"),
         (
-            "evaluate.robustness_images",
+            "evaluate.corruption_images",
             "-1",
-            "evaluate.robustness_images = -1: must be at least 0",
+            "evaluate.corruption_images = -1: must be at least 0",
         ),
         ("export.onnx", "yes", 'export.onnx = "yes": must be true or false'),
         ("export.tolerance", "0", "export.tolerance = 0: must be more than 0"),
@@ -211,19 +211,19 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             for written in ("0", "9", "true", "2.0", "[]", "[2, 2, 0, 2]", '"2 2"')
         ),
         (
-            "train.low_resolution.epochs",
+            "train.progressive_resizing.epochs",
             "21",
-            "train: low_resolution.epochs = 21 is more than epochs = 20; lower it, or raise epochs",
+            "train: progressive_resizing.epochs = 21 is more than epochs = 20; lower it, or raise epochs",
         ),
         (
-            "train.light_epochs",
+            "train.no_aug_epochs",
             "21",
-            "train: light_epochs = 21 is more than epochs = 20; lower it, or raise epochs",
+            "train: no_aug_epochs = 21 is more than epochs = 20; lower it, or raise epochs",
         ),
         (
-            "train.start_from",
+            "train.init_from",
             "models:/emotion-detection@champion",
-            'train.start_from = "models:/emotion-detection@champion": must be a model in MLflow',
+            'train.init_from = "models:/emotion-detection@champion": must be a model in MLflow',
         ),
         (
             "train.members_from",
@@ -265,9 +265,9 @@ def test_a_wrong_value_is_named_with_what_may_be(
 
 def test_teachers_and_smaller_images_are_refused_together(file: Path) -> None:
     put(file, "train.distillation.teachers", "[models:/emotion-detection/2]")
-    put(file, "train.low_resolution.epochs", "3")
+    put(file, "train.progressive_resizing.epochs", "3")
     assert complaint(file) == (
-        "train: low_resolution.epochs = 3: distillation.teachers see the images of a training, and "
+        "train: progressive_resizing.epochs = 3: distillation.teachers see the images of a training, and "
         "know them in full size alone; set it to 0"
     )
 

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import documents
 import mlflow
 import numpy as np
 import pandas as pd
@@ -20,13 +19,14 @@ from PIL import Image
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect, sync_playwright
 
-from benchmarks.project import SMALL, STAGES, Project
-from benchmarks.servers import free_port
+from tests.support import documents
+from tests.support.project import SMALL, STAGES, Project
+from tests.support.servers import free_port
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Give a project that ran `dvc repro` once, its lock file committed."""
+    """Return a project that ran `dvc repro` once, its lock file committed."""
     project = Project.begin(tmp_path_factory.mktemp("project"), SMALL)
     assert project.stages_run_by("dvc", "repro") == set(STAGES)
     project.commit("Run the pipeline")
@@ -106,7 +106,7 @@ def test_the_train_run_tells_what_made_the_model_and_what_it_scores(project: Pro
     assert train.data.params["train.lr"] == "0.003"
     assert train.data.params["network.filters"] == "16 16 16"
     assert train.data.tags["dataset"] == "sample"
-    assert train.data.tags["leaking"] == "false"
+    assert train.data.tags["selected_on_test"] == "false"
     assert len(train.data.tags["git.commit"]) == 40
     assert train.inputs.dataset_inputs[0].dataset.name == "sample"
     client = mlflow.MlflowClient(project.tracking_uri)
@@ -163,8 +163,8 @@ def test_the_evaluated_model_is_registered_as_champion(project: Project) -> None
     assert "60 test images of sample" in version.description
     assert version.tags["dataset.digest"] == train.data.tags["dataset.digest"]
     assert train.data.tags["registered.version"] == str(version.version)
-    verdict = project.json("reports/evaluate/champion.json")
-    assert (verdict["version"], verdict["champion"]) == (str(version.version), True)
+    decision = project.json("reports/evaluate/champion.json")
+    assert (decision["version"], decision["champion"]) == (str(version.version), True)
 
 
 def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None:
@@ -240,7 +240,7 @@ def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Projec
     newest = project.runs("train")[0]
     assert newest.data.params["train.lr"] == "0.001"
     assert newest.data.tags["dvc.experiment"] == "faster"
-    assert "that of version 1, the champion so far" in newest.data.tags["champion.verdict"]
+    assert "that of version 1, the champion so far" in newest.data.tags["champion.decision"]
     assert newest.info.run_name == "train faster on sample"
     assert 0 <= newest.data.metrics["versus_champion/p_value"] <= 1
 
@@ -297,7 +297,7 @@ def test_a_network_has_members_of_a_registered_one_and_learns_from_it(project: P
     searches = len(project.runs("tune"))
     output = project.run(
         *("dvc", "exp", "run", "-n", "taught", "-S", f"train.distillation.teachers=[{teacher}]"),
-        *("-S", f"train.start_from={teacher}", "-S", f"train.members_from=[{teacher}]"),
+        *("-S", f"train.init_from={teacher}", "-S", f"train.members_from=[{teacher}]"),
         *("-S", "network.members=2", "evaluate"),
     )
     assert "learnt from other data" not in output
@@ -344,8 +344,8 @@ def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) ->
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     # The last training had the notebook's recipe, which looks at the test images while it trains.
     notebook = project.runs("train")[0]
-    assert notebook.info.run_name.endswith(" (leaking) on emotion-detection-fer.zip")
-    assert notebook.data.tags["leaking"] == "true"
+    assert notebook.info.run_name.endswith(" (selected_on_test) on emotion-detection-fer.zip")
+    assert notebook.data.tags["selected_on_test"] == "true"
     project.run("git", "checkout", "--quiet", ".")
     project.run("git", "clean", "--quiet", "--force", "-d")
     project.run("dvc", "checkout")
@@ -356,7 +356,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     first = client.get_model_version("emotion-detection", "1")
     client.create_registered_model("begun")
     client.create_model_version("begun", "models:/emotion-detection/1", first.run_id)
-    settings = {"epochs": 20, "early_stopping_patience": None, "start_from": "models:/begun/1"}
+    settings = {"epochs": 20, "early_stopping_patience": None, "init_from": "models:/begun/1"}
     project.set_params({"train": settings})
     runs_before = {run.info.run_id for run in project.runs("train")}
     state = project.root / "models" / ".train"

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from stores import alone
 
-from emotion_detection import cli, console, finished, layout
+from emotion_detection import cli, console, paths
 from emotion_detection.files import write_json
 from emotion_detection.params import SingleNetwork
+from tests.support.stores import alone
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "reliability.md"
@@ -44,7 +44,7 @@ def case(name: str) -> Callable[[Case], Case]:
 
 
 def rows() -> dict[str, tuple[str, int]]:
-    """Give what is printed and the exit status, by what is wrong, as the document says."""
+    """Return what is printed and the exit status, by what is wrong, as the document says."""
     found = re.findall(r"^\| ([^|]+) \| `` (.+) `` \| (\d+) \|$", TABLE.read_text(), re.MULTILINE)
     return {name: (printed, int(status)) for name, printed, status in found}
 
@@ -112,15 +112,15 @@ class Place:
         return file
 
     def dataset(self) -> Path:
-        shutil.copytree(self.toy, self.root / layout.DATASET)
-        return self.root / layout.DATASET
+        shutil.copytree(self.toy, self.root / paths.DATASET)
+        return self.root / paths.DATASET
 
-    def model(self, data: bytes, name: Path = layout.MODEL) -> None:
+    def model(self, data: bytes, name: Path = paths.MODEL) -> None:
         (self.root / name).parent.mkdir(parents=True)
         (self.root / name).write_bytes(data)
 
     def outputs(self) -> dict[Path, bytes]:
-        """Give the files that DVC tracks, or would: what lies in hidden folders goes on later."""
+        """Return the files that DVC tracks, or would: what lies in hidden folders goes on later."""
         return {
             path: path.read_bytes()
             for folder in ("data", "models", "reports")
@@ -131,7 +131,7 @@ class Place:
     def chosen(self) -> None:
         network = self.params["network"]
         chosen = {name: network[name] for name in SingleNetwork.model_fields}
-        write_json(self.root / layout.HYPERPARAMETERS, chosen)
+        write_json(self.root / paths.HYPERPARAMETERS, chosen)
 
 
 def one_image(name: str, data: bytes) -> Case:
@@ -139,7 +139,7 @@ def one_image(name: str, data: bytes) -> Case:
 
 
 def header_of(width: int, height: int) -> bytes:
-    """Give a PNG that says to have so many pixels, and has none."""
+    """Return a PNG that says to have so many pixels, and has none."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -316,7 +316,7 @@ CASES |= {
     "a param of the wrong type": setting("train.epochs", "fifty"),
     "a negative size": setting("ingest.image_size", [-48, 48]),
     "more epochs on smaller images than in all": setting(
-        "train.low_resolution", {"epochs": 30, "scale": 0.5}
+        "train.progressive_resizing", {"epochs": 30, "scale": 0.5}
     ),
 }
 
@@ -369,14 +369,14 @@ def _(place: Place) -> Callable[[], None]:
 @case("damaged hyperparameters")
 def _(place: Place) -> Callable[[], None]:
     place.chosen()
-    (place.root / layout.HYPERPARAMETERS).write_text("{}")
+    (place.root / paths.HYPERPARAMETERS).write_text("{}")
     return place.stage("train")
 
 
 def broken_off(stage: Callable[[], None]) -> None:
     """Leave a stage's state as one does that is cut off just before its end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finished, "keep", lambda *_: None)
+        patch.setattr(stage, "keep", lambda *_: None)
         stage()
 
 
@@ -385,7 +385,7 @@ def _(place: Place) -> Callable[[], None]:
     place.dataset()
     place.chosen()
     broken_off(place.stage("train"))
-    (weights,) = (place.root / layout.TRAIN_STATE).rglob("*.weights.h5")
+    (weights,) = (place.root / paths.TRAIN_STATE).rglob("*.weights.h5")
     weights.write_bytes(weights.read_bytes()[:1000])
     return place.stage("train")
 
@@ -394,7 +394,7 @@ def _(place: Place) -> Callable[[], None]:
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
     broken_off(place.stage("tune"))
-    (state,) = (place.root / layout.SEARCH_STATE).rglob("oracle.json")
+    (state,) = (place.root / paths.SEARCH_STATE).rglob("oracle.json")
     state.write_text(state.read_text()[:100])
     return place.stage("tune")
 
@@ -411,7 +411,7 @@ def that_runs_code(place: Place) -> None:
 
     place.model(b"")
     code = keras.layers.Lambda(lambda x: x * Path("ran").write_text(""), output_shape=(16, 16, 3))
-    keras.Sequential([keras.Input((16, 16, 3)), code]).save(place.root / layout.MODEL)
+    keras.Sequential([keras.Input((16, 16, 3)), code]).save(place.root / paths.MODEL)
     (place.root / "ran").unlink(missing_ok=True)
 
 
@@ -446,19 +446,19 @@ def predict(model: Path) -> Callable[[], None]:
 @case("a damaged model for predict")
 def _(place: Place) -> Callable[[], None]:
     place.model(b"PK\x03\x04 and no more")
-    return predict(layout.MODEL)
+    return predict(paths.MODEL)
 
 
 @case("a damaged ONNX model for predict")
 def _(place: Place) -> Callable[[], None]:
-    place.model(b"no graph", layout.ONNX)
-    return predict(layout.ONNX)
+    place.model(b"no graph", paths.ONNX)
+    return predict(paths.ONNX)
 
 
 @case("a model for predict that would run code")
 def _(place: Place) -> Callable[[], None]:
     that_runs_code(place)
-    return not_run(predict(layout.MODEL))
+    return not_run(predict(paths.MODEL))
 
 
 @pytest.fixture

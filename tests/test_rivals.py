@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from benchmarks.rivals import contenders, write
-from emotion_detection import evaluation, layout, modelfile, tracking
+from emotion_detection import paths, tracking
 from emotion_detection.console import UserError
-from emotion_detection.dataset import Dataset, Split
-from emotion_detection.network import Architecture, build, export
-from emotion_detection.training import predict
+from emotion_detection.data.dataset import Dataset, Split
+from emotion_detection.evaluation.metrics import metrics
+from emotion_detection.models import saving
+from emotion_detection.models.network import Architecture, build, export
+from emotion_detection.training.fit import predict
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,11 +60,11 @@ def test_without_rivals_the_network_is_scored_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}")
-    shutil.copytree(packed, layout.DATASET)
+    shutil.copytree(packed, paths.DATASET)
     chosen = architecture(average_flips=True)
     model = export(build(chosen, image_shape=toy.images.shape[1:], classes=3, seed=0), chosen)
-    layout.MODEL.parent.mkdir()
-    modelfile.save(model, layout.MODEL, toy.classes)
+    paths.MODEL.parent.mkdir()
+    saving.save(model, paths.MODEL, toy.classes)
     params = {
         "seed": 0,
         "split": {"validation": "holdout", "fraction": 0.2},
@@ -71,7 +73,7 @@ def test_without_rivals_the_network_is_scored_alone(
     with tracking.run("train", note="", dataset=toy, params=params, tags={}) as run_id:
         tracking.log_epoch({"seconds": 90.0}, 1)
         tracking.log_epoch({"seconds": 30.0}, 2)
-        tracking.save_run_id(layout.TRAIN_RUN, run_id)
+        tracking.save_run_id(paths.TRAIN_RUN, run_id)
     for command in (["init"], ["add", "models"], ["commit", "--quiet", "--message", "Train"]):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b.example")
         subprocess.run(["git", *identity, *command], check=True, capture_output=True)
@@ -88,7 +90,7 @@ def test_without_rivals_the_network_is_scored_alone(
         assert f"{package} is left out: {sys.executable} has no package of that name" in done.stderr
     document = Path("docs/benchmarks.md").read_text(encoding="utf-8")
     table = [line for line in document.splitlines() if line.startswith("| this project")]
-    scores = evaluation.evaluate(
+    scores = metrics.evaluate(
         toy.labels[rows.test], predict(model, toy, rows.test, 8), toy.classes, seed=0
     )
     line = f"| this project, notebook 8-8 | {model.count_params():,} | 2.0 min, 2 epochs | "

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
-from benchmarks.environment import without_settings
-from benchmarks.servers import ObjectStore, Server
-from emotion_detection import finished, layout
+from emotion_detection import paths, stage
+from tests.support.environment import without_settings
+from tests.support.servers import ObjectStore, Server
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,8 +32,8 @@ class Project:
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
             "MLFLOW_TRACKING_URI": tracking_uri,
         }
-        (root / layout.DATASET).parent.mkdir()
-        (root / layout.DATASET).symlink_to(packed, target_is_directory=True)
+        (root / paths.DATASET).parent.mkdir()
+        (root / paths.DATASET).symlink_to(packed, target_is_directory=True)
 
     def set_params(self, **changes: dict[str, Any]) -> None:
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -104,7 +104,7 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
     assert chief.wait() == 0, "".join(lines)
     assert any("ended in its trial (killed by SIGKILL) and starts again" in line for line in lines)
 
-    table = pd.read_csv(tmp_path / layout.TUNE / "trials.csv")
+    table = pd.read_csv(tmp_path / paths.TUNE / "trials.csv")
     assert table["trial"].tolist() == [1, 2, 3, 4, 5]
     failed = table[table["status"] != "COMPLETED"]
     assert (failed["blocks"] == 6).all(), "".join(lines)
@@ -132,11 +132,11 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
 
     best = table.iloc[table["val_accuracy"].argmax()]
     assert search.data.metrics["tune/best_val_accuracy"] == best["val_accuracy"]
-    chosen = json.loads((tmp_path / layout.HYPERPARAMETERS).read_text())
+    chosen = json.loads((tmp_path / paths.HYPERPARAMETERS).read_text())
     assert " ".join(map(str, chosen["filters"])) == best["filters"]
     assert search.data.tags["best.filters"] == best["filters"]
     stored = {key.rpartition(f"{search.info.run_id}/artifacts/")[2] for key in object_store.names()}
     assert {"search/trials.csv", "search/trials.png", "search/metrics.json"} <= stored
     assert not list(tmp_path.glob("mlruns/.unsent/*/*/"))
-    (state,) = (tmp_path / layout.SEARCH_STATE).iterdir()
-    assert [path.name.partition("-")[0] for path in state.iterdir()] == [finished.OUTPUTS]
+    (state,) = (tmp_path / paths.SEARCH_STATE).iterdir()
+    assert [path.name.partition("-")[0] for path in state.iterdir()] == [stage.OUTPUTS]

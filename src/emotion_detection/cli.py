@@ -17,7 +17,7 @@ from emotion_detection.console import UserError, log, progress, run, silence
 if TYPE_CHECKING:
     from PIL import Image
 
-    from emotion_detection.predict import Picture, Prediction
+    from emotion_detection.inference.predict import Picture, Prediction
 
 DIGITS = 6
 
@@ -103,8 +103,8 @@ def _until_nobody_reads(command: Callable[[], None]) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from emotion_detection import predict
-    from emotion_detection.dataset import BadFile, are_emotions
+    from emotion_detection.data.dataset import BadFile, are_emotions
+    from emotion_detection.inference import predict
 
     found = predict.pictures(arguments.paths)
     if arguments.camera is not None:
@@ -144,7 +144,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _demo(arguments: argparse.Namespace) -> None:
     with silence():
-        from emotion_detection import demo, predict
+        from emotion_detection.inference import demo, predict
 
     network = predict.load(arguments.model, arguments.classes)
     demo.serve(network, predict.origin(arguments.model), arguments.port)
@@ -152,7 +152,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _spare(found: "Sequence[Picture]", folder: Path) -> None:
     """Refuse to write annotated pictures over pictures that are read."""
-    from emotion_detection.predict import drawn_name
+    from emotion_detection.inference.predict import drawn_name
 
     read = {os.path.realpath(picture.path): picture.path for picture in found if picture.path}
     for picture in found:
@@ -164,7 +164,7 @@ def _annotate(
     prediction: "Prediction", image: "Image.Image", classes: tuple[str, ...], folder: Path
 ) -> None:
     # It comes with matplotlib.
-    from emotion_detection import annotate
+    from emotion_detection.inference import annotate
 
     drawn = annotate.annotated(image, prediction.faces, classes)
     annotate.save(drawn, folder, prediction.picture.file)

@@ -28,10 +28,10 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from emotion_detection.console import log
-from emotion_detection.files import whole
+from emotion_detection.files import atomic
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and takes a second that most plots do not need
-    from emotion_detection.evaluation import ClassScores, Estimate, Evaluation
+    from emotion_detection.evaluation.metrics import ClassScores, Estimate, Evaluation
 
 DPI = 120
 # Okabe and Ito's palette, told apart with any colour vision; their yellow is too faint on white.
@@ -71,12 +71,12 @@ def save(figure: Figure, path: Path) -> None:
     for text in texts if len(families) > 1 else []:
         text.set_fontfamily(families)
     dpi = min(DPI, LONGEST_SIDE / max(figure.get_size_inches()))
-    with whole(path) as temporary:
+    with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def font_file(text: str) -> str:
-    """Give the file of a font that has all of `text`, or else of FONT."""
+    """Return the file of a font that has all of `text`, or else of FONT."""
     lacking = "".join(sorted(_lacking(text, font_manager.findfont(FONT))))
     files = [font_manager.findfont(family) for family in _families(lacking)]
     return next((file for file in files if not _lacking(text, file)), files[0])
@@ -84,7 +84,7 @@ def font_file(text: str) -> str:
 
 @functools.cache
 def _families(lacking: str) -> list[str]:
-    """Give FONT and what is installed for the letters that it lacks, which is searched once."""
+    """Return FONT and what is installed for the letters that it lacks, which is searched once."""
     families, left = [FONT], set(lacking)
     fonts = font_manager.fontManager.ttflist if lacking else []
     files = {font.name: font.fname for font in fonts if not font.name.startswith(NO_TEXT)}
@@ -485,13 +485,13 @@ def reliability(evaluation: "Evaluation") -> Figure:
     left, width = bins["confidence_from"], bins["confidence_to"] - bins["confidence_from"]
     confidence, accuracy = float(evaluation.confidence.mean()), evaluation.accuracy.value
     gap = confidence - accuracy
-    verdict = "too sure" if gap > 0 else "not sure enough"
+    decision = "too sure" if gap > 0 else "not sure enough"
     figure = _figure(
         7.2,
         5.4,
         f"Calibration error {_percent(evaluation.calibration_error)}: on average "
         f"{_percent(confidence)} sure and {_percent(accuracy)} right"
-        + (f", {verdict}" if abs(gap) >= 0.0005 else ""),
+        + (f", {decision}" if abs(gap) >= 0.0005 else ""),
     )
     above, below = _panels(figure, 1, heights=(3.2, 1.0))
     bars: dict[str, Any] = {"align": "edge", "linewidth": 0.8, "edgecolor": "white"}

@@ -20,8 +20,8 @@ _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 @contextlib.contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside `target` that takes its place when the block ends well.
+def atomic(target: Path) -> Iterator[Path]:
+    """Return a temporary path beside `target` that takes its place when the block ends well.
 
     The block makes a file or a folder there; after an exception `target` is as it was. What a
     killed process left behind goes with the next one's.
@@ -85,14 +85,14 @@ def _is_open_still(path: Path, number: int) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON."""
-    with whole(path) as temporary:
+    with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write `rows` under `header` as CSV; bytes of file names that are no text stay as they are."""
     with (
-        whole(path) as temporary,
+        atomic(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
@@ -103,7 +103,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 def fingerprint(
     values: Mapping[str, Any], code: Sequence[ModuleType | type | Callable[..., Any]]
 ) -> str:
-    """Give 16 hex digits that differ where `values` (JSON) or the files that `code` is in do."""
+    """Return 16 hex digits that differ where `values` (JSON) or the files that `code` is in do."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for item in code:
         digest.update(Path(inspect.getfile(item)).read_bytes())

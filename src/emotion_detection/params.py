@@ -1,43 +1,24 @@
-"""params.yaml as typed, validated objects; every error names the key, the value and what may be."""
+"""Every setting of the pipeline, declared once: its name, default, range and meaning.
+
+A default means "off" where there is such a thing. The text under a setting is its comment in
+params.yaml, which a test holds equal.
+"""
 
 import difflib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from emotion_detection.console import UserError
 
-
-class _Yaml12Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars, as DVC reads them: 5e-4 is a number, `no` and `on` are words."""
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        text = self.construct_scalar(node)
-        # 010 is ten here, and eight in YAML 1.1.
-        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
-
-
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _Yaml12Loader.construct_yaml_int)
-_Yaml12Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-):
-    _Yaml12Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first)
-    )
+PARAMS = Path("params.yaml")
 
 
 def _finite(value: Any) -> Any:
@@ -46,16 +27,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _one_or_each(value: Any) -> Any:
-    several = isinstance(value, list | tuple)
-    entries = value if several else [value]
-    if not entries or any(type(entry) is not int or not 1 <= entry <= 8 for entry in entries):
-        raise ValueError("must be a whole number from 1 to 8, or a list of them, one a block")
-    return tuple(value) if several else value
-
-
-Convolutions = Annotated[int | tuple[int, ...], BeforeValidator(_one_or_each)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+WholeNumber = Annotated[int, Field(ge=0, lt=2**31)]
 Float = Annotated[float, BeforeValidator(_finite)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
 OpenFraction = Annotated[Float, Field(gt=0, lt=1)]
@@ -63,6 +36,8 @@ Positive = Annotated[Float, Field(gt=0)]
 Size = Annotated[int, Field(ge=8, le=4096)]
 KernelSize = Annotated[int, Field(ge=1, le=15)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Arch = Literal["notebook", "plain", "residual"]
+Precision = Literal["auto", "float32", "mixed_bfloat16"]
 
 
 # A YAML list becomes a tuple, which strict models would refuse.
@@ -71,127 +46,196 @@ KernelSizes = Annotated[tuple[KernelSize, ...], Field(strict=False, min_length=1
 Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+class Section(BaseModel):
+    """A section of params.yaml."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
 
 
-class Sample(_Section):
-    """The drawn faces: images a split, pixels a side."""
+class Sample(Section):
+    """The synthetic faces, so that a fresh clone runs without a download."""
 
-    train: Annotated[int, Field(ge=50)]
-    test: Annotated[int, Field(ge=25)]
-    image_size: Annotated[int, Field(ge=16, le=512)]
-    seed: Seed
+    train: Annotated[int, Field(ge=50)] = 1000
+    """images"""
+
+    test: Annotated[int, Field(ge=25)] = 400
+    """images"""
 
 
-class Ingest(_Section):
+class Ingest(Section):
     """Where the images come from and what they are turned into."""
 
-    source: Annotated[str, Field(min_length=1)]
-    image_size: Annotated[tuple[Size, Size], Field(strict=False)]
-    color_mode: Literal["rgb", "grayscale"]
-    max_bad_fraction: Annotated[Float, Field(ge=0, le=1)]
-    max_unpacked_gib: Positive
-    test_fraction: OpenFraction
-    drop_leaks: bool
+    source: Annotated[str, Field(min_length=1)] = "data/sample"
+    """a Kaggle .zip, or the folder it unpacks to, with train/ and test/ in it"""
+
+    image_size: Annotated[tuple[Size, Size], Field(strict=False)] = (48, 48)
+    """height, width in pixels; other sizes are resized"""
+
+    color_mode: Literal["grayscale", "rgb"] = "grayscale"
+    """grayscale or rgb"""
+
+    max_bad_fraction: Annotated[Float, Field(ge=0, le=1)] = 0.01
+    """more undecodable files than this is an error"""
+
+    max_unpacked_gib: Positive = 64.0
+    """a zip that unpacks to more is refused"""
+
+    test_fraction: OpenFraction = 0.2
+    """cut from train where the source has no test/"""
+
+    drop_leaks: bool = False
+    """true: leave out train images that are also in test, pixel by pixel"""
 
 
-class Split(_Section):
-    """How validation images are chosen."""
+class Split(Section):
+    """How validation images, and those of a cut test split, are chosen."""
 
-    validation: Literal["holdout", "test"]
-    fraction: OpenFraction
+    validation: Literal["holdout", "test"] = "holdout"
+    """holdout: a part of train; test: the notebook's protocol, selected on test"""
+
+    fraction: OpenFraction = 0.15
+    """of train, for holdout"""
+
+    seed: Seed = 2013
+    """draws validation and a cut test split, by the images' pixels"""
 
 
-class Profile(_Section):
-    """What the profile shows."""
-
-    samples_per_class: Annotated[int, Field(ge=1, le=30)]
-
-
-class SingleNetwork(_Section):
+class Network(Section):
     """One network, as it is trained; an entry of a list is a block or a layer."""
 
-    family: Literal["notebook", "plain", "residual", "depthwise"]
-    filters: Counts
-    kernel_sizes: KernelSizes
-    convolutions: Convolutions
-    dense_units: Annotated[tuple[Count, ...], Field(strict=False)]
-    squeeze_excitation: bool
-    conv_dropout: Fraction
-    dense_dropout: Fraction
-    norm_momentum: Fraction
+    arch: Arch = "plain"
+    """notebook, plain or residual; see src/emotion_detection/models/network.py"""
+
+    filters: Counts = (16, 64, 128, 256)
+    """one per block"""
+
+    kernel_sizes: KernelSizes = (3, 3, 3, 3)
+    """one per block"""
+
+    convolutions: Annotated[int, Field(ge=1, le=8)] = 2
+    """in every block"""
+
+    dense_units: Annotated[tuple[Count, ...], Field(strict=False)] = ()
+    """one per dense layer"""
+
+    squeeze_excitation: bool = False
+    """weigh a block's channels by the whole image"""
+
+    conv_dropout: Fraction = 0.0
+    """after each block"""
+
+    dense_dropout: Fraction = 0.0
+    """after each dense layer, or before the output where there is none"""
+
+    bn_momentum: Fraction = 0.9
+    """of batch normalization's moving statistics"""
 
     @model_validator(mode="after")
-    def _one_entry_a_block(self) -> Self:
-        for name in ("kernel_sizes", "convolutions"):
-            entries = getattr(self, name)
-            if isinstance(entries, tuple) and len(self.filters) != len(entries):
-                raise ValueError(
-                    f"filters has {len(self.filters)} entries and {name} {len(entries)}; "
-                    "each needs one a block"
-                )
+    def _one_kernel_size_per_block(self) -> Self:
+        if len(self.filters) != len(self.kernel_sizes):
+            raise ValueError(
+                f"filters has {len(self.filters)} entries and kernel_sizes "
+                f"{len(self.kernel_sizes)}; each needs one per block"
+            )
         return self
 
 
-class Network(SingleNetwork):
-    """How many networks answer together, and what they are shown of an image."""
+class Ensemble(Section):
+    """How many networks answer together."""
 
-    average_flips: bool
-    average_shifts: Annotated[int, Field(ge=0, le=32)]
-    soften: Annotated[Float, Field(ge=0, le=2)]
-    members: Count
+    members: Count = 1
+    """trained one after the other, each with its own seed; their probabilities are averaged"""
 
 
-class Space(_Section):
-    """The values a search draws from."""
+class Tta(Section):
+    """Test-time augmentation: what the exported model averages its answer over."""
+
+    flips: bool = False
+    """the image and its mirror image"""
+
+    shifts: Annotated[int, Field(ge=0, le=32)] = 0
+    """pixels by which the image is also shifted, to four corners; 0: off"""
+
+
+class Space(Section):
+    """One value is drawn from each list."""
 
     blocks: Counts
+    """number of blocks"""
+
     filters: Counts
+    """of a block"""
+
     kernel_size: KernelSizes
+    """of a block"""
+
     dense_layers: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)
     ]
+    """number of dense layers"""
+
     dense_units: Counts
+    """of a dense layer"""
+
     dense_dropout: Fractions
+    """network.dense_dropout"""
 
 
-class Tune(_Section):
-    """The search and what every trial of it shares."""
+class Tune(Section):
+    """The search and what every trial of it shares; trials train with Adam and one_cycle."""
 
-    oracle: Literal["random", "bayesian", "hyperband"]
-    trials: Annotated[int, Field(ge=0)]
-    workers: Annotated[int, Field(ge=1, le=1024)]
-    epochs: Count
-    images: Count | None
-    lr: Positive
-    schedule: Literal["one_cycle", "constant"]
-    batch_size: Count
-    early_stopping_patience: Count | None
-    max_gflops: Positive | None
+    oracle: Literal["random", "bayesian", "hyperband"] = "random"
+    """random, bayesian or hyperband"""
+
+    trials: WholeNumber = 0
+    """0: no search, train the network above"""
+
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    """processes that share the trials and this machine's cores"""
+
+    epochs: Count = 1
+    """of a trial, at most"""
+
+    images: Count | None = None
+    """train images a trial learns from, stratified; null: all"""
+
+    lr: Positive = 1e-3
+    """the highest of one_cycle"""
+
+    batch_size: Count = 64
+    """smaller than train's: more steps from fewer images"""
+
+    max_gflops: Positive | None = None
+    """forward pass of one image; more expensive networks are not drawn; null: no limit"""
+
     space: Space
 
 
-class Augment(_Section):
-    """Random changes of the training images; all zero and false is none."""
+class Augment(Section):
+    """Random changes of the training images; 0 and false: off."""
 
-    rotation: Annotated[Float, Field(ge=0, le=180)]
-    width_shift: Fraction
-    height_shift: Fraction
-    shear: Annotated[Float, Field(ge=0, lt=90)]
-    zoom: Fraction
-    horizontal_flip: bool
-    fill_mode: Literal["nearest", "constant", "reflect", "wrap"]
-    erasing: Fraction
-    mixup: Annotated[Float, Field(ge=0)]
-    cutmix: Annotated[Float, Field(ge=0)]
+    rotation: Annotated[Float, Field(ge=0, le=180)] = 0.0
+    """degrees either way"""
 
+    shift: Fraction = 0.0
+    """fraction of the width and of the height either way"""
 
-class LowResolution(_Section):
-    """How many epochs begin on smaller images, and how small."""
+    shear: Annotated[Float, Field(ge=0, lt=90)] = 0.0
+    """degrees either way"""
 
-    epochs: Annotated[int, Field(ge=0)]
-    scale: OpenFraction
+    zoom: Fraction = 0.0
+    """fraction either way"""
+
+    horizontal_flip: bool = False
+    """half of the images"""
+
+    fill_mode: Literal["nearest", "constant", "reflect", "wrap"] = "nearest"
+    """nearest, constant, reflect or wrap"""
+
+    random_erasing: Fraction = 0.0
+    """side of a square painted grey, at most, as a fraction"""
 
 
 def _fixed_model(value: Any) -> Any:
@@ -208,94 +252,124 @@ def _fixed_model(value: Any) -> Any:
 FixedModel = Annotated[str, BeforeValidator(_fixed_model)]
 
 
-class Distillation(_Section):
-    """Networks that training learns from besides the labels, and how much."""
+class Train(Section):
+    """The training of a network."""
 
-    teachers: Annotated[tuple[FixedModel, ...], Field(strict=False)]
-    weight: Annotated[Float, Field(gt=0, le=1)]
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """adam, or sgd with a Nesterov momentum of 0.9"""
 
+    lr: Positive = 1e-3
+    """the highest, for one_cycle"""
 
-class Train(_Section):
-    """The training of the final network."""
+    schedule: Literal["one_cycle", "plateau"] = "plateau"
+    """one_cycle: up to lr, then to 0 on a cosine; plateau: halved as reduce_lr_patience says"""
 
-    optimizer: Literal["adam", "sgd"]
-    lr: Positive
-    schedule: Literal["plateau", "one_cycle"]
-    warmup: Fraction
-    weight_decay: Annotated[Float, Field(ge=0)]
-    average_window: Fraction
-    label_smoothing: Fraction
-    batch_size: Count
-    epochs: Count
-    early_stopping_patience: Count | None
-    reduce_lr_patience: Count | None
-    reduce_lr_factor: OpenFraction
-    class_weights: Annotated[Float, Field(ge=0, le=1)]
-    low_resolution: LowResolution
-    start_from: FixedModel | None
-    members_from: Annotated[tuple[FixedModel, ...], Field(strict=False)]
-    distillation: Distillation
-    augment: Augment
-    light_epochs: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    """times lr, and apart from the gradient"""
+
+    ema: Fraction = 0.0
+    """share of all steps that the moving average of the weights spans; 0: off"""
+
+    label_smoothing: Fraction = 0.0
+    """share of each label that is spread over all classes"""
+
+    batch_size: Count = 128
+    """images"""
+
+    epochs: Count = 1
+    """at most; the one with the highest val_accuracy is kept"""
+
+    early_stopping_patience: Count | None = None
+    """epochs without a lower val_loss; null: off"""
+
+    reduce_lr_patience: Count | None = None
+    """epochs without a lower val_loss after which plateau halves lr; null: off"""
+
+    class_weights: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """power of the class's inverse frequency that weighs the loss; 1: balanced, 0: off"""
+
+    progressive_resizing: WholeNumber = 0
+    """first epochs on images of two thirds the size, which are faster; 0: off"""
+
+    no_aug_epochs: WholeNumber = 0
+    """last epochs with flips and shifts by whole pixels as the only augmentation"""
+
+    init_from: FixedModel | None = None
+    """a model in MLflow to start from, as models:/emotion-detection/2; null: random weights"""
+
+    augment: Augment = Augment()
 
     @model_validator(mode="after")
     def _parts_within_epochs(self) -> Self:
-        for name, part in (
-            ("low_resolution.epochs", self.low_resolution.epochs),
-            ("light_epochs", self.light_epochs),
-        ):
-            if part > self.epochs:
+        for name in ("progressive_resizing", "no_aug_epochs"):
+            if getattr(self, name) > self.epochs:
                 raise ValueError(
-                    f"{name} = {part} is more than epochs = {self.epochs}; lower it, or raise "
-                    "epochs"
+                    f"{name} = {getattr(self, name)} is more than epochs = {self.epochs}; lower "
+                    "it, or raise epochs"
                 )
-        if self.distillation.teachers and self.low_resolution.epochs:
-            raise ValueError(
-                f"low_resolution.epochs = {self.low_resolution.epochs}: distillation.teachers see "
-                "the images of a training, and know them in full size alone; set it to 0"
-            )
         return self
 
 
-class Evaluate(_Section):
+class Evaluate(Section):
     """The evaluation on the test split."""
 
-    batch_size: Count
-    bootstrap: Annotated[int, Field(ge=100)]
-    mistakes: Annotated[int, Field(ge=1, le=100)]
-    robustness_images: Annotated[int, Field(ge=0)] | None
-    register_model: bool
+    corruption_images: WholeNumber | None = 0
+    """test images darkened, blurred and so on; 0: off, null: all"""
+
+    register_model: bool = True
+    """in MLflow's registry; the best one of a data set is its champion"""
 
 
-class Export(_Section):
-    """What the trained network is exported to."""
+class Export(Section):
+    """What the trained networks are exported to."""
 
-    onnx: bool
-    tolerance: Positive
+    onnx: bool = False
+    """true: models/export/model.onnx too; needs the packages of the extra onnx"""
 
 
-class Params(_Section):
+class Params(Section):
     """All of params.yaml."""
 
-    seed: Seed
-    precision: Literal["auto", "float32", "mixed_bfloat16"]
-    deterministic: bool
+    seed: Seed = 2013
+    """of the search and the training"""
+
+    precision: Precision = "auto"
+    """auto, float32 or mixed_bfloat16; auto takes bfloat16 where hardware has it"""
+
+    deterministic: bool = False
+    """true: the same weights to the last bit, on one machine; slower"""
+
     sample: Sample
     ingest: Ingest
     split: Split
-    profile: Profile
     network: Network
+    ensemble: Ensemble
+    tta: Tta
     tune: Tune
     train: Train
     evaluate: Evaluate
     export: Export
 
 
-def load(path: Path = Path("params.yaml")) -> Params:
-    """Read and validate `path`.
+def load(path: Path = PARAMS) -> Params:
+    """Return the settings in `path`, which has to name every one.
 
     Raises:
         UserError: with a line for each wrong key: its name, its value and what is allowed.
+
+    """
+    params = validate(Params, read(path), path)
+    absent = list(_absent(params))
+    if absent:
+        raise UserError("; ".join(f"{path}: {key}: missing" for key in absent))
+    return params
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the sections of the YAML file `path` as DVC reads them (YAML 1.2, ruamel.yaml).
+
+    Raises:
+        UserError: if it cannot be read or holds no sections.
 
     """
     try:
@@ -303,20 +377,46 @@ def load(path: Path = Path("params.yaml")) -> Params:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     try:
-        values = yaml.load(text, _Yaml12Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        values = YAML(typ="safe").load(text)
+    except (YAMLError, RecursionError, ValueError) as error:
         where = " ".join(str(error).split())
         raise UserError(f"{path}: not YAML ({where})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no sections; expected {', '.join(Params.model_fields)}")
-    return validate(Params, values, path)
+    return values
 
 
-SectionT = TypeVar("SectionT", bound=_Section)
+def _absent(section: Section, prefix: str = "") -> Iterator[str]:
+    for name in type(section).model_fields:
+        if name not in section.model_fields_set:
+            yield f"{prefix}{name}"
+        elif isinstance(value := getattr(section, name), Section):
+            yield from _absent(value, f"{prefix}{name}.")
+
+
+def flat(section: Section, prefix: str = "") -> dict[str, Any]:
+    """Return the values of `section` by dotted name: {"train.augment.rotation": 10.0, ...}."""
+    values: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            values |= flat(value, f"{prefix}{name}.")
+        else:
+            values[f"{prefix}{name}"] = value
+    return values
+
+
+def changed(section: Section) -> dict[str, Any]:
+    """Return the values of `section` that differ from their defaults, by dotted name."""
+    defaults = flat(type(section)())
+    return {name: value for name, value in flat(section).items() if value != defaults[name]}
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def validate(section: type[SectionT], values: Any, path: Path) -> SectionT:
-    """Give `values`, which were read from `path`, as a `section`.
+    """Return `values`, which were read from `path`, as a `section`.
 
     Raises:
         UserError: with a line for each wrong key: its name, its value and what is allowed.
@@ -348,7 +448,7 @@ _ALLOWED = {
 }
 
 
-def _describe(detail: Any, root: type[_Section]) -> str:
+def _describe(detail: Any, root: type[Section]) -> str:
     *parents, last = detail["loc"] or ("",)
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] in ("extra_forbidden", "invalid_key"):
@@ -376,7 +476,7 @@ def _as_written(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _keys_of(root: type[_Section], section: Sequence[int | str]) -> list[str]:
+def _keys_of(root: type[Section], section: Sequence[int | str]) -> list[str]:
     model: Any = root
     for part in section:
         model = model.model_fields[part].annotation

@@ -8,10 +8,10 @@ from emotion_detection.tracking.models import (
     RegistryError,
     Version,
     champion,
-    crown,
     load_network,
     load_version,
     origin,
+    promote,
     register,
 )
 from emotion_detection.tracking.runs import (
@@ -39,7 +39,6 @@ __all__ = [
     "Version",
     "champion",
     "child",
-    "crown",
     "joined",
     "load_network",
     "load_run_id",
@@ -50,6 +49,7 @@ __all__ = [
     "log_model",
     "log_params",
     "origin",
+    "promote",
     "register",
     "resumed",
     "run",

@@ -24,9 +24,10 @@ from mlflow.types.schema import AnyType, Map
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from PIL import Image
 
-from emotion_detection import layout, serving
+from emotion_detection import paths
 from emotion_detection.console import UserError
-from emotion_detection.dataset import Dataset
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.models import serving
 from emotion_detection.tracking.store import NOT_THERE, connect_to_read, without_password
 
 if TYPE_CHECKING:  # It takes TensorFlow along, as modelfile does.
@@ -52,7 +53,7 @@ def log_model(model: "keras.Model", example: np.ndarray, classes: tuple[str, ...
     `example`, a few images (N, H, W, C) uint8, goes with it as PNG files in base64; `classes` are
     in the order of the model's outputs.
     """
-    from emotion_detection import modelfile
+    from emotion_detection.models import saving
 
     code = Path(serving.__file__).parent
     signature = ModelSignature(
@@ -62,8 +63,8 @@ def log_model(model: "keras.Model", example: np.ndarray, classes: tuple[str, ...
         Schema([ColSpec("string", "label"), ColSpec(Map(DataType.double), "probabilities")]),
     )
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / layout.MODEL.name
-        modelfile.save(model, path, classes)
+        path = Path(folder) / paths.MODEL.name
+        saving.save(model, path, classes)
         mlflow.pyfunc.log_model(
             name=MODEL_NAME,
             python_model=code / "serving.py",
@@ -92,7 +93,7 @@ def load_network(model_uri: str = CHAMPION) -> "tuple[keras.Model, tuple[str, ..
         UserError: if the store cannot be asked.
 
     """
-    from emotion_detection import modelfile
+    from emotion_detection.models import saving
 
     try:
         connect_to_read()
@@ -109,8 +110,8 @@ def load_network(model_uri: str = CHAMPION) -> "tuple[keras.Model, tuple[str, ..
             # As where the disk that has them is not there.
             raise UserError(f"{failed} (none of its files is at its place)")
         try:
-            (path,) = Path(logged).rglob(layout.MODEL.name)
-            model, classes = modelfile.load(path)
+            (path,) = Path(logged).rglob(paths.MODEL.name)
+            model, classes = saving.load(path)
             # Models that older code logged have the names in MLflow's metadata alone.
             return model, classes or tuple(Model.load(logged).metadata["classes"])
         except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
@@ -125,13 +126,13 @@ def _reason(error: Exception) -> str:
 class Origin:
     """Where a network comes from: what it is called, and the data set it learnt from, if known.
 
-    `leaking` says that it was chosen on the test images, `params` are those of its run.
+    `selected_on_test` says that it was chosen on the test images, `params` are those of its run.
     """
 
     name: str
     dataset: str | None
     dataset_digest: str | None = None
-    leaking: bool = False
+    selected_on_test: bool = False
     params: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -156,7 +157,7 @@ def origin(model_uri: str = CHAMPION) -> Origin:
             name,
             data.tags.get("dataset"),
             data.tags.get("dataset.digest"),
-            data.tags.get("leaking") == "true",
+            data.tags.get("selected_on_test") == "true",
             data.params,
         )
     except MlflowException:
@@ -181,7 +182,7 @@ class Version:
     number: str
     dataset: str
     dataset_digest: str
-    leaking: bool
+    selected_on_test: bool
 
 
 def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Version:
@@ -196,7 +197,7 @@ def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Vers
         tags = {
             "dataset": dataset.source,
             "dataset.digest": dataset.digest,
-            "leaking": run.data.tags.get("leaking", "false"),
+            "selected_on_test": run.data.tags.get("selected_on_test", "false"),
             **{f"test/{name}": f"{score:.6g}" for name, score in scores.items()},
         }
         _make_registered_model(client)
@@ -221,18 +222,18 @@ def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Vers
 
 def _described(run: mlflow.entities.Run, dataset: Dataset, scores: Mapping[str, float]) -> str:
     """Say in a line what a version is; the list of versions has room for its first words."""
-    leaking = run.data.tags.get("leaking") == "true"
+    selected_on_test = run.data.tags.get("selected_on_test") == "true"
     return (
-        f"{'**Leaking**, ' if leaking else ''}"
+        f"{'**Leaking**, ' if selected_on_test else ''}"
         f"{', '.join(f'{name} {score:.4f}' for name, score in scores.items())} on the "
         f"{int(dataset.is_test.sum()):,} test images of {dataset.source}"
-        f"{', on which its epoch or its network was chosen' if leaking else ''}; the network of "
+        f"{', on which its epoch or its network was chosen' if selected_on_test else ''}; the network of "
         f"the run *{run.info.run_name}*."
     )
 
 
 def champion(digest: str | None = None) -> Version | None:
-    """Give the champion of the data set with this digest, or by default of the one seen last.
+    """Return the champion of the data set with this digest, or by default of the one seen last.
 
     None where there is none. Raises RegistryError.
     """
@@ -241,7 +242,7 @@ def champion(digest: str | None = None) -> Version | None:
         return None if number is None else _version(client, str(number))
 
 
-def crown(version: Version, digest: str | None = None) -> None:
+def promote(version: Version, digest: str | None = None) -> None:
     """Make `version` the champion of the data set with this digest, or of the one seen last.
 
     Raises RegistryError.
@@ -285,7 +286,7 @@ def _make_registered_model(client: mlflow.MlflowClient) -> None:
 
 
 def logged_model(client: mlflow.MlflowClient, run: mlflow.entities.Run) -> str | None:
-    """Give the id of the model that `run` logged, None where it did not."""
+    """Return the id of the model that `run` logged, None where it did not."""
     logged = run.outputs.model_outputs if run.outputs else []
     models = [client.get_logged_model(output.model_id) for output in logged]
     if not models:
@@ -301,5 +302,5 @@ def _version(client: mlflow.MlflowClient, number: str) -> Version:
         number=number,
         dataset=tags.get("dataset", "another data set"),
         dataset_digest=tags.get("dataset.digest", ""),
-        leaking=tags.get("leaking") == "true",
+        selected_on_test=tags.get("selected_on_test") == "true",
     )

@@ -17,7 +17,7 @@ DIFF_BYTES = 2**20
 
 
 def provenance() -> dict[str, str]:
-    """Give tags that say what makes a run, and on what."""
+    """Return tags that say what makes a run, and on what."""
     tags = {
         "machine": f"{_processor()}, {os.cpu_count()} cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
@@ -47,7 +47,7 @@ def _processor() -> str:
 
 
 def git_diff() -> bytes:
-    """Give what the files that Git tracks have more than the commit, at most DIFF_BYTES of it."""
+    """Return what the files that Git tracks have more than the commit, at most DIFF_BYTES of it."""
     diff = hidden(_git("diff", "--no-color", "--no-ext-diff", "HEAD"))
     if not diff:
         return b""

@@ -1,6 +1,6 @@
 """What a stage logs while it runs.
 
-It goes to a journal on disk first, and from there to the store: one that is away neither stops a
+It goes to a outbox on disk first, and from there to the store: one that is away neither stops a
 training nor loses what it logs.
 """
 
@@ -24,20 +24,20 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from emotion_detection import layout
+from emotion_detection import paths
 from emotion_detection.console import UserError, log
-from emotion_detection.dataset import Dataset
-from emotion_detection.files import whole, write_json
-from emotion_detection.journal import (
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.files import atomic, write_json
+from emotion_detection.tracking import models
+from emotion_detection.tracking.outbox import (
     ENTRIES,
     AwayError,
     BusyError,
     Entry,
-    Journal,
+    Outbox,
     left_behind,
     persist,
 )
-from emotion_detection.tracking import models
 from emotion_detection.tracking.provenance import git_diff, is_gone, provenance, this_process
 from emotion_detection.tracking.store import (
     EXPERIMENT,
@@ -60,7 +60,7 @@ REPEATED = ("seed", "precision", "deterministic")
 """Params of every run that are tags too, so that runs can be filtered by them."""
 
 # The run that is logged to, and its parent before it.
-_current: list[tuple[Journal, str]] = []
+_current: list[tuple[Outbox, str]] = []
 
 
 @contextlib.contextmanager
@@ -88,8 +88,8 @@ def run(
     _tidy_up(keep=run_id)
     if not at_once(lambda: exists(run_id)):
         run_id = None
-    leaking = "(leaking)" if tags.get("leaking") == "true" else None
-    words = (stage, os.environ.get("DVC_EXP_NAME"), leaking, "on", dataset.source)
+    selected_on_test = "(selected_on_test)" if tags.get("selected_on_test") == "true" else None
+    words = (stage, os.environ.get("DVC_EXP_NAME"), selected_on_test, "on", dataset.source)
     name = " ".join(filter(None, words))
     active = at_once(
         lambda: mlflow.start_run(
@@ -124,14 +124,14 @@ def joined(run_id: str, worker: str) -> Iterator[str]:
         connect()
         _tidy_up(keep=run_id)
     except UserError as error:
-        # The run is there, and the journal waits for the store.
+        # The run is there, and the outbox waits for the store.
         log.warning("%s", error)
-    journal = _open(run_id, f"{run_id}.{worker}")
+    outbox = _open(run_id, f"{run_id}.{worker}")
 
     def end(status: str) -> None:
-        _close(journal, run_id, hurried=status == "KILLED")
+        _close(outbox, run_id, hurried=status == "KILLED")
 
-    with _ending(end), _into(journal, run_id):
+    with _ending(end), _into(outbox, run_id):
         yield run_id
 
 
@@ -140,10 +140,10 @@ def child(
     name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], note: str = ""
 ) -> Iterator[None]:
     """Log to a child of the current run while the block lasts."""
-    journal, parent = _current[-1]
+    outbox, parent = _current[-1]
     run = uuid.uuid4().hex
     noted = {MLFLOW_RUN_NOTE: note} if note else {}
-    journal.append(
+    outbox.append(
         {
             "do": "create",
             "run": run,
@@ -153,7 +153,7 @@ def child(
             "at": _now(),
         }
     )
-    with _ending(lambda status: _end(journal, run, status)), _into(journal, run):
+    with _ending(lambda status: _end(outbox, run, status)), _into(outbox, run):
         log_params(params)
         yield
 
@@ -175,23 +175,23 @@ def _ending(end: Callable[[str], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def _recording(run_id: str) -> Iterator[None]:
     """Log to `run_id` while the block lasts, the machine's figures too, and end it."""
-    journal = _open(run_id)
-    machine = _SystemMetrics(journal, run_id)
+    outbox = _open(run_id)
+    machine = _SystemMetrics(outbox, run_id)
 
     def end(status: str) -> None:
         machine.finish()
         try:
-            _end(journal, run_id, status)
+            _end(outbox, run_id, status)
         finally:
-            _close(journal, run_id, hurried=status == "KILLED")
+            _close(outbox, run_id, hurried=status == "KILLED")
 
-    with _ending(end), _into(journal, run_id):
+    with _ending(end), _into(outbox, run_id):
         machine.start()
         yield
 
 
 def _forget_active_run(status: str) -> None:
-    # Its journal ended it if the store is there; MLflow has to forget it all the same.
+    # Its outbox ended it if the store is there; MLflow has to forget it all the same.
     with contextlib.suppress(Exception):
         mlflow.end_run(status)
 
@@ -221,17 +221,17 @@ def resumed(run_id: str | None) -> Iterator[bool]:
         )
         yield False
         return
-    journal = _open(run_id)
+    outbox = _open(run_id)
     try:
-        with _into(journal, run_id):
+        with _into(outbox, run_id):
             yield True
     finally:
-        _close(journal, run_id, hurried=away)
+        _close(outbox, run_id, hurried=away)
 
 
 @contextlib.contextmanager
-def _into(journal: Journal, run: str) -> Iterator[None]:
-    _current.append((journal, run))
+def _into(outbox: Outbox, run: str) -> Iterator[None]:
+    _current.append((outbox, run))
     try:
         yield
     finally:
@@ -259,7 +259,7 @@ def log_metrics(metrics: Mapping[str, float], dataset: Dataset | None = None) ->
 
 
 def _free_name(name: str, taken: Container[str]) -> str:
-    """Give `name` in the characters that MLflow allows, numbered where that is `taken`."""
+    """Return `name` in the characters that MLflow allows, numbered where that is `taken`."""
     # MLflow would refuse all metrics for one.
     allowed = plain = re.sub(r"[^\w./ -]", "_", name)
     for number in count(2):
@@ -298,43 +298,43 @@ def send() -> None:
     left = _tidy_up(keep=None)
     elsewhere = {
         file.read_text(encoding="utf-8")
-        for file in layout.journals().glob(f"*/{STORE_FILE}")
+        for file in paths.outboxes().glob(f"*/{STORE_FILE}")
         if file.parent != shelf() and any(file.parent.glob(f"*/{ENTRIES}"))
     }
     for store in sorted(elsewhere):
         log.warning("kept for %s: set MLFLOW_TRACKING_URI to it, and run this again", store)
     if left:
-        raise UserError(f"what {left} runs logged is still in {layout.journals()}; try again later")
+        raise UserError(f"what {left} runs logged is still in {paths.outboxes()}; try again later")
     log.info("nothing is left to send to %s", without_password())
 
 
 def _log(**what: Any) -> None:
-    journal, run = _current[-1]
-    journal.append({"do": "log", "run": run, "at": _now(), **what})
+    outbox, run = _current[-1]
+    outbox.append({"do": "log", "run": run, "at": _now(), **what})
 
 
 def _keep(do: str, name: str, copy: Callable[[Path], object], **what: Any) -> None:
-    """Log files of which the journal keeps a copy until they are sent."""
-    journal, run = _current[-1]
+    """Log files of which the outbox keeps a copy until they are sent."""
+    outbox, run = _current[-1]
     kept = Path(uuid.uuid4().hex, name)
-    with whole(journal.folder / kept) as temporary:
+    with atomic(outbox.folder / kept) as temporary:
         copy(temporary)
-    journal.append({"do": do, "run": run, "kept": kept.as_posix(), **what})
+    outbox.append({"do": do, "run": run, "kept": kept.as_posix(), **what})
 
 
-def _end(journal: Journal, run: str, status: str) -> None:
-    journal.append({"do": "end", "run": run, "status": status, "at": _now()})
+def _end(outbox: Outbox, run: str, status: str) -> None:
+    outbox.append({"do": "end", "run": run, "status": status, "at": _now()})
 
 
 def log_model(model: "keras.Model", example: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Log `model` to the current run, or keep it in the journal until the store is back.
+    """Log `model` to the current run, or keep it in the outbox until the store is back.
 
     `example` is a few images (N, H, W, C) uint8; `classes` are in the order of the outputs.
     """
-    journal, _ = _current[-1]
+    outbox, _ = _current[-1]
     try:
-        # What the journal holds comes first, and says if the store is there.
-        if journal.drained(patience()):
+        # What the outbox holds comes first, and says if the store is there.
+        if outbox.drained(patience()):
             with telling_away():
                 models.log_model(model, example, classes)
             return
@@ -353,10 +353,10 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _open(run_id: str, folder: str | None = None) -> Journal:
-    def attempt() -> Journal:
+def _open(run_id: str, folder: str | None = None) -> Outbox:
+    def attempt() -> Outbox:
         try:
-            return Journal(shelf() / (folder or run_id), _player())
+            return Outbox(shelf() / (folder or run_id), _player())
         except BusyError:
             raise AwayError(f"run {run_id} is logged to by another process") from None
 
@@ -366,25 +366,25 @@ def _open(run_id: str, folder: str | None = None) -> Journal:
         raise UserError(f"{error}; wait for it to end") from None
 
 
-def _close(journal: Journal, run_id: str, *, hurried: bool = False) -> None:
-    if not journal.close(min(patience(), 5.0) if hurried else patience()):
+def _close(outbox: Outbox, run_id: str, *, hurried: bool = False) -> None:
+    if not outbox.close(min(patience(), 5.0) if hurried else patience()):
         log.warning(
             "%s; what is logged to run %s is kept in %s: run `python -m emotion_detection.send` "
             "when MLflow is back",
-            journal.trouble or f"MLflow at {without_password()} is slow",
+            outbox.trouble or f"MLflow at {without_password()} is slow",
             run_id,
-            journal.folder,
+            outbox.folder,
         )
 
 
 def _tidy_up(keep: str | None) -> int:
     """Send what earlier processes left, and end what they left open, but for the run `keep`.
 
-    Gives the number of journals that are still there.
+    Gives the number of outboxes that are still there.
     """
     left = 0
-    for journal in left_behind(shelf(), _player()):
-        left += not journal.close(patience() if left == 0 else 0)
+    for outbox in left_behind(shelf(), _player()):
+        left += not outbox.close(patience() if left == 0 else 0)
     with contextlib.suppress(UserError):
         at_once(lambda: _end_forgotten(keep))
     return left
@@ -399,7 +399,7 @@ def _end_forgotten(keep: str | None) -> None:
 
 
 def _player() -> Callable[[Entry, Mapping[str, str], Path], str | None]:
-    """Give what plays entries to the store; each may be played twice, and does the same then."""
+    """Return what plays entries to the store; each may be played twice, and does the same then."""
     uri = mlflow.get_tracking_uri()
 
     def play(entry: Entry, known: Mapping[str, str], folder: Path) -> str | None:
@@ -424,9 +424,9 @@ def _player() -> Callable[[Entry, Mapping[str, str], Path], str | None]:
 
 def _created(client: mlflow.MlflowClient, entry: Entry) -> str:
     experiment = client.get_run(entry["parent"]).info.experiment_id
-    found = client.search_runs([experiment], f"tags.`journal.run` = '{entry['run']}'")
+    found = client.search_runs([experiment], f"tags.`outbox.run` = '{entry['run']}'")
     if not found:
-        tags = {"mlflow.parentRunId": entry["parent"], "journal.run": entry["run"]}
+        tags = {"mlflow.parentRunId": entry["parent"], "outbox.run": entry["run"]}
         made = client.create_run(
             experiment, start_time=entry["at"], tags=entry["tags"] | tags, run_name=entry["name"]
         )
@@ -462,11 +462,11 @@ def _play_model(run_id: str, kept: Path, entry: Entry) -> None:
 
 
 class _SystemMetrics(SystemMetricsMonitor):
-    """MLflow's figures of the machine, by way of the journal."""
+    """MLflow's figures of the machine, by way of the outbox."""
 
-    def __init__(self, journal: Journal, run_id: str) -> None:
+    def __init__(self, outbox: Outbox, run_id: str) -> None:
         super().__init__(run_id, SYSTEM_METRICS_SECONDS, resume_logging=True)
-        self._journal, self._run = journal, run_id
+        self._journal, self._run = outbox, run_id
 
     def monitor(self) -> None:
         ended = False
@@ -496,7 +496,7 @@ def save_run_id(path: Path, run_id: str) -> None:
 
 
 def load_run_id(path: Path) -> str | None:
-    """Give the id that `save_run_id` wrote to `path`, or None where it did not."""
+    """Return the id that `save_run_id` wrote to `path`, or None where it did not."""
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
     except (OSError, ValueError, KeyError, TypeError):

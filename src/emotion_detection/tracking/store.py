@@ -17,10 +17,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from emotion_detection import layout
+from emotion_detection import paths
 from emotion_detection.console import UserError
-from emotion_detection.files import locked, whole
-from emotion_detection.journal import AwayError, persist
+from emotion_detection.files import atomic, locked
+from emotion_detection.tracking.outbox import AwayError, persist
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ Emotions from faces. A run is named after its DVC stage, its DVC experiment and 
 
 - `tune`: a search for a network; its trials are the child runs. To compare them, unfold it, tick
   them, press Compare, and take `val_accuracy` as the metric.
-- `train`: a network's training, and under `test/` what evaluate scored it. `(leaking)` is one whose
+- `train`: a network's training, and under `test/` what evaluate scored it. `(selected_on_test)` is one whose
   epoch or network was chosen on the test images: too good to be compared with the others.
 """
 
@@ -95,7 +95,7 @@ def _point() -> str | None:
         ("urllib3", logging.ERROR),
     ):
         logging.getLogger(name).setLevel(level)
-    # The journal tries again, and knows better for how long.
+    # The outbox tries again, and knows better for how long.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     # Two lines for each trial that ends, among the stage's own.
@@ -106,16 +106,16 @@ def _point() -> str | None:
     mlflow.set_tracking_uri(_own())
     # MLflow would settle on the working directory of whoever is first to use the experiment, and a
     # queued experiment's is deleted.
-    return (layout.main_root() / "mlruns").as_uri()
+    return (paths.main_root() / "mlruns").as_uri()
 
 
 def _own() -> str:
-    """Give the address of the store that the project has without MLFLOW_TRACKING_URI."""
-    return f"sqlite:///{(layout.main_root() / 'mlflow.db').as_posix()}"
+    """Return the address of the store that the project has without MLFLOW_TRACKING_URI."""
+    return f"sqlite:///{(paths.main_root() / 'mlflow.db').as_posix()}"
 
 
 def _file(uri: str) -> Path | None:
-    """Give the file that a store is in, None where it is in none."""
+    """Return the file that a store is in, None where it is in none."""
     database = make_url(uri).database if uri.startswith("sqlite") else None
     return Path(database) if database and database != ":memory:" else None
 
@@ -130,7 +130,7 @@ def _make_tables(file: Path) -> None:
     # Imported here, since a server's clients do without it, and it takes half a second.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with whole(file) as temporary:
+    with atomic(file) as temporary:
         store = SqlAlchemyStore(f"sqlite:///{temporary.as_posix()}", "./mlruns")
         store.engine.dispose()
 
@@ -187,7 +187,7 @@ def telling_away() -> Iterator[None]:
 
 
 def at_once(act: Callable[[], T]) -> T:
-    """Give what `act` gets from the store, which is waited for.
+    """Return what `act` gets from the store, which is waited for.
 
     Raises:
         UserError: if it stays away, or refuses.
@@ -217,7 +217,7 @@ def _refused(error: MlflowException) -> UserError:
 
 
 def patience() -> float:
-    """Give for how many seconds MLflow is waited for where nothing else can be done."""
+    """Return for how many seconds MLflow is waited for where nothing else can be done."""
     text = os.environ.get(PATIENCE_VARIABLE, "60")
     try:
         return float(text)
@@ -226,7 +226,7 @@ def patience() -> float:
 
 
 def without_password() -> str:
-    """Give the store's address, as it may be shown."""
+    """Return the store's address, as it may be shown."""
     return hidden(mlflow.get_tracking_uri())
 
 
@@ -239,11 +239,11 @@ def hidden(text: str) -> str:
 
 
 def shelf() -> Path:
-    """Give the folder of the journals for this store."""
+    """Return the folder of the outboxes for this store."""
     store = without_password()
     if store == _own():
         store = "mlflow.db"  # wherever the project is moved to
-    folder = layout.journals() / hashlib.sha256(store.encode()).hexdigest()[:16]
+    folder = paths.outboxes() / hashlib.sha256(store.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STORE_FILE).write_text(store, encoding="utf-8")
     return folder

@@ -1,0 +1,192 @@
+"""Get an image set of Kaggle's as a zip that ingest takes: `python -m emotion_detection.download`.
+
+kagglehub downloads, goes on after a cut, compares the checksum and unpacks. A single zip is made of
+what it leaves, since DVC and experiments handle one file far quicker than tens of thousands. The
+same version of a set gives the same zip, byte by byte, on any machine.
+"""
+
+import argparse
+import hashlib
+import logging
+import math
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import kagglehub
+from kagglehub.exceptions import DataCorruptionError
+from kagglehub.handle import DatasetHandle, parse_dataset_handle
+from requests import HTTPError, RequestException
+
+from emotion_detection import paths
+from emotion_detection.console import UserError, log, progress, run
+from emotion_detection.data.ingest import arrange, natural_key, open_source
+from emotion_detection.files import atomic, locked
+
+FER = "ananthu017/emotion-detection-fer"
+
+# What kagglehub raises on an archive of which the bytes are not those that were sent.
+DAMAGE = (
+    DataCorruptionError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    ValueError,
+)
+
+
+def main() -> None:
+    """Run the command as the terminal gave it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m emotion_detection.download",
+        description="Download an image set from Kaggle into data/, as a zip for ingest.source.",
+    )
+    parser.add_argument(
+        "--dataset",
+        default=FER,
+        metavar="OWNER/NAME",
+        help="as in the address of its page, or OWNER/NAME/versions/N (default: %(default)s)",
+    )
+    dataset = parser.parse_args().dataset
+    run(lambda: download(dataset))
+
+
+def download(dataset: str) -> None:
+    """Download the Kaggle set `dataset`, OWNER/NAME, to data/NAME.zip, and say what is in it.
+
+    After a cut it goes on where it was. A set that is there already is checked and left alone.
+
+    Raises:
+        UserError: if the set cannot be had, is damaged, or has not the layout that ingest reads.
+
+    """
+    handle = _handle(dataset)
+    target = paths.DATA / f"{handle.dataset}.zip"
+    if not target.exists():
+        paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
+        with locked(paths.DOWNLOADS / "lock") as free:
+            if not free:
+                raise UserError(f"{paths.DOWNLOADS}: another process downloads there; wait for it")
+            _fetch(handle, target)
+        shutil.rmtree(paths.DOWNLOADS)
+    _describe(target, handle)
+
+
+def _handle(dataset: str) -> DatasetHandle:
+    try:
+        handle = parse_dataset_handle(dataset)
+    except ValueError:
+        handle = DatasetHandle("", "")
+    # The name becomes one of a file here.
+    if not (handle.owner and handle.dataset.strip(".")) or "\\" in dataset:
+        raise UserError(
+            f"--dataset: {dataset!r} is not OWNER/NAME, as in https://www.kaggle.com/datasets/{FER}"
+        )
+    return handle
+
+
+def _fetch(handle: DatasetHandle, target: Path) -> None:
+    with atomic(target) as path:
+        with _errors_of_kaggle(handle):
+            # Its default is in the home folder, where all of it would stay for good.
+            os.environ["KAGGLEHUB_CACHE"] = str(paths.DOWNLOADS.resolve())
+            logging.getLogger("kagglehub").handlers = list(log.handlers)
+            folder = Path(kagglehub.dataset_download(str(handle)))
+        _pack(folder, path, f"{handle.owner}/{handle.dataset}/versions/{folder.name}")
+
+
+@contextmanager
+def _errors_of_kaggle(handle: DatasetHandle) -> Iterator[None]:
+    """Make a UserError of whatever can happen between here and Kaggle."""
+    by_hand = f"or download {handle.to_url()} in a browser and give its path as ingest.source"
+    try:
+        yield
+    except HTTPError as error:
+        status = None if error.response is None else error.response.status_code
+        if status == 404:
+            message = f"--dataset: Kaggle has no {handle} (404); look its name up there"
+        elif status in (401, 403):
+            message = (
+                f"--dataset: Kaggle does not give {handle} to everybody ({status}); put a token "
+                f"of https://www.kaggle.com/settings into ~/.kaggle/access_token, {by_hand}"
+            )
+        else:
+            message = f"Kaggle refuses {handle} for now ({status}); run this again later, {by_hand}"
+        raise UserError(message) from error
+    except RequestException as error:
+        kept = ", and it goes on where it was" if _begun() else ""
+        raise UserError(
+            f"the connection to Kaggle failed ({_reason(error)}); see to the network and run this "
+            f"again{kept}, {by_hand}"
+        ) from error
+    except DAMAGE as error:
+        if not (_begun() or isinstance(error, DataCorruptionError)):
+            raise UserError(f"kagglehub: {error}") from error
+        # It would go on from the damage, or take the archive for complete, for ever.
+        shutil.rmtree(paths.DOWNLOADS, ignore_errors=True)
+        raise UserError(
+            f"what came of {handle} was damaged on its way, and is removed; run this again, "
+            f"{by_hand}"
+        ) from error
+
+
+def _begun() -> bool:
+    return any(paths.DOWNLOADS.rglob("*.archive"))
+
+
+def _reason(error: BaseException) -> str:
+    """Return the cause in its own words, without those of the libraries around it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def _pack(folder: Path, path: Path, comment: str) -> None:
+    """Write the files of `folder` to the zip `path`, of which the bytes depend on them alone."""
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.comment = comment.encode()
+        for name in progress(sorted(names, key=natural_key), description="pack", unit="files"):
+            # Neither date nor owner; and stored, since images do not get any smaller.
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o644 << 16
+            info.create_system = 3
+            archive.writestr(info, (folder / name).read_bytes())
+
+
+def _describe(path: Path, handle: DatasetHandle) -> None:
+    """Log what the zip holds, and check every byte of it on the way."""
+    with closing(open_source(path)) as opened:
+        items = arrange(opened.contents(math.inf), path)
+    with zipfile.ZipFile(path) as archive:
+        came_from = archive.comment.decode(errors="replace")
+        try:
+            damaged = archive.testzip()
+        except (zipfile.BadZipFile, zlib.error) as error:
+            damaged = str(error)
+    if damaged:
+        raise UserError(f"{path}: damaged ({damaged}); remove it and run this again")
+    if came_from and not f"{came_from}/".startswith(f"{handle}/"):
+        raise UserError(f"{path}: is {came_from}, not {handle}; move it and run this again")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    test = sum(item.is_test for item in items)
+    log.info(
+        "%s: %s train and %s test images, %d classes; %s, sha256 %s",
+        path,
+        f"{len(items) - test:,}",
+        f"{test:,}",
+        len({item.class_name for item in items}),
+        came_from or "put there by hand",
+        digest,
+    )
+
+
+if __name__ == "__main__":
+    main()

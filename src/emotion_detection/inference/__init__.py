@@ -1,0 +1,1 @@
+"""The use of a model: photos, pages, other programs."""

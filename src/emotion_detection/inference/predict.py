@@ -1,0 +1,433 @@
+"""Predict the emotions in pictures: find the faces, prepare them as in training, label them."""
+
+import contextlib
+import os
+import re
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+from cv2.data import haarcascades
+from PIL import Image
+
+from emotion_detection.console import UserError, log, silence
+from emotion_detection.data.dataset import CHANNELS, BadFile, ColorMode
+from emotion_detection.data.image import FORMATS, BadImageError, open_image, prepare
+from emotion_detection.data.ingest import FolderSource, natural_key
+from emotion_detection.inference.onnx import OnnxNetwork
+
+if TYPE_CHECKING:
+    import keras
+
+    from emotion_detection.tracking import Origin
+
+CASCADE = "haarcascade_frontalface_alt2.xml"
+# A large photo is searched in this size, since the time grows with the area. The cascade knows
+# faces from 20 pixels on, but takes much else for ones so small.
+SEARCHED_SIDE = 1000
+SMALLEST_FACE = 30
+DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Of the box that the cascade draws from eyebrow to chin; FER-2013's faces have some more around.
+MARGIN = 0.1
+# Square pictures up to so many times the network's are taken for faces that were cut out before.
+CROP_FACTOR = 2
+BATCH_FACES = 64
+# Pictures are kept only to be annotated, and a batch ends where they become so many pixels.
+BATCH_PIXELS = 100_000_000
+CAMERA_FRAMES = 10
+
+
+class Box(NamedTuple):
+    """A part of a picture, in its pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def corners(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom; the last two are just outside."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is ready to label faces, and what it was trained on.
+
+    `probabilities` takes (N, H, W, C) uint8 and gives (N, classes) float32.
+    """
+
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    color_mode: ColorMode
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """A face and the probability of each class, (classes,) float32."""
+
+    box: Box
+    probabilities: np.ndarray
+
+    @property
+    def label(self) -> int:
+        """The most probable class's number."""
+        return int(self.probabilities.argmax())
+
+    @property
+    def confidence(self) -> float:
+        """The most probable class's probability."""
+        return float(self.probabilities.max())
+
+
+class Picture(NamedTuple):
+    """A picture still to be read.
+
+    `name` is for people, and `file` for what is written of it: no two of a list have the same
+    `drawn_name`. `path` is where it is, if it is a file.
+    """
+
+    name: str
+    file: Path
+    open: Callable[[], Image.Image]
+    path: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The faces of a picture, from left to right; the picture itself if it was to be kept."""
+
+    picture: Picture
+    faces: tuple[Face, ...]
+    image: Image.Image | None
+
+
+# --- The network.
+
+
+def load(model: str | None, classes: Sequence[str] | None) -> Network:
+    """Load a network: a .keras or .onnx file, or a model in MLflow by its URI, None the champion.
+
+    `classes` names the outputs of a file that does not name them itself.
+
+    Raises:
+        UserError: if it cannot be loaded, or takes no images or names no classes.
+
+    """
+    network: keras.Model | OnnxNetwork
+    if _is_logged(model):
+        if classes:
+            raise UserError("--classes: only for a file, since a model in MLflow names its classes")
+        network, names = _logged(model)
+    else:
+        network, names = _saved(Path(str(model)), classes)
+    where = model or "the champion"
+    shape, outputs = network.input_shape, network.output_shape[-1]
+    if len(shape) != 4 or None in shape[1:] or shape[3] not in CHANNELS.values():
+        raise UserError(f"--model: {where}: takes {shape}, not images of one size, grey or colour")
+    if outputs != len(names):
+        raise UserError(
+            f"--model: {where}: has {outputs} outputs, but {len(names)} classes are named: "
+            f"{', '.join(names)}"
+        )
+    return Network(
+        probabilities=(
+            network if isinstance(network, OnnxNetwork) else _modelfile().compiled(network)
+        ),
+        classes=names,
+        image_size=shape[1:3],
+        color_mode="grayscale" if shape[3] == CHANNELS["grayscale"] else "rgb",
+    )
+
+
+def origin(model: str | None) -> "Origin":
+    """Say where the network that `load` loads comes from."""
+    from emotion_detection import tracking
+
+    if _is_logged(model):
+        return tracking.origin(model or tracking.CHAMPION)
+    return tracking.Origin(str(model), None)
+
+
+def _is_logged(model: str | None) -> bool:
+    return model is None or re.match(r"[a-z]{2,}:/", model) is not None
+
+
+def _modelfile() -> ModuleType:
+    # TensorFlow's C++ writes to stderr whatever it is told.
+    with silence(), _absent("matplotlib", "sklearn"):
+        pass
+    return modelfile
+
+
+@contextlib.contextmanager
+def _absent(*packages: str) -> Iterator[None]:
+    """Have none of the packages found while the block lasts, unless they are loaded already.
+
+    Keras imports them where they are, a third of its start, for what a prediction has no use for.
+    """
+    names = [name for name in packages if name not in sys.modules]
+    for name in names:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:
+    _modelfile()
+    from emotion_detection import tracking
+
+    if uri is not None:
+        return tracking.load_network(uri)
+    try:
+        return tracking.load_network()
+    except UserError as error:
+        raise UserError(
+            f"{error}; give a version of the model the alias champion in MLflow, or name a file "
+            "with --model, as train's models/model.keras"
+        ) from error
+
+
+def _saved(
+    path: Path, classes: Sequence[str] | None
+) -> tuple["keras.Model | OnnxNetwork", tuple[str, ...]]:
+    try:
+        network, found = (onnxfile if path.suffix == ".onnx" else _modelfile()).load(path)
+    except UserError:
+        raise
+    except Exception as error:  # Keras lets nearly any exception out of a malformed file.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"--model: {path}: cannot be loaded ({reason})") from error
+    if not (classes or found):
+        raise UserError(
+            f"--model: {path}: names no classes; give them with --classes, in the order of the "
+            "network's outputs"
+        )
+    return network, tuple(classes or found or ())
+
+
+# --- Pictures: files, folders and a camera.
+
+
+def drawn_name(file: Path) -> Path:
+    """Say how a picture with boxes drawn on it is called: JPEG stays JPEG, all else becomes PNG."""
+    return file if file.suffix.lower() in DRAWN_SUFFIXES else Path(f"{file}.png")
+
+
+def pictures(paths: Sequence[Path]) -> list[Picture]:
+    """List files, and of folders every image file at any depth, in natural name order.
+
+    Hidden files and folders are passed over, links to folders are not followed, and a folder that
+    cannot be listed is warned of.
+    """
+
+    def tell(error: OSError) -> None:
+        log.warning("%s left out: cannot be listed (%s)", error.filename, error.strerror)
+
+    Image.init()
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS}
+    found: list[Picture] = []
+    taken: set[Path] = set()
+
+    def add(path: Path, file: Path) -> None:
+        stem, number = file.stem, 1
+        while drawn_name(file) in taken:
+            number += 1
+            file = file.with_stem(f"{stem}-{number}")
+        taken.add(drawn_name(file))
+        found.append(Picture(str(path), file, partial(_open_file, path), path))
+
+    for path in paths:
+        if not path.is_dir():
+            add(path, Path(path.name))
+            continue
+        inside: list[Path] = []
+        for folder, folder_names, file_names in os.walk(path, onerror=tell):
+            folder_names[:] = [name for name in folder_names if not name.startswith(".")]
+            inside += [
+                Path(folder, name)
+                for name in file_names
+                if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+            ]
+        for file in sorted(inside, key=lambda file: natural_key(str(file))):
+            add(file, file.relative_to(path))
+    return found
+
+
+def _open_file(path: Path) -> Image.Image:
+    return open_image(FolderSource(path.parent).read(path.name))
+
+
+def camera(source: int | str) -> Picture:
+    """Take a picture with a camera, by its number, or the path of a video.
+
+    Raises UserError if none comes.
+    """
+    # Its own lines tell which drivers it tried.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    capture = cv2.VideoCapture(source)
+    taken = None
+    # A camera needs some frames to find out how bright it is.
+    for _ in range(CAMERA_FRAMES):
+        came, frame = capture.read()
+        if not came:
+            break
+        taken = frame
+    capture.release()
+    if taken is None:
+        raise UserError(f"--camera: no picture comes from camera {source}: is it there and free?")
+    image = Image.fromarray(cv2.cvtColor(taken, cv2.COLOR_BGR2RGB))
+    return Picture(f"camera {source}", Path(f"camera_{source}.png"), lambda: image)
+
+
+# --- Faces.
+
+
+class FaceFinder:
+    """OpenCV's cascade of Haar features for frontal faces (Viola and Jones 2001).
+
+    It misses faces that are turned, tilted, covered, or smaller than 30 pixels, in a large picture
+    those smaller than a thirtieth of its longer side; and now and then it takes something else for
+    a face.
+    """
+
+    def __init__(self) -> None:
+        """Remember nothing yet: a cascade must not be shared between threads."""
+        self._own = threading.local()
+
+    def __call__(self, image: Image.Image) -> list[Box]:
+        """Return the boxes of the faces, from left to right."""
+        if not hasattr(self._own, "cascade"):
+            self._own.cascade = cv2.CascadeClassifier(str(Path(haarcascades, CASCADE)))
+        scale = min(1.0, SEARCHED_SIDE / max(image.size))
+        grey = image.convert("L")
+        if scale < 1:
+            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            grey = grey.resize(size, Image.Resampling.BILINEAR)
+        found = self._own.cascade.detectMultiScale(
+            cv2.equalizeHist(np.asarray(grey)),
+            scaleFactor=1.1,
+            minNeighbors=4,
+            minSize=(SMALLEST_FACE, SMALLEST_FACE),
+        )
+        return sorted(_with_margin(np.asarray(box) / scale, image.size) for box in found)
+
+
+def _with_margin(box: np.ndarray, size: tuple[int, int]) -> Box:
+    """Widen a box (left, top, width, height) to a square with a margin, inside the picture."""
+    side = min(round(float(box[2:].max()) * (1 + 2 * MARGIN)), *size)
+    left, top = (
+        int(np.clip(round(start + extent / 2 - side / 2), 0, whole - side))
+        for start, extent, whole in zip(box[:2], box[2:], size, strict=True)
+    )
+    return Box(left, top, side, side)
+
+
+# --- From pictures to predictions.
+
+
+class _Examined(NamedTuple):
+    """A picture's faces, prepared for the network; and itself, if it is to be kept."""
+
+    picture: Picture
+    boxes: list[Box]
+    pixels: list[bytes]
+    image: Image.Image | None
+
+
+def predict(
+    found: Sequence[Picture], network: Network, *, detect: bool, keep: bool
+) -> Generator[Prediction | BadFile]:
+    """Predict the faces of pictures, one after the other, in their order.
+
+    Without `detect` a picture is taken whole, as is always a square one that is hardly larger than
+    the network's images. Of one that cannot be read, or shows no face, the reason comes. `keep`
+    gives the pictures too. Memory does not grow with their number.
+    """
+    finder = FaceFinder() if detect else None
+
+    def examine(picture: Picture) -> _Examined | BadFile:
+        try:
+            image = picture.open()
+        except BadImageError as error:
+            return BadFile(picture.name, str(error))
+        whole = Box(0, 0, image.width, image.height)
+        boxes = [whole] if finder is None or _is_crop(image, network) else finder(image)
+        if not boxes:
+            return BadFile(picture.name, "no face found; --no-detect takes a picture whole")
+        pixels = [
+            prepare(image.crop(box.corners), network.image_size, network.color_mode)
+            for box in boxes
+        ]
+        return _Examined(picture, boxes, pixels, image if keep else None)
+
+    batch: list[_Examined | BadFile] = []
+    faces = kept = 0
+    with contextlib.closing(_in_threads(examine, found)) as results:
+        for result in results:
+            batch.append(result)
+            if isinstance(result, _Examined):
+                faces += len(result.boxes)
+                kept += result.image.width * result.image.height if result.image else 0
+            if faces >= BATCH_FACES or kept >= BATCH_PIXELS or len(batch) >= BATCH_FACES:
+                yield from _labelled(batch, network)
+                batch, faces, kept = [], 0, 0
+    yield from _labelled(batch, network)
+
+
+def _is_crop(image: Image.Image, network: Network) -> bool:
+    largest = CROP_FACTOR * max(network.image_size)
+    return image.width == image.height and image.width <= largest
+
+
+def _in_threads(
+    examine: Callable[[Picture], _Examined | BadFile], found: Sequence[Picture]
+) -> Generator[_Examined | BadFile]:
+    """Examine pictures in their order, few of them at a time."""
+    workers = min(os.cpu_count() or 1, 16)
+    # Threads enough come from here, and each of OpenCV's own would get in another's way.
+    cv2.setNumThreads(1)
+    pool = ThreadPoolExecutor(workers)
+    under_way: deque[Future[_Examined | BadFile]] = deque()
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of flaws that it can work around: the pixels are sound.
+            warnings.simplefilter("ignore")
+            for picture in found:
+                under_way.append(pool.submit(examine, picture))
+                if len(under_way) > 2 * workers:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _labelled(
+    batch: Sequence[_Examined | BadFile], network: Network
+) -> Iterator[Prediction | BadFile]:
+    encoded = [pixels for item in batch if isinstance(item, _Examined) for pixels in item.pixels]
+    shape = (len(encoded), *network.image_size, CHANNELS[network.color_mode])
+    images = np.frombuffer(b"".join(encoded), np.uint8).reshape(shape)
+    rows = iter(network.probabilities(images) if encoded else ())
+    for item in batch:
+        if isinstance(item, BadFile):
+            yield item
+        else:
+            faces = tuple(Face(box, next(rows)) for box in item.boxes)
+            yield Prediction(item.picture, faces, item.image)

@@ -1,0 +1,39 @@
+"""What this machine computes quickly."""
+
+import functools
+import platform
+from pathlib import Path
+
+import tensorflow as tf
+
+
+def resolve_precision(wanted: str) -> tuple[str, str]:
+    """Return the Keras dtype policy for `wanted` (auto or a policy) and why it was chosen."""
+    if wanted != "auto":
+        return wanted, "set by the param precision"
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        name = details.get("device_name", "the GPU")
+        if details.get("compute_capability", (0, 0)) >= (8, 0):
+            return "mixed_bfloat16", f"{name} has bfloat16 matrix units"
+        return "float32", f"{name} has no bfloat16 matrix units"
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if flag in _processor_flags():
+            return "mixed_bfloat16", f"the processor has {flag}"
+    return "float32", "the processor has no bfloat16 arithmetic that is known to be faster"
+
+
+def has_amx() -> bool:
+    """Say whether what is in bfloat16 is computed by a processor with AMX, and no GPU."""
+    return "amx_bf16" in _processor_flags() and not tf.config.list_physical_devices("GPU")
+
+
+@functools.cache
+def _processor_flags() -> frozenset[str]:
+    if platform.system() != "Linux":
+        return frozenset()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.split())
+    return frozenset()

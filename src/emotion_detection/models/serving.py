@@ -1,0 +1,139 @@
+"""The model as MLflow serves it: images in, labels and probabilities out.
+
+MLflow copies this file and the two it imports into a logged model and runs them from there, where
+there is no package. `tracking.log_model` says what goes with them.
+"""
+
+import base64
+import binascii
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+COLUMN = "image"
+BATCH = 256
+
+
+class BadRequestError(MlflowException):
+    """A request that cannot be answered, with HTTP status 400."""
+
+    def __init__(self, reason: str) -> None:
+        """Make an error of which the `reason` is all that the client is told."""
+        super().__init__(reason, BAD_REQUEST)
+        self._reason = reason
+
+    def serialize_as_json(self) -> str:
+        """Return the response; the server had put the whole request before the message."""
+        self.message = self._reason
+        return str(super().serialize_as_json())
+
+
+class EmotionModel(PythonModel):
+    """Labels images; each is the bytes of a file, those bytes as base64 text, or pixels."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the network, ready to answer the first request as quickly as the next."""
+        # Modules of their own in a logged model, and importable only once MLflow loads it.
+        self._imagefile = importlib.import_module("imagefile")
+        modelfile = importlib.import_module("modelfile")
+        model, self._classes = modelfile.load(Path(context.artifacts["network"]))
+        self._shape: tuple[int, int, int] = model.input_shape[1:]
+        self._network = modelfile.compiled(model)
+
+    def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
+        """Return a row an image: its label, and the probability of every class by name.
+
+        The images are the column `image`: encoded as `open_image` takes them, of any size, or
+        pixels (H, W, C) as the network takes them. Raises BadRequestError with the number of the
+        first that is neither.
+        """
+        images = _images(model_input)
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(images), BATCH):
+            pixels = [
+                self._pixels(image, number)
+                for number, image in enumerate(images[start : start + BATCH], start)
+            ]
+            for probabilities in self._network(np.stack(pixels)):
+                rows.append(
+                    {
+                        "label": self._classes[int(probabilities.argmax())],
+                        "probabilities": dict(
+                            zip(self._classes, probabilities.tolist(), strict=True)
+                        ),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def _pixels(self, image: Any, number: int) -> np.ndarray:
+        """Return the pixels of one image, (H, W, C) uint8."""
+        if isinstance(image, str):
+            try:
+                # Of many programs base64 comes in lines.
+                image = base64.b64decode("".join(image.split()), validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise BadRequestError(f"image {number}: not base64 ({error})") from error
+        if isinstance(image, bytes):
+            height, width, channels = self._shape
+            mode = "grayscale" if channels == 1 else "rgb"
+            try:
+                pixels = self._imagefile.decode(image, (height, width), mode)
+            except self._imagefile.BadImageError as error:
+                raise BadRequestError(f"image {number}: {error}") from error
+            return np.frombuffer(pixels, np.uint8).reshape(self._shape)
+        if isinstance(image, (list, np.ndarray)):
+            return self._checked(image, number)
+        raise BadRequestError(
+            f"image {number}: {_kind(image)}; give a PNG or JPEG file as base64 text, or pixels"
+        )
+
+    def _checked(self, image: list[Any] | np.ndarray, number: int) -> np.ndarray:
+        try:
+            pixels = np.array(image)
+        except ValueError as error:
+            raise BadRequestError(f"image {number}: its rows differ in length") from error
+        if pixels.shape != self._shape:
+            raise BadRequestError(
+                f"image {number}: its shape is {pixels.shape}, and pixels must be {self._shape}: "
+                "height, width, channels"
+            )
+        if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+            raise BadRequestError(
+                f"image {number}: its pixels are not all whole numbers from 0 to 255"
+            )
+        return pixels.astype(np.uint8)
+
+
+def _images(model_input: pd.DataFrame) -> list[Any]:
+    """Return the images of a request, whichever of MLflow's formats it came in."""
+    if COLUMN not in model_input:
+        raise BadRequestError(
+            f'no images: give each a key or column "{COLUMN}", as in '
+            f'{{"dataframe_records": [{{"{COLUMN}": "<base64>"}}]}}'
+        )
+    images = model_input[COLUMN].tolist()
+    # MLflow makes one row of {"inputs": ["<base64>", ...]}.
+    if len(images) == 1 and isinstance(images[0], list):
+        only: list[Any] = images[0]
+        if all(isinstance(image, str) for image in only):
+            images = only
+    if not images:
+        raise BadRequestError("no images: the request is empty")
+    return images
+
+
+def _kind(image: Any) -> str:
+    # What a data frame puts where a record has no such key is a float too.
+    if image is None or image != image:
+        return f'the key "{COLUMN}" is missing or null'
+    return f"it is {type(image).__name__} {image!r:.40}"
+
+
+set_model(EmotionModel())

@@ -1,0 +1,1 @@
+"""Training one network: batches, augmentation, epochs, checkpoints."""

@@ -1,0 +1,226 @@
+"""Which model is registered, and which one becomes champion."""
+
+import logging
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities.model_registry import ModelVersion
+
+from emotion_detection import tracking
+from emotion_detection.console import UserError
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.evaluation.champion import Decision
+from emotion_detection.evaluation.metrics import champion, evaluate
+from emotion_detection.training.fit import fit
+from tests.support.stores import alone
+
+NAME = "emotion-detection"
+
+
+def network(certainty: float, known: int) -> keras.Model:
+    """Return a network that knows the first `known` classes of the toy set."""
+    model = keras.Sequential(
+        [
+            keras.Input((16, 16, 3), dtype="uint8"),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.AveragePooling2D(8),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    kernel = np.zeros((2, 2, 3, 3))
+    for label in range(known):
+        kernel[label // 2, label % 2, :, label] = certainty
+    model.set_weights([kernel.reshape(12, 3), np.zeros(3)])
+    return model
+
+
+class Registry:
+    """Trains nothing, and evaluates, in a store of its own."""
+
+    def __init__(self, toy: Dataset, root: Path) -> None:
+        self.toy, self.root = toy, root
+        self.client = mlflow.MlflowClient(f"sqlite:///{(root / 'mlflow.db').as_posix()}")
+
+    def train(self, known: int, *, selected_on_test: bool = False, certainty: float = 5.0) -> str:
+        """Return the run of a model."""
+        tags = {"selected_on_test": str(selected_on_test).lower()}
+        with tracking.run("train", note="", dataset=self.toy, params={}, tags=tags) as run_id:
+            model = network(certainty, known)
+            tracking.log_model(model, self.toy.images[:1], self.toy.classes)
+        return run_id
+
+    def challenge(self, run_id: str, known: int, dataset: Dataset | None = None) -> Decision:
+        """Evaluate the model of a run, which knows so many classes."""
+        dataset = dataset or self.toy
+        rows = np.flatnonzero(dataset.is_test)
+        probabilities = fit.predict(network(5.0, known), dataset, rows, 8)
+        result = evaluate(dataset.labels[rows], probabilities, dataset.classes, seed=0)
+        with tracking.resumed(run_id):
+            return champion.challenge(
+                run_id, result, dataset, rows, batch_size=8, bootstrap=200, seed=0
+            )
+
+    @property
+    def versions(self) -> list[ModelVersion]:
+        found = self.client.search_model_versions(f"name = '{NAME}'")
+        return sorted(found, key=lambda version: int(version.version))
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        aliases = self.client.get_registered_model(NAME).aliases
+        return {alias: str(number) for alias, number in aliases.items()}
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store with nothing in it, which takes seconds to make."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path.as_posix()}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def registry(toy: Dataset, empty_store: Path, tmp_path: Path) -> Iterator[Registry]:
+    shutil.copy2(empty_store, tmp_path / "mlflow.db")
+    with alone(tmp_path):
+        yield Registry(toy, tmp_path)
+
+
+def test_only_a_better_model_takes_the_title(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy = registry.toy
+    own = f"champion-{toy.digest[:8]}"
+    runs = {known: registry.train(known) for known in (1, 0, 3)}
+
+    first = registry.challenge(runs[1], known=1)
+    assert first == Decision("1", True, "it is the first on toy.zip")
+    assert registry.aliases == {own: "1", "champion": "1"}
+
+    # It takes every image for the first class, and so does the first model.
+    second = registry.challenge(runs[0], known=0)
+    assert (second.version, second.champion, second.against) == ("2", False, "1")
+    assert second.comparison is not None
+    assert second.metrics() == {
+        "accuracy_difference": 0,
+        "accuracy_difference_low": 0,
+        "accuracy_difference_high": 0,
+        "p_value": 1,
+    }
+    assert registry.aliases == {own: "1", "champion": "1"}
+
+    third = registry.challenge(runs[3], known=3)
+    assert (third.version, third.champion, third.against) == ("3", True, "1")
+    assert third.comparison is not None
+    assert third.comparison.only_old == 0
+    assert third.metrics()["accuracy_difference"] == round(third.comparison.only_new / 15, 6)
+    assert third.metrics()["accuracy_difference_low"] > 0
+    assert third.as_json()["only_new_right"] == third.comparison.only_new
+    assert registry.aliases == {own: "3", "champion": "3"}
+
+    again = registry.challenge(runs[3], known=3)
+    assert again == Decision("3", True, "it became so in an earlier evaluation")
+    assert [version.run_id for version in registry.versions] == [runs[1], runs[0], runs[3]]
+    tags = registry.versions[2].tags
+    assert tags == {
+        "dataset": "toy.zip",
+        "dataset.digest": toy.digest,
+        "selected_on_test": "false",
+        "test/accuracy": "1",
+        "test/macro_f1": "1",
+    }
+
+    # What anyone loads by the alias is what was evaluated.
+    rows = np.flatnonzero(toy.is_test)
+    held = tracking.champion(toy.digest)
+    assert held is not None
+    np.testing.assert_allclose(
+        fit.predict(tracking.load_version(held), toy, rows, 8),
+        fit.predict(network(5.0, 3), toy, rows, 8),
+        rtol=1e-5,
+    )
+
+
+def test_each_data_set_has_a_champion_and_the_alias_follows_the_last_one(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = replace(registry.toy, digest="f" * 32, source="other.zip")
+    own = f"champion-{registry.toy.digest[:8]}"
+    runs = {known: registry.train(known) for known in (3, 1)}
+    registry.challenge(runs[3], known=3)
+    caplog.set_level(logging.INFO)
+    assert registry.challenge(runs[1], known=1, dataset=other).champion
+    assert registry.aliases == {own: "1", "champion-ffffffff": "2", "champion": "2"}
+    assert "from version 1 to version 2" in caplog.text
+    assert f"toy.zip ({registry.toy.digest[:8]})" in caplog.text
+    assert "other.zip (ffffffff), which was evaluated last" in caplog.text
+
+    # Back on the first one, a worse model gives the alias back to the champion there.
+    registry.challenge(registry.train(0), known=0)
+    assert registry.aliases == {own: "1", "champion-ffffffff": "2", "champion": "1"}
+
+
+def test_a_leaking_run_is_registered_and_never_champion(registry: Registry) -> None:
+    decision = registry.challenge(registry.train(3, selected_on_test=True), known=3)
+    assert (decision.version, decision.champion) == ("1", False)
+    assert "leaks" in decision.why
+    assert registry.aliases == {}
+    (version,) = registry.versions
+    assert version.tags["selected_on_test"] == "true"
+    assert version.description.startswith("**Leaking**, accuracy 1.0000, macro_f1 1.0000 on the 15")
+    assert "the network of the run *train (selected_on_test) on toy.zip*" in version.description
+
+
+def test_a_champion_whose_files_are_gone_is_replaced(registry: Registry) -> None:
+    registry.challenge(registry.train(3), known=3)
+    for network_file in (registry.root / "mlruns").rglob("*.keras"):
+        network_file.unlink()
+    decision = registry.challenge(registry.train(1), known=1)
+    assert (decision.version, decision.champion, decision.comparison) == ("2", True, None)
+    assert "version 1, the champion so far, is gone" in decision.why
+    assert registry.aliases["champion"] == "2"
+
+
+def test_a_champion_that_is_out_of_reach_keeps_its_title(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.challenge(registry.train(3), known=3)
+    challenger = registry.train(1)
+    nobody = "http://127.0.0.1:9/api/2.0/mlflow-artifacts/artifacts"
+    with closing(sqlite3.connect(registry.root / "mlflow.db")) as store, store:
+        store.execute("UPDATE logged_models SET artifact_location = ?", (nobody,))
+        store.execute("UPDATE model_versions SET storage_location = ?", (nobody,))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    decision = registry.challenge(challenger, known=1)
+    assert (decision.version, decision.champion, decision.comparison) == ("2", False, None)
+    assert "version 1, the champion so far, cannot be compared with now" in decision.why
+    assert registry.aliases["champion"] == "1"
+
+
+def test_who_loads_a_model_writes_nothing(registry: Registry) -> None:
+    with pytest.raises(UserError, match="models:/none/1: cannot be loaded from"):
+        tracking.load_network("models:/none/1")
+    assert [found.name for found in registry.client.search_experiments()] == ["Default"]
+
+
+def test_a_run_without_a_model_is_told(registry: Registry) -> None:
+    with tracking.run("train", note="", dataset=registry.toy, params={}, tags={}) as run_id:
+        pass
+    decision = registry.challenge(run_id, known=3)
+    assert decision.version is None
+    assert "logged no model" in decision.why
+    assert decision.as_json() == {
+        "version": None,
+        "champion": False,
+        "why": decision.why,
+        "against": None,
+    }

@@ -1,0 +1,69 @@
+"""What the machine is taken for."""
+
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from emotion_detection.models import hardware
+from emotion_detection.models.hardware import has_amx, resolve_precision
+
+
+def test_a_precision_that_is_asked_for_is_taken() -> None:
+    for wanted in ("float32", "mixed_bfloat16"):
+        assert resolve_precision(wanted) == (wanted, "set by the param precision")
+
+
+def on_processor(monkeypatch: pytest.MonkeyPatch, flags: set[str]) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy", "reason"),
+    [
+        ({"avx2", "avx512_bf16", "amx_bf16"}, "mixed_bfloat16", "the processor has amx_bf16"),
+        ({"avx2", "avx512_bf16"}, "mixed_bfloat16", "the processor has avx512_bf16"),
+        ({"avx2", "avx512f"}, "float32", "the processor has no bfloat16 arithmetic"),
+        (set(), "float32", "the processor has no bfloat16 arithmetic"),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], policy: str, reason: str
+) -> None:
+    on_processor(monkeypatch, flags)
+    chosen, why = resolve_precision("auto")
+    assert chosen == policy
+    assert why.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("capability", "policy"),
+    [((9, 0), "mixed_bfloat16"), ((8, 0), "mixed_bfloat16"), ((7, 5), "float32")],
+)
+def test_bfloat16_is_chosen_where_the_gpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], policy: str
+) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    details = {"device_name": "NVIDIA X", "compute_capability": capability}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    chosen, why = resolve_precision("auto")
+    assert chosen == policy
+    assert why.startswith("NVIDIA X has ")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads Linux's /proc/cpuinfo")
+def test_this_processors_flags_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    text = Path("/proc/cpuinfo").read_text()
+    has_bfloat16 = "amx_bf16" in text or "avx512_bf16" in text
+    assert resolve_precision("auto")[0] == ("mixed_bfloat16" if has_bfloat16 else "float32")
+
+
+def test_amx_counts_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_processor(monkeypatch, {"avx512_bf16"})
+    assert not has_amx()
+    on_processor(monkeypatch, {"avx512_bf16", "amx_bf16"})
+    assert has_amx()
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    assert not has_amx()

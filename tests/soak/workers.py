@@ -1,0 +1,193 @@
+"""`python -m benchmarks.workers`: a search by one process, and by a chief and two workers.
+
+MLflow is on PostgreSQL and S3 on loopback. In the last search a worker is killed in the middle. The
+exit status is 1 where a trial is missing or there twice, or the workers find other scores than one
+process with as many threads as each of them has.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import psutil
+import yaml
+
+from emotion_detection import paths, stage
+from emotion_detection.console import run
+from emotion_detection.tuning.workers import share
+from tests.support import servers
+from tests.support.environment import without_settings
+
+ROOT = Path(__file__).parents[1]
+WORKERS = 2
+TRIALS, EPOCHS = 6, 5
+KILLED = 3
+"""The trial of which the worker is killed."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search took and came to; `runs` are MLflow's runs of trials, by name and status."""
+
+    seconds: float
+    processor_seconds: float
+    trials: pd.DataFrame
+    chosen: dict[str, Any]
+    runs: Counter[tuple[str, str]]
+
+    @property
+    def missing(self) -> list[str]:
+        """Name the trials that are not there once, in the table and in MLflow."""
+        names = [f"trial {number:02d}" for number in range(1, TRIALS + 1)]
+        in_table = Counter(f"trial {number:02d}" for number in self.trials["trial"])
+        return [
+            name for name in names if in_table[name] != 1 or self.runs[name, "FINISHED"] != 1
+        ] + sorted(in_table.keys() - set(names))
+
+
+class Project:
+    """A folder with the drawn faces, in which stages run."""
+
+    def __init__(self, root: Path, tracking_uri: str) -> None:
+        """Draw and pack the faces."""
+        self._root, self._client = root, mlflow.MlflowClient(tracking_uri)
+        self._env = without_settings() | {
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
+            "MLFLOW_TRACKING_URI": tracking_uri,
+        }
+        self._set_workers(1)
+        for stage in ("sample", "ingest"):
+            subprocess.run(self._command(stage), cwd=root, env=self._env, check=True)
+
+    def _command(self, stage: str) -> list[str]:
+        return [sys.executable, "-m", f"stages.{stage}"]
+
+    def _set_workers(self, workers: int) -> None:
+        params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        params["deterministic"] = True
+        params["tune"] |= {"trials": TRIALS, "epochs": EPOCHS, "workers": workers}
+        (self._root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
+
+    def search(self, workers: int, *, threads: int | None = None, kill: bool = False) -> Search:
+        """Run tune on all threads or so many, and `kill` the worker of trial KILLED meanwhile."""
+        self._set_workers(workers)
+        # It is the same search each time, and what the last one made is not noted.
+        stage.forget(self._root / paths.SEARCH_STATE)
+        limits = {} if threads is None else dict.fromkeys(share(0, 1), str(threads))
+        began, used = time.perf_counter(), _processor_seconds()
+        chief = subprocess.Popen(
+            self._command("tune"),
+            cwd=self._root,
+            env=self._env | limits,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert chief.stderr is not None
+        lines = []
+        for line in chief.stderr:
+            lines.append(line)
+            begun = re.match(rf"(local-\d)  trial {KILLED}/{TRIALS}  blocks", line)
+            if begun and kill:
+                time.sleep(1)
+                _worker_of(chief, begun[1]).kill()
+                kill = False
+        if chief.wait():
+            sys.exit("".join(lines))
+        return Search(
+            seconds=time.perf_counter() - began,
+            processor_seconds=_processor_seconds() - used,
+            trials=pd.read_csv(self._root / paths.TUNE / "trials.csv"),
+            chosen=json.loads((self._root / paths.HYPERPARAMETERS).read_text("utf-8")),
+            runs=self._runs(),
+        )
+
+    def _runs(self) -> Counter[tuple[str, str]]:
+        """Return the runs of the newest search's trials, by name and status."""
+        experiment = self._client.get_experiment_by_name("emotion-detection").experiment_id
+        newest = self._client.search_runs(
+            [experiment],
+            "tags.stage = 'tune'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )[0].info.run_id
+        trials = self._client.search_runs([experiment], f"tags.mlflow.parentRunId = '{newest}'")
+        return Counter((trial.info.run_name, trial.info.status) for trial in trials)
+
+
+def _processor_seconds() -> float:
+    """Return what the processes took that this one started and waited for, and theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _worker_of(chief: subprocess.Popen[str], name: str) -> psutil.Process:
+    return next(
+        child
+        for child in psutil.Process(chief.pid).children()
+        if child.environ().get("KERASTUNER_TUNER_ID") == name
+    )
+
+
+@contextlib.contextmanager
+def _tracking() -> Iterator[str]:
+    """Run an MLflow server on PostgreSQL and S3 while the block lasts, and give its address."""
+    with contextlib.closing(servers.ObjectStore()) as objects, servers.postgresql() as address:
+        server = servers.mlflow_server(address, objects.uri, env=objects.env)
+        with contextlib.closing(server):
+            server.start()
+            yield server.uri
+
+
+def main() -> None:
+    """Search three times, compare, and print a summary."""
+    argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__).parse_args()
+    if reason := servers.missing_postgresql():
+        sys.exit(reason)
+    with tempfile.TemporaryDirectory(prefix="workers.") as root, _tracking() as uri:
+        project = Project(Path(root), uri)
+        cores = len(psutil.Process().cpu_affinity())
+        each = max(1, cores // WORKERS)
+        expected = project.search(1, threads=each)
+        searches = {
+            f"one process, threads: {cores}": project.search(1),
+            f"one process, threads: {each}": expected,
+            f"{WORKERS} workers, threads of each: {each}": project.search(WORKERS),
+            f"the same, one killed in trial {KILLED}": project.search(WORKERS, kill=True),
+        }
+    print(f"{TRIALS} trials of {EPOCHS} epochs")
+    for name, search in searches.items():
+        apart = (search.trials["val_accuracy"] - expected.trials["val_accuracy"]).abs().max()
+        unfinished = [f"{run} {status}" for run, status in search.runs if status != "FINISHED"]
+        print(name)
+        print(f"  seconds        {search.seconds:.0f}, of processor {search.processor_seconds:.0f}")
+        print(f"  a trial        {search.trials['seconds'].mean():.1f} s on average")
+        print(f"  not there once {', '.join(search.missing) or 'none'}")
+        print(f"  cut off        {', '.join(unfinished) or 'none'}")
+        print(f"  val_accuracy   {search.trials['val_accuracy'].max():.4f} at best")
+        print(f"                 {apart:.4f} at most from one process, threads: {each}")
+        print(f"  network        {'the same' if search.chosen == expected.chosen else 'another'}")
+    _, *others = searches.values()
+    sys.exit(
+        any(
+            of.missing or not of.trials["val_accuracy"].equals(expected.trials["val_accuracy"])
+            for of in others
+        )
+    )
+
+
+if __name__ == "__main__":
+    run(main)

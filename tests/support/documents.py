@@ -1,0 +1,239 @@
+"""The commands that README.md and docs/*.md name, and how each of them is known to work."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+SHELLS = ("sh", "bash", "shell", "console")
+PROGRAMS = (
+    *("curl", "docker", "dvc", "emotion-detection", "export", "git", "kaggle", "make", "mlflow"),
+    *("pip", "psql", "python", "python3", "source", "uv"),
+)
+"""What a command begins with, where a document does not say that it is one."""
+
+RUN = {
+    "dvc exp show --only-changed --drop 'models|reports'": "",
+    "dvc metrics diff EXP1 EXP2": "",
+    "dvc plots diff EXP1 EXP2 --open": "",
+    "emotion-detection predict photo.jpg --model models/model.keras": "",
+    "dvc repro ingest": "",
+    "dvc repro tune": "",
+    "dvc repro train": "",
+    "dvc exp run $(cat recipes/quick) -S ingest.source=data/emotion-detection-fer.zip": (
+        "-S train.epochs=1 -S train.batch_size=32 -S network.filters=[8,8] "
+        "-S network.kernel_sizes=[3,3] -S split.fraction=0.2 -S evaluate.corruption_images=0"
+    ),
+    "dvc exp run $(cat recipes/notebook) -S ingest.source=data/emotion-detection-fer.zip": (
+        "-S train.epochs=1 -S train.batch_size=32 -S network.filters=[8,8] "
+        "-S network.kernel_sizes=[3,3] -S evaluate.corruption_images=0"
+    ),
+    """dvc exp run -S "ingest.source='data/archive (1).zip'\"""": "ingest",
+}
+"""What test_pipeline.py runs in the small project, and what it adds to make it smaller still."""
+
+ELSEWHERE = {
+    "dvc repro": "test_pipeline.py: the project",
+    "dvc checkout": "test_pipeline.py, after its experiments",
+    "dvc exp run -S train.lr=1e-3": "test_pipeline.py, under a name",
+    "dvc exp run --queue -S train.lr=1e-3": "test_pipeline.py, under a name",
+    "dvc queue start --jobs 2": "test_pipeline.py",
+    "mlflow ui": "test_pipeline.py, on a free port",
+    "python -m emotion_detection.send": "test_outages.py",
+    "mlflow models serve -m models:/emotion-detection@champion --env-manager local --port 5001": (
+        "test_serving.py, on a free port"
+    ),
+    "dvc exp run -S tune.workers=2": "test_scaling.py runs its stage",
+    "dvc exp run -S tune.workers=4": "likewise",
+    "KERASTUNER_TUNER_ID=machine-b python -m stages.tune": "test_workers.py, by a smaller script",
+    "python -m emotion_detection.download": "test_download.py",
+    "dvc add data/emotion-detection-fer.zip": "test_data.py",
+    "dvc remote add --default storage s3://BUCKET/PATH": "test_data.py",
+    "dvc remote modify storage endpointurl https://HOST": "test_data.py",
+    "dvc remote modify --local storage access_key_id KEY": "test_data.py",
+    "dvc remote modify --local storage secret_access_key SECRET": "test_data.py",
+    "dvc push data/emotion-detection-fer.zip": "test_data.py",
+    "dvc pull data/emotion-detection-fer.zip": "test_data.py",
+    "dvc queue start": "test_pipeline.py, with two jobs",
+    "dvc exp run -S ingest.source=PATH -S 'ingest.image_size=[32,48]' "
+    "-S ingest.color_mode=rgb": "test_other_sets.py: the photos, by params.yaml",
+    "dvc exp run -S 'train.distillation.teachers=[models:/emotion-detection/2]'": (
+        "test_pipeline.py, with version 1"
+    ),
+    "dvc exp run -S tune.trials=0 -S train.init_from=models:/emotion-detection/2": (
+        "test_pipeline.py, with version 1, and teachers"
+    ),
+    "dvc exp run $(cat recipes/best) -S network.members=4 "
+    "-S 'train.members_from=[models:/emotion-detection/2]' "
+    "-S ingest.source=data/emotion-detection-fer.zip": (
+        "test_pipeline.py, with version 1 and two members"
+    ),
+    "dvc exp run -S export.onnx=true": "test_pipeline.py",
+    "emotion-detection demo": "test_demo.py, on a free port",
+    "emotion-detection predict --model models/export/model.onnx": "test_pipeline.py",
+    "emotion-detection predict photo.jpg": "test_serving.py",
+    "emotion-detection predict --model models/model.keras --annotate annotated photo.jpg faces": (
+        "test_serving.py"
+    ),
+}
+"""What another test runs."""
+
+NOT_RUN = {
+    "git checkout params.yaml": "test_pipeline.py checks everything out",
+    **dict.fromkeys(
+        (
+            "git add data/emotion-detection-fer.zip.dvc",
+            "git add .dvc/config",
+            'git commit --message "Add the archive"',
+            'git commit --message "Keep data on S3"',
+        ),
+        "test_data.py adds and commits all that there is",
+    ),
+    "dvc exp run --queue -S ingest.source=data/emotion-detection-fer.zip": (
+        "test_data.py runs it with --temp, in the same kind of copy"
+    ),
+    "KERASTUNER_TUNER_ID=chief dvc repro": "test_workers.py runs its stage",
+    "export KERASTUNER_ORACLE_IP=10.0.0.5 KERASTUNER_ORACLE_PORT=8000": (
+        "test_workers.py sets them to loopback"
+    ),
+    "TF_NUM_INTRAOP_THREADS=4 TF_NUM_INTEROP_THREADS=4 dvc queue start --jobs 2": (
+        "needs 8 cores; test_pipeline.py starts the queue"
+    ),
+    "mlflow server --host 0.0.0.0 --port 5000 --allowed-hosts tracking:5000 "
+    "--cors-allowed-origins http://tracking:5000 --backend-store-uri "
+    "postgresql+psycopg2://mlflow:PASSWORD@database/mlflow --artifacts-destination s3://BUCKET": (
+        "test_scaling.py starts one on loopback"
+    ),
+    "export MLFLOW_TRACKING_URI=http://tracking:5000": "test_scaling.py sets it to that server",
+    "dvc remote add --default storage s3://BUCKET/dvc": "test_data.py adds one by another path",
+    "dvc repro --pull": "pulls as `dvc pull` does",
+    "dvc push": "test_data.py pushes the archive alone",
+    "dvc pull": "test_data.py pulls the archive alone",
+    "emotion-detection demo --model models/model.keras --port 8000": "test_demo.py says --port 0",
+    "emotion-detection predict": "a name, not a command",
+    "make .venv/.extras": "makes an environment from the package registry",
+    "make .venv/.dev": "likewise",
+    "pip install --require-hashes -r requirements-extras.txt": "needs the package registry",
+    "make data": "makes an environment; then `python -m emotion_detection.download`",
+    "make data DATASET=OWNER/NAME": "likewise",
+    "make demo": "makes an environment; then `emotion-detection demo`",
+    "make demo MODEL=models/model.keras": "likewise",
+    "make repro": "makes an environment from the package registry",
+    "make test": "makes an environment from the package registry",
+    "make faults": "takes a quarter of an hour and more",
+    "python -m benchmarks.faults --kills 50": "likewise",
+    "python -m benchmarks.faults --kills 50 --signal INT": "likewise",
+    **dict.fromkeys(
+        (
+            "python3 -m venv rivals",
+            'rivals/bin/pip install ultralytics "opencv-python<5" tensorflow "setuptools<81"',
+            "rivals/bin/pip install --no-deps fer",
+        ),
+        "needs the package registry",
+    ),
+    "python -m benchmarks.rivals --minutes 6 --python rivals/bin/python": (
+        "needs that environment; test_rivals.py runs it without"
+    ),
+    "python -m benchmarks.rivals": "a name, not a command",
+    "python -m benchmarks.together --store postgresql": "takes ten minutes",
+    "python -m benchmarks.together --minutes 10 --store postgresql": "likewise",
+    "python -m benchmarks.together --minutes 10 --store sqlite": "likewise",
+    "python -m benchmarks.workers": "takes minutes; test_scaling.py kills a worker too",
+    "python -m benchmarks --only predicting --source data/emotion-detection-fer.zip "
+    "--model models/model.keras": "takes minutes, and needs the archive",
+    "mlflow models serve": "a name, not a command",
+    "make ui": "makes an environment; then `mlflow ui`",
+    "make send": "makes an environment; then `python -m emotion_detection.send`",
+    "python3 -m venv .venv": "makes an environment",
+    "source .venv/bin/activate": "needs that environment",
+    "pip install --require-hashes -r requirements.txt": "needs the package registry",
+    "pip install --no-deps --no-build-isolation --editable .": "needs that environment",
+    **dict.fromkeys(
+        (
+            "dvc exp run",
+            "dvc exp run $(cat recipes/quick)",
+            "dvc exp run $(cat recipes/best)",
+            "dvc exp run $(cat recipes/best) $(cat recipes/finish) "
+            "-S train.init_from=models:/emotion-detection/3",
+            "dvc exp run $(cat recipes/notebook)",
+            "dvc exp run $(cat recipes/notebook) -S split.validation=holdout",
+        ),
+        "the recipes are run with the source that the table's head adds",
+    ),
+    "dvc exp run -S ingest.source=data/emotion-detection-fer.zip": (
+        "the notebook's recipe is run on the same zip"
+    ),
+    "dvc exp run --force $(cat recipes/quick) -S deterministic=true -S train.epochs=2 "
+    "-S evaluate.corruption_images=0 -S ingest.source=data/emotion-detection-fer.zip": (
+        "the recipe is run without these"
+    ),
+    "python -m benchmarks --source data/emotion-detection-fer.zip --model models/model.keras": (
+        "takes most of an hour, and needs the archive"
+    ),
+    "dvc exp run $(cat recipes/best) -S ingest.source=data/emotion-detection-fer.zip": (
+        "takes hours; the other recipes are run on the same zip"
+    ),
+    "dvc exp run $(cat recipes/best) -S network.members=2 "
+    "-S ingest.source=data/emotion-detection-fer.zip": "likewise",
+    "dvc exp run $(cat recipes/best) $(cat recipes/finish) "
+    "-S train.init_from=models:/emotion-detection/2 "
+    "-S ingest.source=data/emotion-detection-fer.zip": (
+        "takes an hour; test_params.py reads its params, and test_pipeline.py goes on from a model"
+    ),
+    "dvc exp run -S tune.trials=0": "the notebook's recipe says so too",
+    "dvc add": "a name, not a command: what it is given is the reader's",
+    "FUZZ_EXAMPLES=10000 python -m pytest tests/test_fuzzing.py": (
+        "takes minutes; it runs with fewer"
+    ),
+    "mlflow models build-docker": "needs Docker",
+    **dict.fromkeys(
+        (
+            """printf '{"dataframe_records": [{"image": "%s"}]}' """
+            """"$(base64 < face.png | tr -d '\\n')" | """
+            "curl -H 'Content-Type: application/json' -d @- http://127.0.0.1:5001/invocations",
+            """printf '{"inputs": ["%s", "%s"]}' "$(base64 < face.png | tr -d '\\n')" """
+            """"$(base64 < face.jpg | tr -d '\\n')" | """
+            "curl -H 'Content-Type: application/json' -d @- http://127.0.0.1:5001/invocations",
+        ),
+        "test_serving.py runs it, block by block",
+    ),
+}
+"""What no test runs as it stands, and why not."""
+
+
+def commands(text: str) -> Iterator[str]:
+    """Return the commands in a document's blocks, tables and sentences, each once."""
+    found: dict[str, None] = {}
+    outside = []
+    inside: str | None = None
+    block: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("```"):
+            if inside is not None:
+                found |= dict.fromkeys(_of_block(inside, block))
+            inside = line[3:].strip() if inside is None else None
+            block = []
+        elif inside is None:
+            outside.append(line)
+        else:
+            block.append(line)
+    for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", " ".join(outside)):
+        command = span.replace(r"\|", "|")
+        if " " in command and _is_command(command):
+            found[command] = None
+    yield from found
+
+
+def _of_block(language: str, lines: list[str]) -> Iterator[str]:
+    if language and language not in SHELLS:
+        return
+    text = re.sub(r"\\\n\s*", "", re.sub(r"\|\n\s*", "| ", "\n".join(lines)))
+    for line in text.splitlines():
+        command = re.sub(r"\s+#.*", "", line).strip().removeprefix("$ ")
+        if command and not command.startswith("#") and (language or _is_command(command)):
+            yield command
+
+
+def _is_command(text: str) -> bool:
+    return re.sub(r"^(\w+=\S+ )+", "", text).split()[0] in PROGRAMS

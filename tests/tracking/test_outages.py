@@ -1,0 +1,400 @@
+"""A tracking server and a store that are away: nothing that is logged is lost."""
+
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+
+from emotion_detection import tracking
+from emotion_detection.console import UserError
+from emotion_detection.data.dataset import Dataset, Split
+from emotion_detection.models.network import build, export
+from emotion_detection.training.fit import LogEpoch, Recipe, fit
+from tests.support.servers import Server, mlflow_server
+from tests.support.stores import alone
+
+EPOCHS = 6
+
+
+@pytest.fixture(autouse=True)
+def _in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with alone(tmp_path):
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    server = mlflow_server(f"sqlite:///{folder / 'server.db'}", str(folder / "artifacts"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def start(toy: Dataset, stage: str = "train", **changes: Any) -> Any:
+    settings: dict[str, Any] = {"note": "", "dataset": toy, "params": {"seed": 3}, "tags": {}}
+    return tracking.run(stage, **{**settings, **changes})
+
+
+class Training:
+    """A small real training, of which each epoch is logged; `after` is called with its number."""
+
+    def __init__(self, toy: Dataset, rows: Split, architecture: Callable[..., Any]) -> None:
+        self.toy, self.rows, self.architecture = toy, rows, architecture()
+        self.model = build(self.architecture, image_shape=(16, 16, 3), classes=3, seed=0)
+
+    def __call__(self, after: Callable[[int], None]) -> list[tuple[int, float]]:
+        def log_epoch(metrics: Mapping[str, float], epoch: int) -> None:
+            tracking.log_epoch(metrics, epoch)
+            after(epoch)
+
+        logged: LogEpoch = log_epoch
+        history = fit(
+            self.model,
+            self.toy,
+            train=self.rows.train,
+            validation=self.rows.validation,
+            recipe=Recipe(lr=1e-2, batch_size=24, epochs=EPOCHS, early_stopping_patience=None),
+            seed=0,
+            log_epoch=logged,
+            verbose=False,
+        )
+        return list(enumerate(history["val_loss"].tolist(), 1))
+
+
+@pytest.fixture
+def training(toy: Dataset, rows: Split, architecture: Callable[..., Any]) -> Training:
+    return Training(toy, rows, architecture)
+
+
+def curve(uri: str, run_id: str) -> list[tuple[int, float]]:
+    points = mlflow.MlflowClient(uri).get_metric_history(run_id, "epoch/val_loss")
+    return sorted((point.step, point.value) for point in points)
+
+
+def unsent(root: Path) -> list[Path]:
+    return list(root.glob("mlruns/.unsent/*/*/entries.jsonl"))
+
+
+def test_a_server_that_goes_away_for_a_while_costs_nothing(
+    server: Server, training: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+
+    def after(epoch: int) -> None:
+        if epoch == 2:
+            server.stop()
+        elif epoch == 5:
+            server.start()
+
+    with start(training.toy, "tune") as run_id:
+        logged = training(after)
+        with tracking.child("trial 01", params={"filters": 8}, tags={"stage": "trial"}):
+            tracking.log_metrics({"val_accuracy": 0.5})
+        tracking.log_metrics({"best": 1.0})
+    run = mlflow.MlflowClient(server.uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["best"] == 1.0
+    assert curve(server.uri, run_id) == logged
+    (child,) = mlflow.MlflowClient(server.uri).search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
+    )
+    assert (child.info.status, child.data.metrics) == ("FINISHED", {"val_accuracy": 0.5})
+    assert unsent(tmp_path) == []
+
+
+def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
+    server: Server,
+    training: Training,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("EMOTION_DETECTION_PATIENCE", "1")
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "scores.csv").write_text("1,2\n")
+    with start(training.toy) as run_id:
+        logged = training(lambda epoch: server.stop() if epoch == 2 else None)
+        tracking.log_metrics({"val_accuracy": 0.75})
+        tracking.log_files(report, "training")
+        model = export(training.model, training.architecture)
+        tracking.log_model(model, training.toy.images[:2], training.toy.classes)
+        tracking.save_run_id(tmp_path / "run.json", run_id)
+    (report / "scores.csv").write_text("of the next training\n")
+    assert mlflow.active_run() is None
+    told = caplog.messages[-1]
+    assert f"what is logged to run {run_id} is kept in {tmp_path}/mlruns/.unsent/" in told
+    assert "run `python -m emotion_detection.send` when MLflow is back" in told
+    assert len(unsent(tmp_path)) == 1
+
+    # The evaluation that follows, and a training that cannot begin.
+    with tracking.resumed(run_id) as found:
+        assert found
+        tracking.log_metrics({"test/accuracy": 0.5}, training.toy)
+    with (
+        pytest.raises(UserError, match=rf"MLflow at {server.uri} cannot be reached \(.*refused\)"),
+        start(training.toy),
+    ):
+        pytest.fail("began")
+    with pytest.raises(UserError, match="cannot be reached"):
+        tracking.send()
+
+    server.start()
+    monkeypatch.delenv("EMOTION_DETECTION_PATIENCE")
+    sent = subprocess.run(
+        [sys.executable, "-m", "emotion_detection.send"], text=True, capture_output=True
+    )
+    assert sent.returncode == 0, sent.stderr
+    assert sent.stderr.endswith(f"nothing is left to send to {server.uri}\n")
+    run = mlflow.MlflowClient(server.uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["val_accuracy"] == 0.75
+    assert run.data.metrics["test/accuracy"] == 0.5
+    logged_model = mlflow.MlflowClient(server.uri).get_logged_model(
+        run.outputs.model_outputs[0].model_id
+    )
+    (score,) = (score for score in logged_model.metrics or () if score.key == "test/accuracy")
+    assert (score.value, score.dataset_name) == (0.5, "toy.zip")
+    assert curve(server.uri, run_id) == logged
+    artifact = mlflow.artifacts.download_artifacts(
+        run_id=run_id, artifact_path="training/scores.csv", dst_path=str(tmp_path / "got")
+    )
+    assert Path(artifact).read_text() == "1,2\n"
+    assert mlflow.models.get_model_info(f"runs:/{run_id}/{tracking.MODEL_NAME}").run_id == run_id
+    assert unsent(tmp_path) == []
+
+
+# --- The store in a file.
+
+
+def local(root: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{(root / 'mlflow.db').as_posix()}")
+
+
+HOLD = """
+import sqlite3, sys
+store = sqlite3.connect(sys.argv[1], isolation_level=None)
+store.execute("BEGIN EXCLUSIVE")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(database: Path) -> Iterator[None]:
+    """Let another process lock the store while the block lasts."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, database], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.stdin.close()
+
+
+def test_a_locked_store_costs_nothing(
+    toy: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with start(toy) as run_id:
+        with held(tmp_path / "mlflow.db"):
+            for epoch in range(1, 4):
+                tracking.log_epoch({"val_loss": 1 / epoch}, epoch)
+            # SQLite itself waits for five seconds.
+            while "database is locked" not in caplog.text:
+                time.sleep(0.05)
+        tracking.log_epoch({"val_loss": 0.25}, 4)
+    uri = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
+    assert curve(uri, run_id) == [(epoch, 1 / epoch) for epoch in range(1, 5)]
+    assert local(tmp_path).get_run(run_id).info.status == "FINISHED"
+
+
+# --- Runs that were not ended.
+
+STAGE = """
+import sys, time
+from pathlib import Path
+from emotion_detection import console, tracking
+from emotion_detection.data.dataset import Dataset
+
+def main():
+    dataset = Dataset.open(Path(sys.argv[1]))
+    with tracking.run("tune", note="", dataset=dataset, params={}, tags={}) as run_id:
+        with tracking.child("trial 01", params={"filters": 8}, tags={"stage": "trial"}):
+            tracking.log_epoch({"loss": 1.5}, 1)
+            print(run_id, flush=True)
+            time.sleep(600)
+
+console.run(main)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stage_that_is_ended_leaves_no_run_open(
+    toy: Dataset, packed: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STAGE, packed],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        run_id = process.stdout.readline().strip()
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=240)
+    client = local(tmp_path)
+    experiment = client.get_run(run_id).info.experiment_id
+    if how == signal.SIGTERM:
+        assert (process.returncode, errors.splitlines()[-1]) == (143, "terminated")
+        assert "Traceback" not in errors
+        assert client.get_run(run_id).info.status == "KILLED"
+    else:
+        assert client.get_run(run_id).info.status == "RUNNING"
+        with start(toy):
+            pass
+    runs = client.search_runs([experiment], "tags.stage != 'train'")
+    assert {run.info.run_name: run.info.status for run in runs} == {
+        "tune on toy.zip": "KILLED",
+        "trial 01": "KILLED",
+    }
+    (child,) = (run for run in runs if run.info.run_name == "trial 01")
+    assert child.data.metrics == {"epoch/loss": 1.5}
+    assert child.data.params == {"filters": "8"}
+
+
+def test_only_runs_of_processes_that_are_gone_are_ended(toy: Dataset, tmp_path: Path) -> None:
+    with start(toy) as mine:
+        pass
+    client = local(tmp_path)
+    experiment = client.get_run(mine).info.experiment_id
+    host, number, started = client.get_run(mine).data.tags["process"].rsplit(" ", 2)
+    assert (int(number), float(started)) == (
+        os.getpid(),
+        pytest.approx(psutil.Process().create_time(), abs=0.01),
+    )
+    runs = {
+        process: client.create_run(experiment, tags={"process": process}).info.run_id
+        for process in (
+            f"{host} {number} {started}",
+            f"{host} {number} {float(started) - 3600}",  # the number was used again
+            f"{host} {2**22 + 1} {started}",
+            f"another.{host} {2**22 + 1} {started}",
+            "somebody's own",
+        )
+    }
+    untagged = client.create_run(experiment).info.run_id
+    taken_up = client.create_run(experiment, tags={"process": f"{host} 4194305 1.0"}).info.run_id
+    with start(toy, run_id=taken_up):
+        assert client.get_run(taken_up).info.status == "RUNNING"
+    status = [client.get_run(run_id).info.status for run_id in runs.values()]
+    assert status == ["RUNNING", "KILLED", "KILLED", "RUNNING", "RUNNING"]
+    assert client.get_run(untagged).info.status == "RUNNING"
+    assert client.get_run(taken_up).info.status == "FINISHED"
+
+
+def test_two_processes_may_make_the_store_at_once(packed: Path, tmp_path: Path) -> None:
+    stage = STAGE.replace("time.sleep(600)", "")
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", stage, packed],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ended = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    for run_id, _ in ended:
+        assert local(tmp_path).get_run(run_id.strip()).info.status == "FINISHED"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_store_that_was_half_made_is_made_anew(toy: Dataset, tmp_path: Path) -> None:
+    made = tmp_path / ".mlflow.db.partial" / "mlflow.db"
+    connect = "from emotion_detection.tracking import store; store.connect()"
+    with subprocess.Popen([sys.executable, "-c", connect]) as process:
+        while not (made.exists() and made.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert not (tmp_path / "mlflow.db").exists()
+    with start(toy) as run_id:
+        pass
+    assert local(tmp_path).get_run(run_id).info.status == "FINISHED"
+    assert not made.parent.exists()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_who_may_not_ask_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, toy: Dataset, status: int
+) -> None:
+    asked: list[str] = []
+
+    class Guarded(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"You are not authenticated.")
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Guarded) as guarded:
+        threading.Thread(target=guarded.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{guarded.server_port}")
+        with pytest.raises(UserError, match=r"refuses: .*You are not authenticated"), start(toy):
+            pass
+        with pytest.raises(UserError, match=r"refuses: .*You are not authenticated"):
+            tracking.load_network("models:/emotion-detection/1")
+        guarded.shutdown()
+    assert len(asked) == 2
+
+
+def test_no_password_is_in_what_is_told_or_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Dataset, packed: Path
+) -> None:
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run(
+        ["git", "remote", "add", "origin", "https://anna:s3cret@example.org/x.git"], check=True
+    )
+    (tmp_path / "notes.txt").write_text("none\n")
+    subprocess.run(["git", "add", "notes.txt"], check=True)
+    identity = ("-c", "user.name=A", "-c", "user.email=a@b.c")
+    subprocess.run(["git", *identity, "commit", "--quiet", "--message=Begin"], check=True)
+    (tmp_path / "notes.txt").write_text("https://anna:s3cret@example.org/x.git\n")
+    # What MLflow reads the remote of is the folder of the script that runs.
+    (tmp_path / "script.py").write_text(STAGE.replace("time.sleep(600)", ""))
+    run_id = subprocess.check_output([sys.executable, "script.py", packed], text=True).strip()
+    tags = local(tmp_path).get_run(run_id).data.tags
+    assert tags["git.dirty"] == "true"
+    assert "example.org" in tags["mlflow.source.git.repoURL"]
+    diff = tmp_path / "mlruns" / run_id / "artifacts" / "git.diff"
+    assert "+https://example.org/x.git\n" in diff.read_text()
+    for path in (tmp_path / "mlflow.db", *(tmp_path / "mlruns").rglob("*")):
+        assert not path.is_file() or b"s3cret" not in path.read_bytes(), path
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:s3cret@127.0.0.1:9")
+    monkeypatch.setenv("EMOTION_DETECTION_PATIENCE", "0")
+    with pytest.raises(UserError) as raised, start(toy):
+        pass
+    assert "s3cret" not in str(raised.value)

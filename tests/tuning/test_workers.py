@@ -1,0 +1,370 @@
+"""The workers of a search: who runs which trial, and what becomes of it when processes end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pandas as pd
+import psutil
+import pytest
+from keras_tuner.src import protos
+
+from emotion_detection.console import UserError
+from emotion_detection.models.network import Architecture
+from emotion_detection.params import Space
+from emotion_detection.tuning import workers
+from emotion_detection.tuning.search import Outcome, Trial, search
+from tests.support.servers import free_port
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+SPACE = Space(
+    blocks=(1, 2),
+    filters=(4, 8, 16),
+    kernel_size=(1, 3),
+    dense_layers=(1,),
+    dense_units=(4, 8),
+    dense_dropout=(0.0, 0.2),
+)
+BASELINE = Architecture(
+    family="notebook",
+    filters=(8, 4),
+    kernel_sizes=(3, 3),
+    convolutions=2,
+    dense_units=(8,),
+    squeeze_excitation=False,
+    conv_dropout=0.1,
+    dense_dropout=0.2,
+    bn_momentum=0.8,
+    average_flips=False,
+    average_shifts=0,
+    soften=0.0,
+    members=1,
+)
+TRIALS = 6
+
+# KerasTuner's protocol without KerasTuner, which takes seconds to import.
+WORKER = """
+import importlib.util, os, signal, sys, time, types
+from pathlib import Path
+from emotion_detection.console import run
+from emotion_detection.tuning.workers import at_work
+
+for name in ("keras_tuner", "keras_tuner.src"):
+    sys.modules[name] = module = types.ModuleType(name)
+    module.__path__ = [str(Path(sys.argv[1], *name.split(".")[1:]))]
+import grpc
+from keras_tuner.src.protos.v4 import service_pb2, service_pb2_grpc
+
+def main():
+    me, outbox = os.environ["KERASTUNER_TUNER_ID"], Path(sys.argv[2])
+    address = os.environ["KERASTUNER_ORACLE_IP"] + ":" + os.environ["KERASTUNER_ORACLE_PORT"]
+    oracle = service_pb2_grpc.OracleStub(grpc.insecure_channel(address))
+    with at_work(me, outbox.with_name("search")):
+        while True:
+            request = service_pb2.CreateTrialRequest(tuner_id=me)
+            trial = oracle.CreateTrial(request, wait_for_ready=True).trial
+            if not trial.hyperparameters.values.values:
+                break
+            number = int(trial.trial_id) + 1
+            earlier = outbox.read_text() if outbox.exists() else ""
+            with outbox.open("a") as file:
+                file.write(f"{number} {me} {os.getpid()}\\n")
+            first_time = f"{number} {me} " not in earlier
+            TROUBLE
+            metrics = {"val_accuracy": number / 10, "val_loss": 1.5, "parameters": 2**24 + 1}
+            metrics |= {"epochs": 3, "seconds": 0.125}
+            oracle.UpdateTrial(
+                service_pb2.UpdateTrialRequest(trial_id=trial.trial_id, metrics=metrics)
+            )
+            trial.status = 5
+            oracle.EndTrial(service_pb2.EndTrialRequest(trial=trial))
+
+run(main)
+"""
+DIES = "os.kill(os.getpid(), signal.SIGKILL)"
+HANGS = "time.sleep(600)"
+WAITS_FOR_THE_OTHER = (
+    "while len({line.split()[1] for line in outbox.read_text().splitlines()}) < 2: time.sleep(0.02)"
+)
+
+
+def pretend(trial: Trial) -> Outcome:
+    return Outcome(trial.number / 10, 1.5, 2**24 + 1, 3)
+
+
+class Place:
+    """A folder for a search, and for the outbox of what its workers were at."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder, self.outbox = root / "search", root / "begun"
+
+    def look(
+        self, trouble: str = "pass", number: int = 2, script: str | None = None, **changes: Any
+    ) -> tuple[Architecture, pd.DataFrame]:
+        """Search with workers that are up to `trouble` in each trial."""
+        kept = Path(str(protos.__file__)).parents[2]
+        text = script or WORKER.replace("TROUBLE", trouble)
+        settings: dict[str, Any] = {
+            "space": SPACE,
+            "baseline": BASELINE,
+            "oracle": "random",
+            "trials": TRIALS,
+            "epochs": 3,
+            "max_gflops": None,
+            "image_shape": (16, 16, 3),
+            "classes": 3,
+            "seed": 7,
+            "folder": self.folder,
+            "run": pretend,
+            "workers": number,
+            "command": (sys.executable, "-c", text, str(kept), str(self.outbox)),
+        }
+        found = search(**{**settings, **changes})
+        assert found is not None
+        return found
+
+    def begun(self) -> list[tuple[int, str, int]]:
+        """Return the trials that were begun, by whom, and the number of its process."""
+        lines = self.outbox.read_text().splitlines() if self.outbox.exists() else []
+        words = [line.split() for line in lines]
+        return [(int(trial), name, int(process)) for trial, name, process in words]
+
+    def when_begun(self, count: int, act: Callable[[], object]) -> None:
+        """Do something from another thread when so many trials were begun."""
+
+        def wait() -> None:
+            while len(self.begun()) < count:
+                time.sleep(0.02)
+            act()
+
+        threading.Thread(target=wait, daemon=True).start()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    for name in (workers.ID, workers.ADDRESS, workers.PORT):
+        monkeypatch.delenv(name, raising=False)
+    place = Place(tmp_path)
+    yield place
+    assert not [number for _, _, number in place.begun() if psutil.pid_exists(number)]
+
+
+def decided(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return table.drop(columns="seconds").to_dict("records")
+
+
+def test_workers_run_each_trial_once_and_find_what_one_process_does(
+    place: Place,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO", "emotion_detection")
+    # Nobody listens there, and gRPC would wait.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    best, table = place.look(WAITS_FOR_THE_OTHER)
+    alone, expected = place.look(number=1, folder=tmp_path / "alone")
+    assert best == alone
+    assert decided(table) == decided(expected)
+    assert set(table["seconds"]) == {0.125}
+    assert sorted(trial for trial, _, _ in place.begun()) == list(range(1, TRIALS + 1))
+    assert {name for _, name, _ in place.begun()} == {"local-1", "local-2"}
+    told = [line.partition(";")[0] for line in caplog.messages if ";" in line and "/6" in line]
+    each = [f"trial {number}/6  val_accuracy {number / 10:.4f}" for number in range(1, TRIALS + 1)]
+    assert sorted(told[:TRIALS]) == told[TRIALS:] == each
+
+
+def test_a_worker_that_is_killed_starts_again_with_its_trial(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, table = place.look(f"if number == 2 and first_time: {DIES}")
+    assert table["status"].tolist() == ["COMPLETED"] * TRIALS
+    begun = place.begun()
+    assert Counter(trial for trial, _, _ in begun) == Counter([*range(1, TRIALS + 1), 2])
+    (first, second) = [(name, process) for trial, name, process in begun if trial == 2]
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+    assert f"{first[0]} ended in its trial (killed by SIGKILL) and starts again" in caplog.text
+
+
+def test_a_trial_that_kills_every_worker_is_failed(place: Place) -> None:
+    _, table = place.look(f"if number == 3: {DIES}")
+    assert [trial for trial, _, _ in place.begun()].count(3) == workers.TRIES
+    failed = table[table["status"] == "FAILED"]
+    assert failed["trial"].tolist() == [3]
+    assert failed["message"].tolist() == ["it ended its process 3 times (killed by SIGKILL)"]
+    assert (table["status"] == "COMPLETED").sum() == TRIALS - 1
+
+
+def test_workers_that_cannot_start_end_the_search(place: Place) -> None:
+    with pytest.raises(UserError, match=r"local-\d ended 3 times before it had a .*exit status 7"):
+        place.look(number=1, script="raise SystemExit(7)", workers=2)
+
+
+def test_no_trial_is_failed_for_a_worker_that_cannot_start_any_more(place: Place) -> None:
+    changed = f"if Path({str(place.outbox)!r}).exists(): raise SystemExit(7)"
+    script = WORKER.replace("TROUBLE", DIES).replace("def main():", f"{changed}\n\ndef main():")
+    with pytest.raises(UserError, match=r"local-\d ended 3 times before it had a .*exit status 7"):
+        place.look(script=script, number=1, workers=2)
+    _, table = place.look()
+    assert table["status"].tolist() == ["COMPLETED"] * TRIALS
+
+
+@pytest.mark.parametrize("oracle", ["random", "hyperband"])
+def test_a_search_that_is_interrupted_ends_its_workers_and_goes_on(
+    place: Place, oracle: str
+) -> None:
+    place.when_begun(4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        place.look(f"if number > 2: {HANGS}", oracle=oracle)
+    assert {trial for trial, _, _ in place.begun()} == {1, 2, 3, 4}
+    assert not [number for _, _, number in place.begun() if psutil.pid_exists(number)]
+    # With however many.
+    _, table = place.look(oracle=oracle, number=3)
+    assert table["status"].tolist() == ["COMPLETED"] * TRIALS
+    assert table["trial"].tolist() == list(range(1, TRIALS + 1))
+
+
+def test_a_worker_elsewhere_joins_and_its_trial_is_run_here_when_it_falls_silent(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = str(free_port())
+    for name, value in zip(
+        (workers.ID, workers.ADDRESS, workers.PORT), ("chief", "127.0.0.1", port), strict=True
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(workers, "SILENCE", 1.0)
+    service = protos.get_service()
+    taken: list[int] = []
+
+    def take_one() -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            request = service.CreateTrialRequest(tuner_id="elsewhere")
+            oracle = protos.get_service_grpc().OracleStub(channel)
+            trial = oracle.CreateTrial(request, wait_for_ready=True).trial
+            taken.append(int(trial.trial_id) + 1)
+
+    place.when_begun(1, take_one)
+    _, table = place.look("time.sleep(0.1)", number=1)
+    assert "elsewhere gave no sign of life for 1 s" in caplog.text
+    assert table["status"].tolist() == ["COMPLETED"] * TRIALS
+    assert len(taken) == 1
+    assert [name for trial, name, _ in place.begun() if trial in taken] == ["local-1"]
+
+
+def test_an_address_that_is_taken_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv(workers.ID, "chief")
+        monkeypatch.setenv(workers.ADDRESS, "127.0.0.1")
+        monkeypatch.setenv(workers.PORT, str(port))
+        with pytest.raises(UserError, match=rf"127.0.0.1:{port}: cannot listen there; set KERAST"):
+            place.look()
+
+
+@pytest.mark.parametrize("gone", ["chief", "folder"])
+def test_no_worker_outlives_its_chief(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    folder = tmp_path / "search"
+    folder.mkdir()
+    script = (
+        "import sys, time; from pathlib import Path\n"
+        "from emotion_detection import console, workers\n"
+        "workers.BEAT = 0.1\n"
+        "def main():\n"
+        "    with workers.at_work('local-1', Path(sys.argv[1])):\n"
+        "        time.sleep(600)\n"
+        "console.run(main)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, folder],
+        env={**os.environ, workers.LEASH: "1"},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        while not list(folder.iterdir()):
+            time.sleep(0.02)
+        assert worker.poll() is None
+        if gone == "folder":
+            (folder / "local-1.alive").unlink()
+        else:
+            assert worker.stdin is not None
+            worker.stdin.close()
+            worker.stdin = None
+        _, errors = worker.communicate(timeout=60)
+    assert (worker.returncode, errors) == (143, "terminated\n")
+
+
+def test_the_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: [])
+    threads = dict.fromkeys(names, "8")
+    for name, value in threads.items():
+        monkeypatch.setenv(name, value)
+    assert workers.share(0, 3) == dict.fromkeys(threads, "2")
+    assert workers.share(8, 9) == dict.fromkeys(threads, "1")
+    for name in threads:
+        monkeypatch.delenv(name)
+    cores = len(psutil.Process().cpu_affinity())
+    assert workers.share(0, 1) == dict.fromkeys(threads, str(cores))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    gpus = [workers.share(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
+    assert gpus == ["2", "5", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    gpus = [workers.share(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)]
+    assert gpus == ["0,2", "1"]
+    # Without the variable they are all there.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: [kind, kind])
+    gpus = [workers.share(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
+    assert gpus == ["0", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("", "", ""), None),
+        (("chief", "10.0.0.5", "8000"), None),
+        (("b-7.local", "10.0.0.5", "8000"), "b-7.local"),
+    ],
+)
+def test_the_variables_say_who_a_process_is(
+    monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], expected: str | None
+) -> None:
+    for name, value in zip((workers.ID, workers.ADDRESS, workers.PORT), values, strict=True):
+        monkeypatch.setenv(name, value)
+    assert workers.worker_id() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("b-7", "", "8000"), "KERASTUNER_ORACLE_IP: not set; a search over machines needs all"),
+        (("", "10.0.0.5", ""), "KERASTUNER_TUNER_ID and KERASTUNER_ORACLE_PORT: not set"),
+        (("../b", "10.0.0.5", "8000"), "KERASTUNER_TUNER_ID = ../b: must be letters"),
+        (("b", "10.0.0.5", "80000"), "KERASTUNER_ORACLE_PORT = 80000: must be a whole number from"),
+    ],
+)
+def test_wrong_variables_are_named(
+    monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], message: str
+) -> None:
+    for name, value in zip((workers.ID, workers.ADDRESS, workers.PORT), values, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as raised:
+        workers.worker_id()
+    assert str(raised.value).startswith(message)
