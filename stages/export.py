@@ -1,77 +1,62 @@
-"""Return the trained network to programs without TensorFlow, as ONNX, if a param asks for it."""
+"""Make the model that is used from the trained networks: members together, tta, ONNX; and log it."""
 
 import numpy as np
+from emotion_detection.data.splits import split
 
 from emotion_detection import params, paths
 from emotion_detection.console import UserError, log, run
-from emotion_detection.files import atomic, write_json
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.files import atomic
 
-TIMED_BATCHES = (1, 256)
+NOTE = "Its model is that of an earlier training, averaged over other views of an image."
 
 
 def main() -> None:
-    """Read params, export and compare with Keras; or write down that nothing was asked for."""
-    settings = params.load().export
-    if settings.onnx:
-        _onnx(settings.tolerance)
-        return
-    with atomic(paths.EXPORT) as folder:
-        folder.mkdir()
-        write_json(folder / paths.EXPORTED.name, {"onnx": None})
-    with atomic(paths.EXPORT_REPORT) as report:
-        report.mkdir()
-        write_json(report / paths.METRICS, {"export/onnx": False})
-    log.info("export.onnx = false: nothing to export")
-
-
-def _onnx(tolerance: float) -> None:
-    # Imported here, since most runs export nothing, and TensorFlow takes seconds.
-    from emotion_detection import tracking
-    from emotion_detection.data.dataset import Dataset
-    from emotion_detection.inference import onnx
-    from emotion_detection.models import network, saving
-
+    """Read params, combine the networks, score them on validation, save and log the model."""
+    settings = params.load()
     dataset = Dataset.open(paths.DATASET)
-    rows = dataset.is_test.nonzero()[0]
-    model = network.load(paths.MODEL)
-    by_keras = saving.compiled(model)
-    with atomic(paths.EXPORT) as folder:
+    rows = split(dataset, settings.split)
+    # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
+    from emotion_detection.inference import onnx
+    from emotion_detection.models import saving
+    from emotion_detection.stage import Stage, load_network
+    from emotion_detection.tracking import runs
+
+    stage = Stage("export", settings, dataset)
+    if stage.restore():
+        return
+    members = [load_network(path, "train") for path in paths.networks()]
+    if not members:
+        raise UserError(f"{paths.NETWORKS}: holds no network; run `dvc repro train`")
+    model = saving.combined(members, flips=settings.tta.flips, shifts=settings.tta.shifts)
+    answers = saving.predict(model, dataset.images, rows.validation)
+    metrics = _scores(answers, dataset.labels[rows.validation])
+    with atomic(paths.MODEL) as path:
+        saving.save(model, path, dataset.classes)
+    with atomic(paths.ONNX) as folder:
         folder.mkdir()
-        path = folder / paths.ONNX.name
-        onnx.save(model, path, dataset.classes)
-        by_onnx, _ = onnx.load(path)
-        difference = onnx.largest_difference(by_keras, by_onnx, dataset.images, rows)
-        if not difference <= tolerance:
-            raise UserError(
-                f"{paths.ONNX}: a probability is {difference:.1e} from that of {paths.MODEL}, "
-                f"and export.tolerance = {tolerance:g}: raise it if that is near enough"
-            )
-        exported = {"file": path.name, "images": model.input_shape, "classes": dataset.classes}
-        write_json(folder / paths.EXPORTED.name, {"onnx": exported})
-    speeds = {
-        f"export/{name}_images_per_second_{size}": onnx.images_per_second(
-            probabilities, np.resize(dataset.images[rows[:size]], (size, *model.input_shape[1:]))
-        )
-        for size in TIMED_BATCHES
-        for name, probabilities in (("keras", by_keras), ("onnx", by_onnx))
-    }
-    metrics = {"export/largest_difference": difference, **speeds}
-    with atomic(paths.EXPORT_REPORT) as report:
-        report.mkdir()
-        write_json(report / paths.METRICS, {"export/onnx": True, **metrics})
-    with tracking.resumed(tracking.load_run_id(paths.TRAIN_RUN)) as tracked:
-        if tracked:
-            tracking.log_metrics(metrics)
-            tracking.log_files(paths.EXPORT, "export")
+        if settings.export.onnx:
+            metrics |= onnx.export(model, folder / paths.ONNX_MODEL.name, dataset)
+    trained = runs.load_run_id(paths.NETWORKS / paths.RUN_FILE)
+    exported = runs.exported(trained, key=stage.params_digest, params=stage.params, note=NOTE)
+    with stage.logging_to(exported) as run_id:
+        stage.save_run_id(paths.EXPORT_RUN)
+        if run_id is not None:
+            runs.set_tags({"weights.digest": saving.digest(model)})
+            runs.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
+        stage.write(metrics)
     log.info(
-        "%s is at most %.1e from Keras in a probability of %s test images; images a second, Keras "
-        "and ONNX: %.0f and %.0f one by one, %.0f and %.0f in batches of %d",
-        paths.ONNX,
-        difference,
-        f"{len(rows):,}",
-        *speeds.values(),
-        TIMED_BATCHES[-1],
+        "%s: validation accuracy %.1f %% on %s images",
+        *(paths.MODEL, 100 * metrics["export/val_accuracy"], f"{len(rows.validation):,}"),
     )
+
+
+def _scores(answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    of_label = np.clip(answers[np.arange(len(labels)), labels], 1e-7, 1)
+    return {
+        "export/val_accuracy": round(float((answers.argmax(axis=1) == labels).mean()), 6),
+        "export/val_loss": round(float(-np.log(of_label).mean()), 6),
+    }
 
 
 if __name__ == "__main__":

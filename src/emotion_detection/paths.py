@@ -61,3 +61,8 @@ def network(member: int) -> Path:
 def outboxes() -> Path:
     """Return the folder of what is logged and not yet in MLflow, a folder a run."""
     return main_root() / "mlruns" / ".unsent"
+
+
+def networks() -> list[Path]:
+    """Return the paths of the trained networks that there are, in the order of their members."""
+    return sorted(NETWORKS.glob("member_*.keras"), key=lambda path: int(path.stem.split("_")[1]))

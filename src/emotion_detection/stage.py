@@ -1,60 +1,333 @@
-"""What a stage has made, kept until its end is noted.
+"""What surrounds the stages that compute: state key, resume, completed outputs, MLflow run, reports.
 
-A stage that is stopped after its work and before its end is noted is run again, and its outputs are
-removed first. It must not do its work, and log its run, a second time.
+A stage's state lies in a folder that is named by its state key: a digest of the params and
+dependencies that dvc.yaml lists for the stage. Work that was interrupted goes on from there. Work
+that was completed is cached there, since DVC deletes a stage's outputs before it runs it again.
 """
 
+import ast
+import contextlib
 import hashlib
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import keras
+import pandas as pd
+from matplotlib.figure import Figure
 
 from emotion_detection import paths
-from emotion_detection.console import log
-from emotion_detection.files import atomic
+from emotion_detection.console import UserError, log
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import Split
+from emotion_detection.figures.style import save
+from emotion_detection.files import atomic, write_json
+from emotion_detection.models import saving
+from emotion_detection.models.hardware import be_deterministic, resolve_precision
+from emotion_detection.params import Params, flat, read
+from emotion_detection.tracking import runs
 
-OUTPUTS = "outputs"
+OUTPUTS, LOCK_DIGEST = "outputs", "lock_digest.txt"
 
-
-def keep(outputs: Sequence[Path], state: Path) -> None:
-    """Make copies of `outputs`, files and folders of different names, all that is in `state`."""
-    kept = _kept(state)
-    with atomic(kept) as folder:
-        folder.mkdir()
-        for path in outputs:
-            _copy(path, folder / path.name)
-    for path in state.iterdir():
-        if path != kept:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+STATES_KEPT = 4
+"""States of a stage that are kept, so that a person can go back to params that were tried before."""
 
 
-def restore(outputs: Sequence[Path], state: Path) -> bool:
-    """Write `outputs` again if they are kept in `state`, and nothing was noted since.
+@dataclass(frozen=True)
+class Definition:
+    """A stage as dvc.yaml has it."""
 
-    Gives False otherwise: who runs a stage again after that wants it done anew.
+    name: str
+    deps: tuple[Path, ...]
+    params: tuple[str, ...]
+    outs: tuple[Path, ...]
+
+    def values(self, params: Params) -> dict[str, Any]:
+        """Return the params that the stage lists, by dotted name."""
+        return {
+            name: value
+            for name, value in flat(params).items()
+            if any(name == listed or name.startswith(f"{listed}.") for listed in self.params)
+        }
+
+
+def definition(name: str) -> Definition:
+    """Return the stage `name` of dvc.yaml.
+
+    Raises:
+        UserError: if there is no dvc.yaml or no such stage in it.
+
     """
-    kept = _kept(state)
-    if not kept.exists():
-        return False
-    for path in outputs:
-        with atomic(path) as temporary:
-            _copy(kept / path.name, temporary)
-    log.info(
-        "the same was finished before, and what it made is written again; remove %s to do it anew",
-        state,
+    try:
+        stage = read(paths.DVC_FILE)["stages"][name]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{paths.DVC_FILE}: has no stage {name}") from error
+    return Definition(
+        name,
+        deps=tuple(map(Path, stage["deps"])),
+        params=tuple(stage.get("params", ())),
+        outs=tuple(map(Path, stage["outs"])),
     )
-    return True
 
 
-def forget(states: Path) -> None:
-    """Remove the folders in `states` in which outputs are kept."""
-    for state in {kept.parent for kept in states.glob(f"*/{OUTPUTS}-*")}:
-        shutil.rmtree(state)
+class Stage:
+    """A stage at work: `folder` is its state, `precision` what it computes in."""
+
+    def __init__(
+        self, name: str, params: Params, dataset: Dataset, *, shared_over: Sequence[str] = ()
+    ) -> None:
+        """Find the state of stage `name` for `params` and `dataset`.
+
+        What lies in `shared` is the same whatever the params `shared_over` are.
+        """
+        self.definition = definition(name)
+        self.dataset = dataset
+        self.precision, self._why = resolve_precision(params.precision)
+        if params.deterministic:
+            be_deterministic(params.seed)
+        self.params = self.definition.values(params) | {"precision": self.precision}
+        varying = {key: self.params[key] for key in shared_over}
+        constant = {key: value for key, value in self.params.items() if key not in varying}
+        code = {path.as_posix(): self._content(path) for path in self.definition.deps}
+        self.shared = paths.STATE / name / _digest({"params": constant, "deps": code})
+        self.folder = self.shared / _digest(varying) if varying else self.shared
+        self._run_id: str | None = None
+
+    @property
+    def params_digest(self) -> str:
+        """A digest of the stage's params alone, 16 hex digits."""
+        return _digest(self.params)
+
+    @property
+    def computes_in(self) -> str:
+        """The precision and why it was chosen, for a log line."""
+        return f"{self.precision} ({self._why})"
+
+    @property
+    def report(self) -> Path:
+        """The stage's report folder."""
+        return paths.REPORTS / self.definition.name
+
+    def _content(self, path: Path) -> str:
+        return self.dataset.digest if path == paths.DATASET else content_digest(path)
+
+    # Resume
+
+    def restore(self) -> bool:
+        """Write the outputs again if they were completed before; return whether they were.
+
+        They are not where dvc.lock has the stage as it is now: whoever runs it all the same wants
+        it done anew, so its state is cleared.
+        """
+        kept = self.folder / OUTPUTS
+        if not kept.exists():
+            return False
+        noted = _lock_digest() != (kept / LOCK_DIGEST).read_text(encoding="utf-8")
+        if noted and is_in_lock_file(self.definition):
+            shutil.rmtree(self.shared)
+            return False
+        for path in self.definition.outs:
+            with atomic(path) as temporary:
+                _copy(kept / path.name, temporary)
+        log.info(
+            "%s: same params, data and code as before; its outputs are restored from %s "
+            "(`dvc repro --force %s` runs it anew)",
+            *(self.definition.name, self.folder, self.definition.name),
+        )
+        return True
+
+    def complete(self) -> None:
+        """Cache the outputs, and remove the oldest states of the stage."""
+        with atomic(self.folder / OUTPUTS) as folder:
+            folder.mkdir()
+            (folder / LOCK_DIGEST).write_text(_lock_digest(), encoding="utf-8")
+            for path in self.definition.outs:
+                _copy(path, folder / path.name)
+        self.shared.touch()
+        states = sorted(self.shared.parent.glob("*/"), key=lambda state: state.stat().st_mtime)
+        for state in states[:-STATES_KEPT]:
+            shutil.rmtree(state)
+
+    # MLflow
+
+    @contextlib.contextmanager
+    def run(
+        self, *, note: str, rows: Split, params: Mapping[str, Any] | None = None
+    ) -> Iterator[bool]:
+        """Log to the stage's own MLflow run while the block lasts; its end completes the stage.
+
+        An interrupted stage goes on in the run that it began: True says that this is a new one.
+        `params` are logged besides those of the stage.
+        """
+        if rows.selected_on_test:
+            log.warning(
+                "split.validation = test: the choice is made on the test images, so their scores "
+                "will be too good"
+            )
+        file = self.folder / paths.RUN_FILE
+        begun = runs.load_run_id(file)
+        with runs.run(
+            self.definition.name,
+            note=note,
+            dataset=self.dataset,
+            params={**self.params, **(params or {})},
+            tags={
+                "selected_on_test": str(rows.selected_on_test).lower(),
+                "precision.why": self._why,
+            },
+            run_id=begun,
+        ) as run_id:
+            runs.save_run_id(file, run_id)
+            self._run_id = run_id
+            yield run_id != begun
+        self.complete()
+
+    @contextlib.contextmanager
+    def logging_to(
+        self, run: contextlib.AbstractContextManager[str | None]
+    ) -> Iterator[str | None]:
+        """Log to a run that another stage made while the block lasts; its end completes the stage.
+
+        None says that the run is gone, and nothing is logged.
+        """
+        with run as run_id:
+            self._run_id = run_id
+            yield run_id
+        self.complete()
+
+    @contextlib.contextmanager
+    def joined(self, worker: str) -> Iterator[None]:
+        """Log children of the run of the process that leads this stage while the block lasts.
+
+        Raises:
+            UserError: if there is no such run.
+
+        """
+        run_id = runs.load_run_id(self.folder / paths.RUN_FILE)
+        if run_id is None:
+            raise UserError(
+                f"{self.folder}: no search to work for; start its chief first, with the same "
+                "params, data and code in a folder that both see, and precision set"
+            )
+        with runs.joined(run_id, worker):
+            yield
+
+    def save_run_id(self, path: Path) -> None:
+        """Write down at `path` which run the stage logs to, if it logs to one."""
+        if self._run_id is None:
+            write_json(path, {"run_id": None})
+        else:
+            runs.save_run_id(path, self._run_id)
+
+    # Report
+
+    def write(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        tables: Mapping[str, pd.DataFrame] | None = None,
+        figures: Mapping[str, Figure] | None = None,
+        more_metrics: Mapping[str, float] | None = None,
+        more_files: Callable[[Path], None] | None = None,
+        of_model: bool = False,
+    ) -> None:
+        """Write the report folder, and log it, under the same names.
+
+        `metrics` are what DVC shows and MLflow too; `more_metrics` are for MLflow alone, where
+        those `of_model` stand beside the logged model as well. `more_files` writes into the folder.
+        """
+        with atomic(self.report) as folder:
+            folder.mkdir()
+            write_json(folder / paths.METRICS, dict(metrics))
+            for name, table in (tables or {}).items():
+                path = folder / f"{name}.csv"
+                # Bytes of file names that are no text stay as they are.
+                table.to_csv(path, index=False, lineterminator="\n", errors="surrogateescape")
+            for name, figure in (figures or {}).items():
+                save(figure, folder / f"{name}.png")
+            if more_files is not None:
+                more_files(folder)
+        if self._run_id is not None:
+            logged = {**metrics, **(more_metrics or {})}
+            runs.log_metrics(logged, self.dataset if of_model else None)
+            runs.log_files(self.report, self.definition.name)
 
 
-def _kept(state: Path) -> Path:
-    noted = paths.NOTES.read_bytes() if paths.NOTES.exists() else b""
-    return state / f"{OUTPUTS}-{hashlib.sha256(noted).hexdigest()[:16]}"
+def content_digest(path: Path) -> str:
+    """Return a digest of a file or folder that is the same where its meaning is.
+
+    Comments, docstrings and layout of Python code make no difference.
+
+    Raises:
+        UserError: if there is nothing at `path`.
+
+    """
+    if path.is_dir():
+        names = sorted(file for file in path.rglob("*") if file.is_file())
+        return _digest({file.relative_to(path).as_posix(): content_digest(file) for file in names})
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run `dvc repro`") from error
+    if path.suffix == ".py":
+        data = ast.dump(_without_docstrings(ast.parse(data))).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [
+                statement
+                for statement in node.body
+                if not (
+                    isinstance(statement, ast.Expr)
+                    and isinstance(statement.value, ast.Constant)
+                    and isinstance(statement.value.value, str)
+                )
+            ]
+    return tree
+
+
+def is_in_lock_file(stage: Definition) -> bool:
+    """Return whether dvc.lock has the stage's params and dependencies as they are now."""
+    try:
+        stages = read(paths.LOCK_FILE)["stages"]
+        noted = stages[stage.name]
+        made = {out["path"]: out["md5"] for each in stages.values() for out in each["outs"]}
+        params = read(Path("params.yaml"))
+        return all(
+            _value(params, name) == value
+            for name, value in noted.get("params", {}).get("params.yaml", {}).items()
+        ) and all(
+            dep["md5"] == (made.get(dep["path"]) or _md5(Path(dep["path"])))
+            for dep in noted["deps"]
+        )
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _value(params: Mapping[str, Any], name: str) -> Any:
+    value: Any = params
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _lock_digest() -> str:
+    noted = paths.LOCK_FILE.read_bytes() if paths.LOCK_FILE.exists() else b""
+    return hashlib.sha256(noted).hexdigest()
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -62,3 +335,17 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target)
     else:
         shutil.copyfile(source, target)
+
+
+def load_network(path: Path, stage: str) -> keras.Model:
+    """Return the network that `stage` saved at `path`: images (N, H, W, C) uint8 -> (N, classes).
+
+    Raises:
+        UserError: if there is none, or it cannot be read.
+
+    """
+    try:
+        return saving.load(path)[0]
+    except Exception as error:  # Keras lets nearly any exception out of a malformed file.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: cannot be loaded ({reason}); run `dvc repro {stage}`") from error

@@ -291,7 +291,7 @@ def test_no_worker_outlives_its_chief(
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, folder],
-        env={**os.environ, workers.LEASH: "1"},
+        env={**os.environ, workers.WATCHDOG: "1"},
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -4,7 +4,10 @@ import functools
 import platform
 from pathlib import Path
 
+import keras
 import tensorflow as tf
+
+from emotion_detection.console import log
 
 
 def resolve_precision(wanted: str) -> tuple[str, str]:
@@ -37,3 +40,27 @@ def _processor_flags() -> frozenset[str]:
         if line.startswith("flags"):
             return frozenset(line.split())
     return frozenset()
+
+
+@functools.cache
+def strategy(kind: str = "GPU") -> tf.distribute.Strategy:
+    """Return what a network is to be built under: all devices of `kind` where there are several.
+
+    Each then has a copy of the network and a part of every batch (`tf.distribute`); a single one,
+    or none, is left to TensorFlow.
+    """
+    devices = tf.config.list_logical_devices(kind)
+    if len(devices) < 2:
+        return tf.distribute.get_strategy()
+    log.info("each batch is shared among %d devices", len(devices))
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def be_deterministic(seed: int) -> None:
+    """Have TensorFlow compute the same bits each time from now on; there is no way back.
+
+    Operations that add up in the order in which threads end take a fixed one, and are slower.
+    What draws from no seed of its own draws from `seed`.
+    """
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()

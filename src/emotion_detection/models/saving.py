@@ -1,13 +1,14 @@
-"""A network and the names of its classes in one .keras file.
+"""A network and the names of its classes in one .keras file, and the networks that are put in one.
 
 Keras reads the file as any other; the names are a member of their own in it, so that they stay
 with the network wherever it is copied. A logged model carries this module, so it needs none of the
 package's others.
 """
 
+import hashlib
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -15,9 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 CLASSES_MEMBER = "classes.json"
+BATCH_PIXELS = 256 * 48 * 48
+"""Of the images that are predicted at once, so that memory does not grow with their size."""
 
 
-def save(model: keras.Model, path: Path, classes: tuple[str, ...]) -> None:
+def save(model: keras.Model, path: Path, classes: Sequence[str]) -> None:
     """Save `model`, and `classes` in the order of its outputs, as the .keras file `path`."""
     model.save(path)
     with zipfile.ZipFile(path, "a") as file:
@@ -49,3 +52,77 @@ def compiled(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     )
     graph(np.zeros((1, *shape), np.uint8))
     return lambda images: graph(images).numpy()
+
+
+def predict(model: keras.Model, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the probabilities (len(rows), classes) float32 of `images[rows]`, read in batches.
+
+    `images` (N, H, W, C) uint8 may be a memory map, `rows` are integers.
+    """
+    probabilities = compiled(model)
+    size = max(1, BATCH_PIXELS // int(np.prod(images.shape[1:3])))
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return np.concatenate([probabilities(np.asarray(images[batch])) for batch in batches])
+
+
+def combined(
+    members: Sequence[keras.Model], *, flips: bool = False, shifts: int = 0
+) -> keras.Model:
+    """Return one model whose answer is the mean over `members` and over views of the image.
+
+    With `flips` the views are the image and its mirror image, with `shifts` also the image moved by
+    so many pixels to each of its four corners; what comes in at an edge is the edge's mirror image.
+    Each member is in the model once, whatever the number of views. Members take images (N, H, W, C)
+    uint8 of one size and return probabilities (N, classes) float32.
+    """
+    if len(members) == 1 and not flips and not shifts:
+        return members[0]
+    images = keras.Input(members[0].input_shape[1:], dtype="uint8", name="images")
+    views = [images]
+    if shifts:
+        height, width = images.shape[1:3]
+        around = [(0, 0), (shifts, shifts), (shifts, shifts), (0, 0)]
+        wider = keras.ops.pad(images, around, mode="symmetric")
+        corners = [(top, left) for top in (0, 2 * shifts) for left in (0, 2 * shifts)]
+        views += [wider[:, top : top + height, left : left + width] for top, left in corners]
+    if flips:
+        views += [keras.ops.flip(view, axis=2) for view in views]
+    answers = []
+    for number, member in enumerate(members, start=1):
+        if len(members) > 1:
+            # Two layers of one name are refused; each member keeps the names of its own layers.
+            member.name = f"member_{number}"
+        answers += [member(view) for view in views]
+    outputs = keras.layers.Average(dtype="float32", name="mean")(answers)
+    return keras.Model(images, outputs, name="emotion_model")
+
+
+def single(model: keras.Model) -> keras.Model:
+    """Return the one trained network in what `combined` made.
+
+    Raises:
+        ValueError: if it has several members.
+
+    """
+    inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    if len(inner) > 1:
+        raise ValueError(f"it is an ensemble of {len(inner)} networks")
+    return inner[0] if inner else model
+
+
+def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Return the layers of `model` and of the models in it, one after the other."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from leaves(layer)
+        else:
+            yield layer
+
+
+def digest(model: keras.Model) -> str:
+    """Return the SHA-256, in hex, of the weights of `model` in their order: types, shapes, values."""
+    found = hashlib.sha256()
+    for weight in model.get_weights():
+        found.update(f"{weight.dtype} {weight.shape} ".encode())
+        found.update(np.ascontiguousarray(weight).tobytes())
+    return found.hexdigest()

@@ -7,50 +7,25 @@ import tensorflow as tf
 from emotion_detection.params import Augment
 
 
-def augment(
-    images: tf.Tensor, targets: tf.Tensor, settings: Augment, seed: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Change `images` (N, H, W, C) uint8 and `targets` (N, classes) float32 as `settings` say.
+def augment(images: tf.Tensor, settings: Augment, seed: tf.Tensor) -> tf.Tensor:
+    """Return `images` (N, H, W, C) uint8 changed at random, each in its own way.
 
     The same `seed` (2,) int64 gives the same changes.
     """
-
-    def part(number: int) -> tf.Tensor:
-        return tf.random.experimental.stateless_fold_in(seed, number)
-
     if settings.horizontal_flip or any(
-        (
-            settings.rotation,
-            settings.width_shift,
-            settings.height_shift,
-            settings.shear,
-            settings.zoom,
-        )
+        (settings.rotation, settings.shift, settings.shear, settings.zoom)
     ):
         images = move(images, settings, seed)
     if settings.random_erasing:
-        images = erase(images, settings.random_erasing, part(1))
-    if settings.mixup and settings.cutmix:
-        # Each batch by one of the two.
-        return tf.cond(
-            tf.random.stateless_uniform((), part(2)) < 0.5,
-            lambda: mixup(images, targets, settings.mixup, part(3)),
-            lambda: cutmix(images, targets, settings.cutmix, part(3)),
-        )
-    if settings.mixup:
-        return mixup(images, targets, settings.mixup, part(3))
-    if settings.cutmix:
-        return cutmix(images, targets, settings.cutmix, part(3))
-    return images, targets
+        part = tf.random.experimental.stateless_fold_in(seed, 1)
+        images = erase(images, settings.random_erasing, part)
+    return images
 
 
-def light(settings: Augment) -> Augment:
-    """Return of `settings` only what leaves pixels as they are: flips, and shifts by whole pixels."""
-    return settings.model_copy(
-        update=dict.fromkeys(
-            ("rotation", "shear", "zoom", "random_erasing", "mixup", "cutmix"), 0.0
-        )
-    )
+def without_interpolation(settings: Augment) -> Augment:
+    """Return of `settings` what leaves pixel values as they are: flips, shifts by whole pixels."""
+    off = dict.fromkeys(("rotation", "shear", "zoom", "random_erasing"), 0.0)
+    return settings.model_copy(update=off)
 
 
 def move(images: tf.Tensor, settings: Augment, seed: tf.Tensor) -> tf.Tensor:
@@ -64,7 +39,7 @@ def move(images: tf.Tensor, settings: Augment, seed: tf.Tensor) -> tf.Tensor:
     height, width = images.shape[1], images.shape[2]
     draws = tf.random.stateless_uniform((6, count), seed, -1.0, 1.0)
     angle = draws[0] * math.radians(settings.rotation)
-    furthest_x, furthest_y = settings.width_shift * width, settings.height_shift * height
+    furthest_x, furthest_y = settings.shift * width, settings.shift * height
     if settings.rotation or settings.shear or settings.zoom:
         shift_x, shift_y = draws[1] * furthest_x, draws[2] * furthest_y
     else:
@@ -108,44 +83,12 @@ def move(images: tf.Tensor, settings: Augment, seed: tf.Tensor) -> tf.Tensor:
 def erase(images: tf.Tensor, largest: float, seed: tf.Tensor) -> tf.Tensor:
     """Paint a square of each image, of up to `largest` of its side, in the image's mean grey.
 
-    Cutout (arXiv 1708.04552), of random size.
+    Random erasing (arXiv 1708.04896), with cutout's square (arXiv 1708.04552) of random size.
     """
     draws = tf.random.stateless_uniform((3, tf.shape(images)[0]), seed)
     boxes = _boxes(images, draws[0], draws[1], largest * draws[2])
     mean = tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2, 3), keepdims=True)
     return tf.where(boxes, tf.cast(mean, images.dtype), images)
-
-
-def mixup(
-    images: tf.Tensor, targets: tf.Tensor, alpha: float, seed: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Blend each image and its targets with another's of the batch (arXiv 1710.09412)."""
-    kept = _beta(alpha, tf.shape(images)[0], seed)
-    share = kept[:, tf.newaxis, tf.newaxis, tf.newaxis]
-    pixels = tf.cast(images, tf.float32)
-    blended = share * pixels + (1 - share) * pixels[::-1]
-    return tf.cast(tf.round(blended), images.dtype), _blend(targets, kept)
-
-
-def cutmix(
-    images: tf.Tensor, targets: tf.Tensor, alpha: float, seed: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Paste a part of another image of the batch into each (arXiv 1905.04899)."""
-    count = tf.shape(images)[0]
-    draws = tf.random.stateless_uniform((2, count), tf.reverse(seed, [0]))
-    boxes = _boxes(images, draws[0], draws[1], tf.sqrt(1 - _beta(alpha, count, seed)))
-    kept = 1 - tf.reduce_mean(tf.cast(boxes, tf.float32), axis=(1, 2, 3))
-    return tf.where(boxes, images[::-1], images), _blend(targets, kept)
-
-
-def _beta(alpha: float, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    gammas = tf.random.stateless_gamma((2, count), seed, alpha)
-    return gammas[0] / (gammas[0] + gammas[1])
-
-
-def _blend(targets: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
-    share = kept[:, tf.newaxis]
-    return share * targets + (1 - share) * targets[::-1]
 
 
 def _boxes(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor, side: tf.Tensor) -> tf.Tensor:

@@ -7,49 +7,48 @@ import numpy as np
 import tensorflow as tf
 
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.params import Augment, LowResolution
-from emotion_detection.training.augment import augment, light
+from emotion_detection.params import Train
+from emotion_detection.training.augment import augment, without_interpolation
+
+RESIZED = 2 / 3
+"""Height and width of an image in the epochs of train.progressive_resizing, of its full size."""
 
 # What is mapped here branches by tf.cond; to look for other branches in it takes AutoGraph seconds.
 as_it_is = tf.autograph.experimental.do_not_convert
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Return the batches in an epoch; the last may be smaller."""
+    """Return the number of batches in an epoch; the last may be smaller."""
     return math.ceil(images / batch_size)
 
 
 def evaluation_batches(
     dataset: Dataset, rows: np.ndarray, batch_size: int, *, replicas: int = 1
 ) -> tf.data.Dataset:
-    """Return the images of `rows` once, in their order, and what is to be said of them.
+    """Return the images of `rows` once, in their order, with their labels.
 
     Batches are ((b, H, W, C) uint8, (b, classes) float32, one-hot), and come in `replicas` parts.
     """
     numbers = _batches(tf.constant(rows.astype(np.int64)), batch_size, replicas)
-    return untuned(numbers.map(_reader(dataset)).prefetch(2))
+    return without_autotune(numbers.map(_reader(dataset)).prefetch(2))
 
 
 def training_batches(
     dataset: Dataset,
     rows: np.ndarray,
-    batch_size: int,
+    settings: Train,
     *,
     seed: int,
-    augmentation: Augment | None = None,
-    light_from: int | None = None,
-    progressive_resizing: LowResolution | None = None,
     first_epoch: int = 0,
     replicas: int = 1,
 ) -> tf.data.Dataset:
-    """Return the images of `rows` for ever, each epoch in an order of its own.
+    """Return the images of `rows` without end, each epoch in an order of its own.
 
-    Batches are those of `evaluation_batches`, augmented.
+    Batches are ((b, H, W, C) uint8, (b, classes) float32, one-hot), augmented, and with a third
+    member, weights (b,) float32, where `settings.class_weights` is on.
 
-    An epoch's order and augmentation depend on `seed` and the epoch alone, so that a training
-    taken up at `first_epoch` sees what an unbroken one would have seen. Images are smaller in the
-    first epochs where `progressive_resizing` says so, and from epoch `light_from` on, counted from 0,
-    augmented lightly.
+    An epoch's order and augmentation depend on `seed` and the epoch alone, so a training resumed
+    at `first_epoch` sees what an uninterrupted one would have seen.
     """
     rows = rows.astype(np.int64)
 
@@ -58,47 +57,58 @@ def training_batches(
         order = tf.random.experimental.stateless_shuffle(
             tf.constant(rows), seed=tf.stack([tf.constant(seed, tf.int64), epoch])
         )
-        batches = _batches(order, batch_size, replicas)
+        batches = _batches(order, settings.batch_size, replicas)
         return batches.enumerate().map(lambda batch, numbers: (epoch, batch, numbers))
 
     read = _reader(dataset)
-    change = None if augmentation is None else _augmenter(augmentation, light_from)
+    change = _augmenter(settings)
+    small = resized_size(dataset.image_size)
+    weights = _class_weights(dataset, rows, settings.class_weights)
 
     @as_it_is
-    def load(epoch: tf.Tensor, batch: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def load(epoch: tf.Tensor, batch: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
         images, targets = read(numbers)
-        if change is not None:
-            seeds = tf.stack([seed + epoch * 2**32, batch])
-            images, targets = change(images, targets, epoch, seeds)
-        if progressive_resizing is not None and progressive_resizing.epochs:
-            size = low_size(dataset.images.shape[1:3], progressive_resizing.scale)
+        images = change(images, epoch, tf.stack([seed + epoch * 2**32, batch]))
+        if settings.progressive_resizing:
             images = tf.cond(
-                epoch < progressive_resizing.epochs, lambda: shrunk(images, size), lambda: images
+                epoch < settings.progressive_resizing,
+                lambda: resized(images, small),
+                lambda: images,
             )
-        return images, targets
+        if weights is None:
+            return images, targets
+        return images, targets, tf.linalg.matvec(targets, weights)
 
     epochs = tf.data.Dataset.counter(first_epoch)
-    return untuned(epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4))
+    return without_autotune(epochs.flat_map(shuffled).map(load, num_parallel_calls=2).prefetch(4))
 
 
-def _augmenter(
-    augmentation: Augment, light_from: int | None
-) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """Return what changes images and targets, as the epoch has it, by seeds."""
-    lightly = light(augmentation)
+def _augmenter(settings: Train) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Return what changes the images of an epoch by seeds."""
+    last = without_interpolation(settings.augment)
 
-    def change(
-        images: tf.Tensor, targets: tf.Tensor, epoch: tf.Tensor, seeds: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        if light_from is None:
-            return augment(images, targets, augmentation, seeds)
+    def change(images: tf.Tensor, epoch: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        if not settings.no_aug_epochs:
+            return augment(images, settings.augment, seeds)
         return tf.cond(
-            epoch < light_from,
-            lambda: augment(images, targets, augmentation, seeds),
-            lambda: augment(images, targets, lightly, seeds),
+            epoch < settings.epochs - settings.no_aug_epochs,
+            lambda: augment(images, settings.augment, seeds),
+            lambda: augment(images, last, seeds),
         )
 
     return change
+
+
+def _class_weights(dataset: Dataset, rows: np.ndarray, power: float) -> np.ndarray | None:
+    """Return a weight per class (classes,) float32 whose mean over `rows` is 1; None for power 0.
+
+    Keras's own `class_weight` does not reach a batch that is spread over several devices.
+    """
+    if power == 0:
+        return None
+    counts = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))
+    weights = 1 / counts**power
+    return (weights * len(rows) / (weights * counts).sum()).astype(np.float32)
 
 
 def _batches(numbers: tf.Tensor, batch_size: int, replicas: int) -> tf.data.Dataset:
@@ -112,19 +122,19 @@ def _batches(numbers: tf.Tensor, batch_size: int, replicas: int) -> tf.data.Data
     )
 
 
-def low_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return the height and width of images of `size` at `scale`, in pixels."""
-    height, width = (max(1, round(side * scale)) for side in size)
+def resized_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the height and width in pixels that progressive resizing gives images of `size`."""
+    height, width = (max(1, round(side * RESIZED)) for side in size)
     return height, width
 
 
-def shrunk(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def resized(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """Return `images` (N, H, W, C) uint8 at a smaller `size`, each pixel the mean of its area."""
     return tf.cast(tf.round(tf.image.resize(images, size, method="area")), tf.uint8)
 
 
-def untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Leave nothing of `batches` to tf.data's tuner, whose thread sleeps in steps that double.
+def without_autotune(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Return `batches` without tf.data's tuner, whose thread sleeps in steps that double.
 
     A pass over the data would end only with the step it is in, at worst in twice its time.
     """

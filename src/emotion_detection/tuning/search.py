@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,20 @@ import numpy as np
 import pandas as pd
 
 from emotion_detection.console import UserError, log
-from emotion_detection.files import atomic, write_json
-from emotion_detection.models.network import Architecture
-from emotion_detection.params import Network, SingleNetwork, Space, validate
-from emotion_detection.training.fit import duration
+from emotion_detection.data.splits import Split
+from emotion_detection.files import atomic
+from emotion_detection.models.network import forward_gflops
+from emotion_detection.params import Network, Tune
+from emotion_detection.training.callbacks import duration
+from emotion_detection.tuning.space import columns_of, contains, declare, network_of, values_of
 from emotion_detection.tuning.workers import at_work, is_chief, lead, worker_id
 
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
+
+NOTE = (
+    "Its trials are the child runs: select them to compare. The tags `best.*` say which one was "
+    "chosen, and its hyperparameters."
+)
 
 MESSAGE = "message.txt"
 """The name, in a trial's folder, of what its worker says of its failure: KerasTuner's protocol has
@@ -53,7 +60,7 @@ class Trial:
 
     number: int
     total: int
-    architecture: Architecture
+    network: Network
     first_epoch: int
     epochs: int
     continues: Path | None
@@ -61,65 +68,6 @@ class Trial:
 
 
 RunTrial = Callable[[Trial], Outcome]
-
-
-def declare(space: Space) -> keras_tuner.HyperParameters:
-    """Return `space` as KerasTuner's: the filters of block 4 exist where there are 4 blocks."""
-    hp = keras_tuner.HyperParameters()
-    hp.Choice("blocks", list(space.blocks))
-    hp.Choice("dense_layers", list(space.dense_layers))
-    hp.Choice("dense_dropout", list(space.dense_dropout))
-    for block in range(1, max(space.blocks) + 1):
-        with hp.conditional_scope("blocks", [n for n in space.blocks if n >= block]):
-            hp.Choice(f"filters_{block}", list(space.filters))
-            hp.Choice(f"kernel_size_{block}", list(space.kernel_size))
-    for layer in range(1, max(space.dense_layers) + 1):
-        with hp.conditional_scope("dense_layers", [n for n in space.dense_layers if n >= layer]):
-            hp.Choice(f"dense_units_{layer}", list(space.dense_units))
-    return hp
-
-
-def values_of(architecture: Architecture) -> dict[str, Any]:
-    """Return KerasTuner's values for `architecture`."""
-    return {
-        "blocks": len(architecture.filters),
-        "dense_layers": len(architecture.dense_units),
-        "dense_dropout": architecture.dense_dropout,
-        **{f"filters_{i}": n for i, n in enumerate(architecture.filters, 1)},
-        **{f"kernel_size_{i}": n for i, n in enumerate(architecture.kernel_sizes, 1)},
-        **{f"dense_units_{i}": n for i, n in enumerate(architecture.dense_units, 1)},
-    }
-
-
-def architecture_of(values: Mapping[str, Any], baseline: Architecture) -> Architecture:
-    """Return the network for KerasTuner's `values`; what is not searched is the baseline's.
-
-    A block beyond the baseline's has as many convolutions as the baseline's last.
-    """
-    blocks = range(1, values["blocks"] + 1)
-    layers = range(1, values["dense_layers"] + 1)
-    each = baseline.convolutions
-    return replace(
-        baseline,
-        filters=tuple(values[f"filters_{i}"] for i in blocks),
-        kernel_sizes=tuple(values[f"kernel_size_{i}"] for i in blocks),
-        convolutions=(
-            each if isinstance(each, int) else tuple(each[min(i, len(each)) - 1] for i in blocks)
-        ),
-        dense_units=tuple(values[f"dense_units_{i}"] for i in layers),
-        dense_dropout=values["dense_dropout"],
-    )
-
-
-def _contains(space: Space, architecture: Architecture) -> bool:
-    return (
-        len(architecture.filters) in space.blocks
-        and set(architecture.filters) <= set(space.filters)
-        and set(architecture.kernel_sizes) <= set(space.kernel_size)
-        and len(architecture.dense_units) in space.dense_layers
-        and set(architecture.dense_units) <= set(space.dense_units)
-        and architecture.dense_dropout in space.dense_dropout
-    )
 
 
 class _Oracle:
@@ -286,7 +234,7 @@ class _BayesianOracle(_Oracle, keras_tuner.oracles.BayesianOptimizationOracle):
 class _Tuner(keras_tuner.Tuner):
     """KerasTuner's loop around `run`, a trial at a time."""
 
-    def __init__(self, run: RunTrial, baseline: Architecture, epochs: int, **kwargs: Any) -> None:
+    def __init__(self, run: RunTrial, baseline: Network, epochs: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._run, self._baseline, self._epochs = run, baseline, epochs
 
@@ -305,7 +253,7 @@ class _Tuner(keras_tuner.Tuner):
             Trial(
                 number=int(trial.trial_id) + 1,
                 total=self.oracle.max_trials,
-                architecture=architecture_of(values, self._baseline),
+                network=network_of(values, self._baseline),
                 first_epoch=values.get("tuner/initial_epoch", 0),
                 epochs=values.get("tuner/epochs", self._epochs),
                 continues=self._checkpoint(earlier) if earlier is not None else None,
@@ -333,83 +281,49 @@ class _Tuner(keras_tuner.Tuner):
         return str(Path(self.project_dir) / name)
 
 
-def search(
-    *,
-    space: Space,
-    baseline: Architecture,
-    oracle: str,
-    trials: int,
-    epochs: int,
-    max_gflops: float | None,
-    image_shape: tuple[int, int, int],
-    classes: int,
-    seed: int,
-    folder: Path,
-    run: RunTrial,
-    workers: int = 1,
-    command: Sequence[str] = (),
-) -> tuple[Architecture, pd.DataFrame] | None:
-    """Look at `trials` networks, `baseline` first if it is in `space`, and give the best.
+@dataclass(frozen=True)
+class Task:
+    """What a search is about: `settings`, the network it starts from, and the images it is for."""
 
-    More than one of `workers` are processes of `command`, which call this with the same arguments,
-    and run the trials while this one is their chief. A worker gives None when nothing is left.
+    settings: Tune
+    baseline: Network
+    image_shape: tuple[int, int, int]
+    classes: int
+    seed: int
+
+    def gflops(self, values: Mapping[str, Any]) -> float:
+        """Return 1e9 operations of a forward pass of the network for KerasTuner's `values`."""
+        return forward_gflops(network_of(values, self.baseline), self.image_shape, self.classes)
+
+    def affordable(self, values: Mapping[str, Any]) -> bool:
+        """Return whether tune.max_gflops allows the network for `values`."""
+        most = self.settings.max_gflops
+        return most is None or self.gflops(values) <= most
+
+
+def search(
+    task: Task, *, folder: Path, run: RunTrial, command: Sequence[str] = ()
+) -> tuple[Network, pd.DataFrame] | None:
+    """Look at tune.trials networks, the baseline first if tune.space has it, and return the best.
+
+    Where tune.workers is more than one, processes of `command`, which call this with the same
+    arguments, run the trials while this one is their chief. A worker returns None when nothing is
+    left.
 
     What is already in `folder` is not done again: the caller names it after all that a trial's
-    outcome depends on. The table has a row a trial: trial, status (COMPLETED or FAILED),
+    outcome depends on. The table has a row per trial: trial, status (COMPLETED or FAILED),
     val_accuracy, val_loss, parameters, gflops, epochs, seconds, the hyperparameters, message.
 
     Raises:
-        UserError: if every trial failed, no network of `space` is under `max_gflops`, what is in
-            `folder` is damaged, or a worker cannot be started.
+        UserError: if every trial failed, no network of tune.space is under tune.max_gflops, what
+            is in `folder` is damaged, or a worker cannot be started.
 
     """
-
-    def gflops(values: Mapping[str, Any]) -> float:
-        return architecture_of(values, baseline).forward_gflops(image_shape, classes)
-
-    def affordable(values: Mapping[str, Any]) -> bool:
-        return max_gflops is None or gflops(values) <= max_gflops
-
     worker = worker_id()
-    common = {
-        "objective": OBJECTIVE,
-        "hyperparameters": declare(space),
-        "allow_new_entries": False,
-        "tune_new_entries": False,
-        # KerasTuner takes a seed of 0 for none.
-        "seed": seed + 1,
-        "max_consecutive_failed_trials": trials + 1,
-        "baseline": values_of(baseline) if _contains(space, baseline) else None,
-        "affordable": affordable,
-    }
-    chosen: Any
-    if oracle == "hyperband":
-        # 0 is without end: its rounds begin anew until there were enough trials.
-        chosen = _HyperbandOracle(max_epochs=epochs, hyperband_iterations=0, **common)
-        chosen.max_trials = trials
-        networks, first_epochs = chosen.first_round()
-        if trials <= networks and first_epochs < epochs and worker is None:
-            log.warning(
-                "hyperband first looks at %d networks for %d of tune.epochs = %d epochs each, and "
-                "tune.trials = %d leaves none to train the best of them further; raise tune.trials",
-                networks,
-                first_epochs,
-                epochs,
-                trials,
-            )
-    elif oracle == "bayesian":
-        # KerasTuner's default is three draws a hyperparameter, more than most searches have trials.
-        chosen = _BayesianOracle(
-            max_trials=trials, num_initial_points=max(3, trials // 3), **common
-        )
-    else:
-        chosen = _RandomOracle(max_trials=trials, **common)
-    if common["baseline"] is None and worker is None:
-        log.info("the network in params.yaml is outside tune.space, so no trial looks at it")
-
+    oracle = _oracle(task, quiet=worker is not None)
     place = {"directory": str(folder.parent), "project_name": folder.name}
     try:
-        tuner = _Tuner(run, baseline, epochs, oracle=chosen, **place)
+        tuner = _Tuner(run, task.baseline, task.settings.epochs, oracle=oracle, **place)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         # KerasTuner writes its state in place, and a killed search can leave half of it.
         raise UserError(
@@ -419,27 +333,69 @@ def search(
         with at_work(worker, folder):
             tuner.search()
         return None
-    if chosen.end_order:
-        log.info("going on with a search of %d finished trials", len(chosen.end_order))
+    if oracle.end_order:
+        log.info("going on with a search of %d finished trials", len(oracle.end_order))
+    workers = task.settings.workers
     if is_chief(workers):
         tuner.save()
-        lead(chosen, workers=workers, command=command, folder=folder)
+        lead(oracle, workers=workers, command=command, folder=folder)
     else:
         tuner.search()
+    return _found(oracle, task, folder)
 
-    if not chosen.trials:
-        raise UserError(
-            f"tune.max_gflops = {max_gflops}: no network of tune.space is that cheap; raise it, or "
-            "add smaller filters to tune.space"
+
+def _oracle(task: Task, *, quiet: bool) -> Any:
+    """Return KerasTuner's oracle for `task`; `quiet` where another process says what there is."""
+    settings = task.settings
+    in_space = contains(settings.space, task.baseline)
+    if not in_space and not quiet:
+        log.info("the network in params.yaml is outside tune.space, so no trial looks at it")
+    common = {
+        "objective": OBJECTIVE,
+        "hyperparameters": declare(settings.space),
+        "allow_new_entries": False,
+        "tune_new_entries": False,
+        # KerasTuner takes a seed of 0 for none.
+        "seed": task.seed + 1,
+        "max_consecutive_failed_trials": settings.trials + 1,
+        "baseline": values_of(task.baseline) if in_space else None,
+        "affordable": task.affordable,
+    }
+    if settings.oracle == "bayesian":
+        # KerasTuner's default is three draws per hyperparameter, more than most searches' trials.
+        first = max(3, settings.trials // 3)
+        return _BayesianOracle(max_trials=settings.trials, num_initial_points=first, **common)
+    if settings.oracle == "random":
+        return _RandomOracle(max_trials=settings.trials, **common)
+    # 0 is without end: its rounds begin anew until there were enough trials.
+    oracle = _HyperbandOracle(max_epochs=settings.epochs, hyperband_iterations=0, **common)
+    oracle.max_trials = settings.trials
+    networks, first_epochs = oracle.first_round()
+    if settings.trials <= networks and first_epochs < settings.epochs and not quiet:
+        log.warning(
+            "hyperband first looks at %d networks for %d of tune.epochs = %d epochs each, and "
+            "tune.trials = %d leaves none to train the best of them further; raise tune.trials",
+            *(networks, first_epochs, settings.epochs, settings.trials),
         )
-    if len(chosen.trials) < trials:
+    return oracle
+
+
+def _found(oracle: Any, task: Task, folder: Path) -> tuple[Network, pd.DataFrame]:
+    settings = task.settings
+    if not oracle.trials:
+        raise UserError(
+            f"tune.max_gflops = {settings.max_gflops}: no network of tune.space is that cheap; "
+            "raise it, or add smaller filters to tune.space"
+        )
+    if len(oracle.trials) < settings.trials:
+        limit = settings.max_gflops
         log.warning(
             "the search ended after %d of %d trials: tune.space has no other network%s",
-            len(chosen.trials),
-            trials,
-            "" if max_gflops is None else f" under tune.max_gflops = {max_gflops}",
+            len(oracle.trials),
+            settings.trials,
+            "" if limit is None else f" under tune.max_gflops = {limit}",
         )
-    table = pd.DataFrame([_row(trial, baseline, gflops) for trial in chosen.trials.values()])
+    table = pd.DataFrame([_row(trial, task) for trial in oracle.trials.values()])
     table = table.sort_values("trial", ignore_index=True)
     # A failed trial has neither, which would make floats of them.
     table = table.astype({"parameters": "Int64", "epochs": "Int64"})
@@ -447,15 +403,12 @@ def search(
         # Or the next search would go on with it, and fail before its first trial.
         shutil.rmtree(folder)
         raise UserError(f"every trial of the search failed; the first: {table['message'][0]}")
-    best = chosen.get_best_trials(1)[0]
-    return architecture_of(best.hyperparameters.values, baseline), table
+    best = oracle.get_best_trials(1)[0]
+    return network_of(best.hyperparameters.values, task.baseline), table
 
 
-def _row(
-    trial: Any, baseline: Architecture, gflops: Callable[[Mapping[str, Any]], float]
-) -> dict[str, Any]:
+def _row(trial: Any, task: Task) -> dict[str, Any]:
     values = trial.hyperparameters.values
-    architecture = architecture_of(values, baseline)
 
     def metric(name: str) -> float | None:
         return trial.metrics.get_last_value(name) if trial.metrics.exists(name) else None
@@ -467,21 +420,9 @@ def _row(
             name: metric(name)
             for name in ("val_accuracy", "val_loss", "parameters", "epochs", "seconds")
         },
-        "gflops": round(gflops(values), 4),
-        **described(architecture),
+        "gflops": round(task.gflops(values), 4),
+        **columns_of(network_of(values, task.baseline)),
         "message": _last_line(trial.message),
-    }
-
-
-def described(architecture: Architecture) -> dict[str, Any]:
-    """Return `architecture` as the flat columns of tables and MLflow's params."""
-    return {
-        "blocks": len(architecture.filters),
-        "filters": " ".join(map(str, architecture.filters)),
-        "kernel_sizes": " ".join(map(str, architecture.kernel_sizes)),
-        "dense_layers": len(architecture.dense_units),
-        "dense_units": " ".join(map(str, architecture.dense_units)) or "none",
-        "dense_dropout": architecture.dense_dropout,
     }
 
 
@@ -490,24 +431,21 @@ def _last_line(message: str | None) -> str:
     return lines[-1] if lines else ""
 
 
-def save_hyperparameters(architecture: Architecture, path: Path) -> None:
-    """Write what is trained of `architecture`: its members and views are no matter of a search."""
-    write_json(path, {name: getattr(architecture, name) for name in SingleNetwork.model_fields})
+def description(settings: Tune, rows: Split) -> str:
+    """Return a search in words, for the log and MLflow."""
+    return (
+        f"A {settings.oracle} search of {settings.trials} trials of at most {settings.epochs} "
+        f"epochs on {len(rows.train):,} train and {len(rows.validation):,} validation images"
+    )
 
 
-def load_hyperparameters(path: Path, network: Network) -> Architecture:
-    """Read what tune chose, with the members and views that `network` has.
-
-    Raises:
-        UserError: if the file is missing or does not hold a network.
-
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro tune`") from None
-    try:
-        chosen = validate(SingleNetwork, values, path)
-    except UserError as error:
-        raise UserError(f"{error}; run `dvc repro tune`") from None
-    return Architecture(**dict(network) | dict(chosen))
+def summary(table: pd.DataFrame, chosen: Network) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the metrics of a search with `table`, and tags that say what was chosen."""
+    metrics = {
+        "tune/trials": len(table),
+        "tune/failed": int((table["status"] != "COMPLETED").sum()),
+        "tune/best_val_accuracy": float(table["val_accuracy"].max()),
+    }
+    best = int(table["trial"][table["val_accuracy"].idxmax()])
+    of_best = {f"best.{name}": str(value) for name, value in columns_of(chosen).items()}
+    return metrics, {"best.trial": f"{best:02d}", **of_best}

@@ -31,7 +31,7 @@ CHIEF = "chief"
 
 LOOPBACK, ANY_FREE = "127.0.0.1", "0"
 
-LEASH = "EMOTION_DETECTION_LEASH"
+WATCHDOG = "EMOTION_DETECTION_WATCHDOG"
 """Set for the workers that a chief started: they end with it."""
 
 TRIES = 3
@@ -46,7 +46,7 @@ TENSORFLOW_STARTS = re.compile(r"WARNING: All log messages before absl|I\d{4} ")
 GRACE = 15.0
 """Seconds that an ended process has to say so to MLflow."""
 
-FAREWELL, LAST_SENT = 10.0, 90.0
+SHUTDOWN, LAST_SENT = 10.0, 90.0
 """Seconds, after the last trial, for workers to hear of it, and then to send MLflow the rest."""
 
 
@@ -151,14 +151,14 @@ def lead(oracle: Oracle, *, workers: int, command: Sequence[str], folder: Path) 
     log.info("%d workers here; the chief listens at %s:%d", workers, host, port)
     # gRPC would ask a proxy for this machine too, and wait an hour for its answer.
     place = {ADDRESS: host, PORT: str(port), "no_grpc_proxy": host}
-    crew = [
+    running = [
         _Worker(f"local-{number + 1}", command, {**place, **share(number, workers)})
         for number in range(workers)
     ]
     try:
-        with _hushed(), _ending(crew):
-            _watch(oracle, service, crew, folder)
-            _take_leave(oracle, crew)
+        with _hushed(), _ending(running):
+            _watch(oracle, service, running, folder)
+            _shut_down(oracle, running)
     finally:
         server.stop(None).wait()
 
@@ -175,7 +175,7 @@ class _Worker:
     def start(self) -> None:
         self.process = subprocess.Popen(
             self._command,
-            env={**os.environ, ID: self.name, LEASH: "1", **self._variables},
+            env={**os.environ, ID: self.name, WATCHDOG: "1", **self._variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -212,23 +212,23 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _ending(crew: Sequence[_Worker]) -> Iterator[None]:
-    """End the processes of `crew` with the block."""
+def _ending(running: Sequence[_Worker]) -> Iterator[None]:
+    """End the processes of `running` with the block."""
     try:
         yield
     finally:
         try:
-            for worker in crew:
+            for worker in running:
                 worker.terminate()
             until = time.monotonic() + GRACE
-            for worker in crew:
+            for worker in running:
                 worker.join(max(0.0, until - time.monotonic()))
         finally:
-            for worker in crew:
+            for worker in running:
                 worker.kill()
 
 
-def _watch(oracle: Oracle, service: Any, crew: Sequence[_Worker], folder: Path) -> None:
+def _watch(oracle: Oracle, service: Any, running: Sequence[_Worker], folder: Path) -> None:
     """Keep the workers at work until no trial is left."""
     deaths: Counter[str] = Counter()
     signs = _SignsOfLife(folder)
@@ -236,7 +236,7 @@ def _watch(oracle: Oracle, service: Any, crew: Sequence[_Worker], folder: Path) 
         over = service.stop_triggered or len(oracle.end_order) >= oracle.max_trials
         if over and not oracle.ongoing_trials and not oracle.waiting:
             return
-        for worker in crew:
+        for worker in running:
             if worker.name in oracle.callers:
                 worker.deaths_before_a_trial = 0
             if worker.process is None:
@@ -279,13 +279,13 @@ def _start_again(worker: _Worker, status: int, oracle: Oracle, deaths: Counter[s
     worker.start()
 
 
-def _take_leave(oracle: Oracle, crew: Sequence[_Worker]) -> None:
+def _shut_down(oracle: Oracle, running: Sequence[_Worker]) -> None:
     """Let the workers hear that nothing is left, and end by themselves."""
-    until = time.monotonic() + FAREWELL
+    until = time.monotonic() + SHUTDOWN
     while oracle.tuner_ids and time.monotonic() < until:
         time.sleep(0.1)
     until = time.monotonic() + LAST_SENT
-    for worker in crew:
+    for worker in running:
         if worker.name not in oracle.tuner_ids:
             worker.join(max(0.0, until - time.monotonic()))
 
@@ -323,7 +323,7 @@ def at_work(worker: str, folder: Path) -> Iterator[None]:
     """
     done = threading.Event()
     threading.Thread(target=_beat, args=(_sign(folder, worker), done), daemon=True).start()
-    if os.environ.get(LEASH):
+    if os.environ.get(WATCHDOG):
         threading.Thread(target=_until_nobody_holds_stdin, args=(done,), daemon=True).start()
     try:
         with _hushed():

@@ -1,0 +1,79 @@
+"""The finished epochs of a training, on disk, so that an interrupted one goes on from there."""
+
+import json
+import shutil
+from pathlib import Path
+
+import keras
+
+from emotion_detection.console import UserError
+from emotion_detection.files import atomic, write_json
+from emotion_detection.training.callbacks import Row, best_epoch_of
+
+WEIGHTS = "model.weights.h5"
+
+
+class Checkpoints:
+    """The last and the best finished epoch of one training.
+
+    A folder per epoch holds the weights, the optimizer's state and the history up to there. It
+    appears as a whole, and an older one is removed only after it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Keep them in `folder`, which the caller names after all that the training depends on."""
+        self._folder = folder
+
+    def exist(self) -> bool:
+        """Return whether there is an epoch to go on from."""
+        return bool(self._epochs())
+
+    def resume(self, model: keras.Model) -> tuple[list[Row], bool]:
+        """Set the compiled `model` to the last epoch; return the history and whether it ended.
+
+        Raises:
+            UserError: if the checkpoint is damaged.
+
+        """
+        epochs = self._epochs()
+        if not epochs:
+            return [], False
+        try:
+            kept = json.loads((epochs[-1] / "history.json").read_text(encoding="utf-8"))
+            model.load_weights(epochs[-1] / WEIGHTS)
+            for variable, state in zip(_random_state(model), kept["random_state"], strict=True):
+                variable.assign(state)
+            return kept["rows"], kept["ended"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{epochs[-1]}: damaged checkpoint ({error}); remove {self._folder} to train anew"
+            ) from error
+
+    def save(self, model: keras.Model, rows: list[Row], ended: bool) -> None:
+        """Keep the epoch that `rows` end with, and drop what is neither the last nor the best."""
+        with atomic(self._path(len(rows))) as folder:
+            folder.mkdir()
+            model.save_weights(folder / WEIGHTS)
+            states = [variable.numpy().tolist() for variable in _random_state(model)]
+            kept = {"rows": rows, "ended": ended, "random_state": states}
+            write_json(folder / "history.json", kept)
+        needed = {self._path(len(rows)), self._path(best_epoch_of(rows))}
+        for folder in self._epochs():
+            if folder not in needed:
+                shutil.rmtree(folder)
+
+    def load_best(self, model: keras.Model, rows: list[Row]) -> None:
+        """Set `model` to the weights of the best epoch of `rows`, averaged where there is an EMA."""
+        model.load_weights(self._path(best_epoch_of(rows)) / WEIGHTS)
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+
+    def _path(self, epoch: int) -> Path:
+        return self._folder / f"epoch_{epoch:05d}"
+
+    def _epochs(self) -> list[Path]:
+        return sorted(self._folder.glob("epoch_*"))
+
+
+def _random_state(model: keras.Model) -> list[keras.Variable]:
+    """Return what dropout draws its next masks from; Keras does not count it among the weights."""
+    return [variable for variable in model.variables if variable.name == "seed_generator_state"]
