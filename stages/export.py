@@ -1,4 +1,4 @@
-"""Make the model that is used from the trained networks: members together, tta, ONNX; and log it."""
+"""Make the model that is used from the trained networks: ensemble, tta, ONNX; and log it."""
 
 import numpy as np
 from emotion_detection.data.splits import split

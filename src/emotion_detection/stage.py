@@ -1,4 +1,4 @@
-"""What surrounds the stages that compute: state key, resume, completed outputs, MLflow run, reports.
+"""What surrounds a stage that computes: state key, resume, completed outputs, MLflow run, report.
 
 A stage's state lies in a folder that is named by its state key: a digest of the params and
 dependencies that dvc.yaml lists for the stage. Work that was interrupted goes on from there. Work
@@ -33,7 +33,7 @@ from emotion_detection.tracking import runs
 OUTPUTS, LOCK_DIGEST = "outputs", "lock_digest.txt"
 
 STATES_KEPT = 4
-"""States of a stage that are kept, so that a person can go back to params that were tried before."""
+"""States of a stage that are kept, for a person who goes back to params that were tried before."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Stage:
     def logging_to(
         self, run: contextlib.AbstractContextManager[str | None]
     ) -> Iterator[str | None]:
-        """Log to a run that another stage made while the block lasts; its end completes the stage.
+        """Log to a run of another stage while the block lasts; its end completes the stage.
 
         None says that the run is gone, and nothing is logged.
         """

@@ -120,7 +120,7 @@ def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
 
 
 def digest(model: keras.Model) -> str:
-    """Return the SHA-256, in hex, of the weights of `model` in their order: types, shapes, values."""
+    """Return the SHA-256, in hex, of the weights of `model`: their types, shapes and values."""
     found = hashlib.sha256()
     for weight in model.get_weights():
         found.update(f"{weight.dtype} {weight.shape} ".encode())
