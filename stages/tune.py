@@ -67,7 +67,7 @@ def _search(settings: Params) -> None:
             figures={"trials": trials(table)},
             more_metrics=seconds,
         )
-        runs.set_tags(tags)
+        runs.set_tags({**tags, "workers": str(tune.workers)})
 
 
 if __name__ == "__main__":

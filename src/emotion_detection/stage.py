@@ -19,6 +19,7 @@ import keras
 import pandas as pd
 from matplotlib.figure import Figure
 
+import emotion_detection
 from emotion_detection import paths
 from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import Dataset
@@ -29,6 +30,8 @@ from emotion_detection.models import saving
 from emotion_detection.models.hardware import be_deterministic, resolve_precision
 from emotion_detection.params import Params, flat, read
 from emotion_detection.tracking import runs
+
+CODE = Path(emotion_detection.__file__).parents[2]
 
 OUTPUTS, LOCK_DIGEST = "outputs", "lock_digest.txt"
 
@@ -55,14 +58,14 @@ class Definition:
 
 
 def definition(name: str) -> Definition:
-    """Return the stage `name` of dvc.yaml.
+    """Return the stage `name` of dvc.yaml, of this folder or else of the code that runs.
 
     Raises:
         UserError: if there is no dvc.yaml or no such stage in it.
 
     """
     try:
-        stage = read(paths.DVC_FILE)["stages"][name]
+        stage = read(_of_code(paths.DVC_FILE))["stages"][name]
     except (KeyError, TypeError) as error:
         raise UserError(f"{paths.DVC_FILE}: has no stage {name}") from error
     return Definition(
@@ -112,7 +115,7 @@ class Stage:
         return paths.REPORTS / self.definition.name
 
     def _content(self, path: Path) -> str:
-        return self.dataset.digest if path == paths.DATASET else content_digest(path)
+        return self.dataset.digest if path == paths.DATASET else content_digest(_of_code(path))
 
     # Resume
 
@@ -147,9 +150,12 @@ class Stage:
             for path in self.definition.outs:
                 _copy(path, folder / path.name)
         self.shared.touch()
-        states = sorted(self.shared.parent.glob("*/"), key=lambda state: state.stat().st_mtime)
-        for state in states[:-STATES_KEPT]:
+        for state in self._states()[:-STATES_KEPT]:
             shutil.rmtree(state)
+
+    def _states(self) -> list[Path]:
+        """Return the folders of states of the stage, the oldest first."""
+        return sorted(self.shared.parent.glob("*/"), key=lambda state: state.stat().st_mtime)
 
     # MLflow
 
@@ -169,6 +175,13 @@ class Stage:
             )
         file = self.folder / paths.RUN_FILE
         begun = runs.load_run_id(file)
+        others = [state for state in self._states() if state != self.shared]
+        interrupted = [state for state in others if not any(state.rglob(OUTPUTS))]
+        if interrupted and begun is None:
+            log.info(
+                "starting anew: %d interrupted with other params, data or code wait in %s",
+                *(len(interrupted), self.shared.parent),
+            )
         with runs.run(
             self.definition.name,
             note=note,
@@ -254,6 +267,12 @@ class Stage:
             logged = {**metrics, **(more_metrics or {})}
             runs.log_metrics(logged, self.dataset if of_model else None)
             runs.log_files(self.report, self.definition.name)
+
+
+def _of_code(path: Path) -> Path:
+    """Return `path`, or where it lies beside the code that runs if it is not in this folder."""
+    beside = CODE / path
+    return beside if not path.exists() and beside.exists() else path
 
 
 def content_digest(path: Path) -> str:

@@ -67,6 +67,11 @@ class Checkpoints:
         model.load_weights(self._path(best_epoch_of(rows)) / WEIGHTS)
         model.optimizer.finalize_variable_values(model.trainable_variables)
 
+    def remove(self) -> None:
+        """Remove them, where the training is over and its network kept."""
+        for folder in self._epochs():
+            shutil.rmtree(folder)
+
     def _path(self, epoch: int) -> Path:
         return self._folder / f"epoch_{epoch:05d}"
 

@@ -1,5 +1,6 @@
 """The members of an ensemble: networks of different seeds, trained one after the other."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,15 +10,18 @@ import pandas as pd
 from emotion_detection import paths
 from emotion_detection.console import log
 from emotion_detection.data.splits import Split
+from emotion_detection.files import atomic
 from emotion_detection.models.layers import plain
 from emotion_detection.models.saving import save
 from emotion_detection.params import Network, Params, flat
 from emotion_detection.stage import Stage
 from emotion_detection.tracking import runs
-from emotion_detection.training.callbacks import best_epoch
+from emotion_detection.training.callbacks import LogEpoch, best_epoch, figures
 from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit, network_to_train
 from emotion_detection.training.pretrained import start
+
+NETWORK, HISTORY = "network.keras", "history.csv"
 
 NOTE = (
     "Curves are under Model metrics, figures under Artifacts, the model under Logged models.\n\n"
@@ -45,43 +49,77 @@ def train_member(
 ) -> pd.DataFrame:
     """Train `member`, from 0, save it in `folder`, and return its history.
 
-    It is the network that it would be alone with its seed, `seed` + `member`. Its checkpoints do
-    not depend on the number of members, so more members leave those that there are as they are.
-    `log_resumed` logs the epochs of an earlier process too.
+    It is the network that it would be alone with its seed, `seed` + `member`. Its state does not
+    depend on the number of members, so where there are more of them those that are trained already
+    stay as they are. `log_resumed` logs the epochs of an earlier process too.
 
     Raises:
         UserError: as `fit` and `pretrained.start` do.
 
     """
-    # Keras keeps every graph that it built until it is told not to.
-    keras.backend.clear_session()
-    dataset = stage.dataset
-    seed, members = settings.seed + member, settings.ensemble.members
-    checkpoints = Checkpoints(stage.shared / f"member_{member + 1}")
-    model = network_to_train(network, dataset, settings.train, precision=stage.precision, seed=seed)
-    if member == 0:
-        log.info("%s parameters per network", f"{model.count_params():,}")
-        runs.log_params({"parameters": members * model.count_params()})
+    members = settings.ensemble.members
     if members > 1:
         log.info("member %d/%d", member + 1, members)
-    if settings.train.init_from and not checkpoints.exist():
-        start(
-            model, settings.train.init_from, dataset=dataset, split=flat(settings.split, "split.")
-        )
     prefix = "epoch" if members == 1 else f"member_{member + 1}"
+    state = stage.shared / f"member_{member + 1}"
+    trained = state / "trained"
+    if not trained.exists():
+        _train(
+            settings,
+            network,
+            rows,
+            stage=stage,
+            state=state,
+            target=trained,
+            seed=settings.seed + member,
+            log_epoch=lambda row, epoch: runs.log_epoch(row, epoch, prefix),
+            log_resumed=log_resumed,
+        )
+        history = pd.read_csv(trained / HISTORY)
+    else:
+        history = pd.read_csv(trained / HISTORY)
+        log.info("it was trained before, for %d epochs", len(history))
+        for row in history.to_dict("records") if log_resumed else []:
+            runs.log_epoch(figures(row), int(row["epoch"]), prefix)
+    shutil.copyfile(trained / NETWORK, folder / paths.network(member).name)
+    return history
+
+
+def _train(
+    settings: Params,
+    network: Network,
+    rows: Split,
+    *,
+    stage: Stage,
+    state: Path,
+    target: Path,
+    seed: int,
+    log_epoch: LogEpoch,
+    log_resumed: bool,
+) -> None:
+    """Train a member with its checkpoints in `state`, and write it and its history to `target`."""
+    # Keras keeps every graph that it built until it is told not to.
+    keras.backend.clear_session()
+    dataset, training = stage.dataset, settings.train
+    checkpoints = Checkpoints(state)
+    model = network_to_train(network, dataset, training, precision=stage.precision, seed=seed)
+    if training.init_from and not checkpoints.exist():
+        start(model, training.init_from, dataset=dataset, split=flat(settings.split, "split."))
     history = fit(
         model,
         dataset,
         rows,
-        settings.train,
+        training,
         seed=seed,
         checkpoints=checkpoints,
-        log_epoch=lambda row, epoch: runs.log_epoch(row, epoch, prefix),
+        log_epoch=log_epoch,
         log_resumed=log_resumed,
     )
-    network_to_save = plain(model, dataset.images.shape[1:])
-    save(network_to_save, folder / paths.network(member).name, dataset.classes)
-    return history
+    with atomic(target) as finished:
+        finished.mkdir()
+        history.to_csv(finished / HISTORY, index=False)
+        save(plain(model, dataset.images.shape[1:]), finished / NETWORK, dataset.classes)
+    checkpoints.remove()
 
 
 def histories(of_members: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:

@@ -403,6 +403,9 @@ def _found(oracle: Any, task: Task, folder: Path) -> tuple[Network, pd.DataFrame
         # Or the next search would go on with it, and fail before its first trial.
         shutil.rmtree(folder)
         raise UserError(f"every trial of the search failed; the first: {table['message'][0]}")
+    for weights in folder.rglob("*.weights.h5"):
+        # Of trials that hyperband may have trained further.
+        weights.unlink()
     best = oracle.get_best_trials(1)[0]
     return network_of(best.hyperparameters.values, task.baseline), table
 
