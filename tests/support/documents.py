@@ -40,6 +40,7 @@ ELSEWHERE = {
     "dvc exp run --queue -S train.lr=1e-3": "test_pipeline.py, under a name",
     "dvc queue start --jobs 2": "test_pipeline.py",
     "mlflow ui": "test_pipeline.py, on a free port",
+    "emotion-detection recipe --reset": "test_recipes.py",
     "emotion-detection send": "test_outages.py",
     "mlflow models serve -m models:/emotion-detection@champion --env-manager local --port 5001": (
         "test_serving.py, on a free port"
@@ -72,7 +73,6 @@ ELSEWHERE = {
 """What another test runs."""
 
 NOT_RUN = {
-    "git checkout params.yaml": "test_pipeline.py checks everything out",
     **dict.fromkeys(
         (
             "git add data/emotion-detection-fer.zip.dvc",
