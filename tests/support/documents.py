@@ -1,4 +1,4 @@
-"""The commands that README.md and docs/*.md name, and how each of them is known to work."""
+"""The commands that README.md and docs/*.md name, and how each is known to work."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ PROGRAMS = (
     *("curl", "docker", "dvc", "emotion-detection", "export", "git", "kaggle", "make", "mlflow"),
     *("pip", "psql", "python", "python3", "source", "uv"),
 )
-"""What a command begins with, where a document does not say that it is one."""
+"""The first word of a command, where a document does not mark it as one."""
 
 RUN = {
     "dvc exp show --only-changed --drop 'models|reports'": "",
@@ -20,12 +20,12 @@ RUN = {
     "emotion-detection predict photo.jpg --model models/model.keras": "",
     "dvc repro ingest": "",
     "dvc repro tune": "",
-    "dvc repro train": "",
-    "dvc exp run $(cat recipes/quick) -S ingest.source=data/emotion-detection-fer.zip": (
+    "dvc repro export": "",
+    "emotion-detection recipe quick --run -S ingest.source=data/emotion-detection-fer.zip": (
         "-S train.epochs=1 -S train.batch_size=32 -S network.filters=[8,8] "
         "-S network.kernel_sizes=[3,3] -S split.fraction=0.2 -S evaluate.corruption_images=0"
     ),
-    "dvc exp run $(cat recipes/notebook) -S ingest.source=data/emotion-detection-fer.zip": (
+    "emotion-detection recipe notebook --run -S ingest.source=data/emotion-detection-fer.zip": (
         "-S train.epochs=1 -S train.batch_size=32 -S network.filters=[8,8] "
         "-S network.kernel_sizes=[3,3] -S evaluate.corruption_images=0"
     ),
@@ -40,14 +40,15 @@ ELSEWHERE = {
     "dvc exp run --queue -S train.lr=1e-3": "test_pipeline.py, under a name",
     "dvc queue start --jobs 2": "test_pipeline.py",
     "mlflow ui": "test_pipeline.py, on a free port",
-    "python -m emotion_detection.send": "test_outages.py",
+    "emotion-detection recipe --reset": "test_recipes.py",
+    "emotion-detection send": "test_outages.py",
     "mlflow models serve -m models:/emotion-detection@champion --env-manager local --port 5001": (
         "test_serving.py, on a free port"
     ),
     "dvc exp run -S tune.workers=2": "test_scaling.py runs its stage",
     "dvc exp run -S tune.workers=4": "likewise",
     "KERASTUNER_TUNER_ID=machine-b python -m stages.tune": "test_workers.py, by a smaller script",
-    "python -m emotion_detection.download": "test_download.py",
+    "python -m emotion_detection.data.kaggle": "test_kaggle.py",
     "dvc add data/emotion-detection-fer.zip": "test_data.py",
     "dvc remote add --default storage s3://BUCKET/PATH": "test_data.py",
     "dvc remote modify storage endpointurl https://HOST": "test_data.py",
@@ -58,20 +59,12 @@ ELSEWHERE = {
     "dvc queue start": "test_pipeline.py, with two jobs",
     "dvc exp run -S ingest.source=PATH -S 'ingest.image_size=[32,48]' "
     "-S ingest.color_mode=rgb": "test_other_sets.py: the photos, by params.yaml",
-    "dvc exp run -S 'train.distillation.teachers=[models:/emotion-detection/2]'": (
-        "test_pipeline.py, with version 1"
-    ),
     "dvc exp run -S tune.trials=0 -S train.init_from=models:/emotion-detection/2": (
-        "test_pipeline.py, with version 1, and teachers"
-    ),
-    "dvc exp run $(cat recipes/best) -S network.members=4 "
-    "-S 'train.members_from=[models:/emotion-detection/2]' "
-    "-S ingest.source=data/emotion-detection-fer.zip": (
-        "test_pipeline.py, with version 1 and two members"
+        "test_pipeline.py, with version 1"
     ),
     "dvc exp run -S export.onnx=true": "test_pipeline.py",
     "emotion-detection demo": "test_demo.py, on a free port",
-    "emotion-detection predict --model models/export/model.onnx": "test_pipeline.py",
+    "emotion-detection predict --model models/onnx/model.onnx": "test_pipeline.py",
     "emotion-detection predict photo.jpg": "test_serving.py",
     "emotion-detection predict --model models/model.keras --annotate annotated photo.jpg faces": (
         "test_serving.py"
@@ -80,7 +73,6 @@ ELSEWHERE = {
 """What another test runs."""
 
 NOT_RUN = {
-    "git checkout params.yaml": "test_pipeline.py checks everything out",
     **dict.fromkeys(
         (
             "git add data/emotion-detection-fer.zip.dvc",
@@ -115,15 +107,15 @@ NOT_RUN = {
     "make .venv/.extras": "makes an environment from the package registry",
     "make .venv/.dev": "likewise",
     "pip install --require-hashes -r requirements-extras.txt": "needs the package registry",
-    "make data": "makes an environment; then `python -m emotion_detection.download`",
+    "make data": "makes an environment; then `python -m emotion_detection.data.kaggle`",
     "make data DATASET=OWNER/NAME": "likewise",
     "make demo": "makes an environment; then `emotion-detection demo`",
     "make demo MODEL=models/model.keras": "likewise",
     "make repro": "makes an environment from the package registry",
     "make test": "makes an environment from the package registry",
-    "make faults": "takes a quarter of an hour and more",
-    "python -m benchmarks.faults --kills 50": "likewise",
-    "python -m benchmarks.faults --kills 50 --signal INT": "likewise",
+    "make soak": "takes a quarter of an hour and more",
+    "python -m tests.soak.faults --kills 50": "likewise",
+    "python -m tests.soak.faults --kills 50 --signal INT": "likewise",
     **dict.fromkeys(
         (
             "python3 -m venv rivals",
@@ -136,52 +128,42 @@ NOT_RUN = {
         "needs that environment; test_rivals.py runs it without"
     ),
     "python -m benchmarks.rivals": "a name, not a command",
-    "python -m benchmarks.together --store postgresql": "takes ten minutes",
-    "python -m benchmarks.together --minutes 10 --store postgresql": "likewise",
-    "python -m benchmarks.together --minutes 10 --store sqlite": "likewise",
-    "python -m benchmarks.workers": "takes minutes; test_scaling.py kills a worker too",
+    "python -m tests.soak.together --store postgresql": "takes ten minutes",
+    "python -m tests.soak.together --minutes 10 --store postgresql": "likewise",
+    "python -m tests.soak.together --minutes 10 --store sqlite": "likewise",
+    "python -m tests.soak.workers": "takes minutes; test_scaling.py kills a worker too",
     "python -m benchmarks --only predicting --source data/emotion-detection-fer.zip "
     "--model models/model.keras": "takes minutes, and needs the archive",
     "mlflow models serve": "a name, not a command",
     "make ui": "makes an environment; then `mlflow ui`",
-    "make send": "makes an environment; then `python -m emotion_detection.send`",
+    "make send": "makes an environment; then `emotion-detection send`",
     "python3 -m venv .venv": "makes an environment",
     "source .venv/bin/activate": "needs that environment",
     "pip install --require-hashes -r requirements.txt": "needs the package registry",
     "pip install --no-deps --no-build-isolation --editable .": "needs that environment",
-    **dict.fromkeys(
-        (
-            "dvc exp run",
-            "dvc exp run $(cat recipes/quick)",
-            "dvc exp run $(cat recipes/best)",
-            "dvc exp run $(cat recipes/best) $(cat recipes/finish) "
-            "-S train.init_from=models:/emotion-detection/3",
-            "dvc exp run $(cat recipes/notebook)",
-            "dvc exp run $(cat recipes/notebook) -S split.validation=holdout",
-        ),
-        "the recipes are run with the source that the table's head adds",
-    ),
     "dvc exp run -S ingest.source=data/emotion-detection-fer.zip": (
-        "the notebook's recipe is run on the same zip"
+        "the recipe notebook is run on the same zip"
     ),
-    "dvc exp run --force $(cat recipes/quick) -S deterministic=true -S train.epochs=2 "
-    "-S evaluate.corruption_images=0 -S ingest.source=data/emotion-detection-fer.zip": (
-        "the recipe is run without these"
+    "emotion-detection recipe notebook --run -S split.validation=holdout "
+    "-S ingest.source=data/emotion-detection-fer.zip": (
+        "the recipe is run without it, and holdout is what params.yaml has"
     ),
+    "dvc repro --force STAGE": "not a command as it stands: STAGE is the reader's",
     "python -m benchmarks --source data/emotion-detection-fer.zip --model models/model.keras": (
         "takes most of an hour, and needs the archive"
     ),
-    "dvc exp run $(cat recipes/best) -S ingest.source=data/emotion-detection-fer.zip": (
-        "takes hours; the other recipes are run on the same zip"
+    **dict.fromkeys(
+        (
+            "emotion-detection recipe best --run -S ingest.source=data/emotion-detection-fer.zip",
+            *(
+                f"emotion-detection recipe best --run -S ensemble.members={members} "
+                "-S ingest.source=data/emotion-detection-fer.zip"
+                for members in (1, 2, 4)
+            ),
+        ),
+        "takes hours; the other recipes are run on the same zip",
     ),
-    "dvc exp run $(cat recipes/best) -S network.members=2 "
-    "-S ingest.source=data/emotion-detection-fer.zip": "likewise",
-    "dvc exp run $(cat recipes/best) $(cat recipes/finish) "
-    "-S train.init_from=models:/emotion-detection/2 "
-    "-S ingest.source=data/emotion-detection-fer.zip": (
-        "takes an hour; test_params.py reads its params, and test_pipeline.py goes on from a model"
-    ),
-    "dvc exp run -S tune.trials=0": "the notebook's recipe says so too",
+    "dvc exp run -S tune.trials=0": "the recipe notebook sets it too",
     "dvc add": "a name, not a command: what it is given is the reader's",
     "FUZZ_EXAMPLES=10000 python -m pytest tests/test_fuzzing.py": (
         "takes minutes; it runs with fewer"
@@ -223,6 +205,14 @@ def commands(text: str) -> Iterator[str]:
         if " " in command and _is_command(command):
             found[command] = None
     yield from found
+
+
+def targets(text: str) -> set[str]:
+    """Return what a link into a document may name: its anchors, and its headings as GitHub does."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"<[^>]+>", "", text), re.MULTILINE)
+    names = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return names | set(re.findall(r"<a id=[\"']([^\"']+)", text))
 
 
 def _of_block(language: str, lines: list[str]) -> Iterator[str]:
