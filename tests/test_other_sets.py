@@ -15,19 +15,20 @@ from PIL import Image
 from tests.support.project import Project
 
 COMMON: dict[str, dict[str, object]] = {
-    "sample": {"train": 50, "test": 25, "image_size": 16},
-    "profile": {"samples_per_class": 3},
-    "evaluate": {"bootstrap": 100, "corruption_images": 0, "mistakes": 4},
+    "sample": {"train": 50, "test": 25},
+    "evaluate": {"corruption_images": 0},
 }
 DIGITS: dict[str, dict[str, object]] = {
     "ingest": {"source": "digits", "image_size": [8, 8]},
-    "network": {"filters": [32, 64], "kernel_sizes": [3, 3], "average_flips": False},
+    "network": {"filters": [32, 64], "kernel_sizes": [3, 3]},
+    "tta": {"flips": False},
     "tune": {"trials": 0},
     "train": {"epochs": 4, "batch_size": 64, "augment": {"horizontal_flip": False}},
 }
 PHOTOS: dict[str, dict[str, object]] = {
     "ingest": {"source": "photos", "image_size": [24, 36], "color_mode": "rgb"},
-    "network": {"filters": [16, 32], "kernel_sizes": [3, 3], "members": 2},
+    "network": {"filters": [16, 32], "kernel_sizes": [3, 3]},
+    "ensemble": {"members": 2},
     "tune": {
         "trials": 1,
         "epochs": 1,
@@ -81,7 +82,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project that ran on the tiles of photos, in one process to import TensorFlow once."""
     project = Project.begin(tmp_path_factory.mktemp("photos"), COMMON | PHOTOS)
     write_photos(project.root / "photos")
-    stages = "ingest, profile, tune, train, evaluate"
+    stages = "ingest, profile, tune, train, export, evaluate"
     project.run("python", "-c", f"from stages import {stages}\nfor s in {stages}: s.main()")
     return project
 
@@ -112,11 +113,12 @@ def test_colour_images_that_are_not_square(photos: Project) -> None:
 
 def test_two_members_are_trained_of_what_a_search_found(photos: Project) -> None:
     (train,), (trial,) = photos.runs("train"), photos.runs("trial")
-    assert train.data.params["network.members"] == "2"
+    assert train.data.params["ensemble.members"] == "2"
     parameters = int(train.data.params["parameters"])
     assert parameters == 2 * int(trial.data.params["parameters"])
-    said = f"{parameters:,} parameters: 2 members, each with convolutions of "
-    assert said in read(photos, "model_card.md")
+    card = read(photos, "model_card.md")
+    assert f"{parameters:,} parameters" in card
+    assert "ensemble.members" in card
 
 
 @pytest.mark.parametrize("name", ["report.html", "model_card.md"])

@@ -45,11 +45,11 @@ def test_every_stage_leaves_what_people_look_at(project: Project) -> None:
             "roc.png",
             "scores.json",
             "reliability.png",
-            "robustness.png",
+            "corruptions.png",
             "mistakes.png",
             "predictions.csv",
             "reliability.csv",
-            "robustness.csv",
+            "corruptions.csv",
             "report.html",
             "model_card.md",
         ],
@@ -64,8 +64,8 @@ def test_every_stage_leaves_what_people_look_at(project: Project) -> None:
     predictions = pd.read_csv(project.root / "reports/evaluate/predictions.csv")
     metrics = project.json("reports/evaluate/metrics.json")
     assert len(predictions) == 60
-    robustness = pd.read_csv(project.root / "reports/evaluate/robustness.csv")
-    assert robustness["accuracy"].iloc[0] == pytest.approx(metrics["test/accuracy"], abs=1e-6)
+    corruptions = pd.read_csv(project.root / "reports/evaluate/corruptions.csv")
+    assert corruptions["accuracy"].iloc[0] == pytest.approx(metrics["test/accuracy"], abs=1e-6)
     assert (predictions["actual"] == predictions["predicted"]).mean() == pytest.approx(
         metrics["test/accuracy"], abs=1e-6
     )
@@ -97,7 +97,7 @@ def test_the_search_is_a_run_with_a_child_a_trial(project: Project) -> None:
     client = mlflow.MlflowClient(project.tracking_uri)
     curve = client.get_metric_history(by_name["trial 01"].info.run_id, "epoch/val_accuracy")
     assert [point.step for point in curve] == [1]
-    assert "trials.csv" in project.artifacts(tune, "search")
+    assert "trials.csv" in project.artifacts(tune, "tune")
 
 
 def test_the_train_run_tells_what_made_the_model_and_what_it_scores(project: Project) -> None:
@@ -115,13 +115,13 @@ def test_the_train_run_tells_what_made_the_model_and_what_it_scores(project: Pro
     assert [point.step for point in curve] == [1, 2]
     np.testing.assert_allclose([point.value for point in curve], history["val_loss"])
     # DVC and MLflow say the same by the same names.
-    for stage in ("train", "evaluate"):
+    for stage in ("train", "export", "evaluate"):
         metrics = project.json(f"reports/{stage}/metrics.json")
         assert metrics.items() <= train.data.metrics.items()
     assert "test/accuracy" in metrics
     assert any(name.startswith("system/") for name in train.data.metrics)
-    assert "confusion_counts.png" in project.artifacts(train, "evaluation")
-    assert "learning_curves.png" in project.artifacts(train, "training")
+    assert "confusion_counts.png" in project.artifacts(train, "evaluate")
+    assert "learning_curves.png" in project.artifacts(train, "train")
 
 
 def test_the_logged_model_is_the_one_evaluated(
@@ -212,7 +212,7 @@ def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None
             _open(page, f"{runs}/{train.info.run_id}/model-metrics")
             for name in ("train on sample (epoch/accuracy)", "val_loss"):
                 expect(page.get_by_text(name, exact=True).first).to_be_visible()
-            _open(page, f"{runs}/{train.info.run_id}/artifacts/evaluation/roc.png")
+            _open(page, f"{runs}/{train.info.run_id}/artifacts/evaluate/roc.png")
             page.wait_for_function("[...document.images].some(i => i.naturalWidth > 600)")
             browser.close()
     finally:
@@ -236,7 +236,7 @@ def _open(page: Page, url: str) -> None:
 def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Project) -> None:
     assert project.stages_run_by("dvc", "repro") == set()
     ran = project.stages_run_by("dvc", "exp", "run", "--name", "faster", "-S", "train.lr=1e-3")
-    assert ran == {"train", "evaluate", "export"}
+    assert ran == {"train", "export", "evaluate"}
     newest = project.runs("train")[0]
     assert newest.data.params["train.lr"] == "0.001"
     assert newest.data.tags["dvc.experiment"] == "faster"
@@ -252,34 +252,32 @@ def test_nothing_runs_twice_and_a_change_runs_what_depends_on_it(project: Projec
     plots = project.run("dvc", "plots", "diff", "HEAD", "faster", "--out", "dvc_plots")
     page = (project.root / "dvc_plots/index.html").read_text()
     assert "index.html" in plots
-    for name in ("loss", "accuracy", "confusion matrix", "F1 by class", "calibration", "worse"):
+    for name in ("loss", "accuracy", "confusion matrix", "F1 by class", "calibration", "corrupted"):
         assert name in page
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 
 
-def test_the_model_is_exported_where_a_param_asks_for_it(project: Project) -> None:
-    assert project.json("models/export/export.json") == {"onnx": None}
-    assert "reports/export/metrics.json" in project.run("dvc", "metrics", "show")
-    assert project.stages_run_by("dvc", "exp", "run", "-S", "export.onnx=true") == {"export"}
-    exported = project.json("models/export/export.json")["onnx"]
-    assert isinstance(exported, dict)
-    assert (exported["file"], exported["images"]) == ("model.onnx", [None, 24, 24, 1])
+def test_the_model_is_exported_to_onnx_where_a_param_asks_for_it(project: Project) -> None:
+    assert list((project.root / "models/onnx").iterdir()) == []
+    before = {run.info.run_id for run in project.runs("train")}
+    ran = project.stages_run_by("dvc", "exp", "run", "-S", "export.onnx=true")
+    assert ran >= {"export"}
+    assert "train" not in ran
     metrics = project.json("reports/export/metrics.json")
-    assert isinstance(metrics["export/largest_difference"], float)
-    assert metrics["export/largest_difference"] <= 1e-4
-    (train,) = (run for run in project.runs("train") if "dvc.experiment" not in run.data.tags)
-    assert train.data.metrics["export/onnx_images_per_second_256"] > 0
-    name = "export/largest_difference"
-    assert train.data.metrics[name] == metrics[name]
-    assert project.artifacts(train, "export") == {"model.onnx", "export.json"}
+    assert isinstance(metrics["export/onnx_largest_difference"], float)
+    assert metrics["export/onnx_largest_difference"] <= 1e-4
+    (export,) = project.runs("export")
+    assert export.data.tags["train.run"] in before
+    assert export.data.metrics["export/onnx_images_per_second"] > 0
+    assert metrics.items() <= export.data.metrics.items()
 
     answers = [
-        project.run(
-            *(sys.executable, "-m", "emotion_detection.cli", "predict", "data/sample/test/happy"),
-            *("--format", "csv", "--model", model),
+        project.run("emotion-detection", "predict", *options, "data/sample/test/happy")
+        for options in (
+            ("--format", "csv", "--model", "models/onnx/model.onnx"),
+            ("--format", "csv", "--model", "models/model.keras"),
         )
-        for model in ("models/export/model.onnx", "models/model.keras")
     ]
     by_onnx, by_keras = (
         pd.read_csv(io.StringIO(text[text.index("file,") :].partition("\npredict:")[0]))
@@ -292,33 +290,83 @@ def test_the_model_is_exported_where_a_param_asks_for_it(project: Project) -> No
     project.run("dvc", "checkout")
 
 
-def test_a_network_has_members_of_a_registered_one_and_learns_from_it(project: Project) -> None:
-    teacher = "models:/emotion-detection/1"
-    searches = len(project.runs("tune"))
-    output = project.run(
-        *("dvc", "exp", "run", "-n", "taught", "-S", f"train.distillation.teachers=[{teacher}]"),
-        *("-S", f"train.init_from={teacher}", "-S", f"train.members_from=[{teacher}]"),
-        *("-S", "network.members=2", "evaluate"),
+def test_other_tta_gives_other_scores_without_an_epoch(project: Project) -> None:
+    trainings = len(project.runs("train"))
+    flipped = pd.read_csv(project.root / "reports/evaluate/predictions.csv")
+    first = max(
+        (run for run in project.runs("train") if "dvc.experiment" not in run.data.tags),
+        key=lambda run: run.info.start_time,
     )
-    assert "learnt from other data" not in output
-    assert "was trained with other" not in output
-    # A search knows nothing of members.
-    assert len(project.runs("tune")) == searches
-    taught = project.runs("train")[0]
-    assert taught.data.params["train.distillation.teachers"] == teacher
-    assert taught.data.params["train.distillation.weight"] == "0.7"
-    assert taught.data.params["train.members_from"] == teacher
-    note = taught.data.tags["mlflow.note.content"]
-    assert f", its first members those of {teacher} and on what {teacher} says of them" in note
-    assert f" of them, from {teacher} on." in note
-    assert "registered.version" in taught.data.tags
+    ran = project.stages_run_by("dvc", "exp", "run", "-n", "plain", "-S", "tta.flips=false")
+    assert ran == {"export", "evaluate"}
+    assert len(project.runs("train")) == trainings
+    plain = pd.read_csv(project.root / "reports/evaluate/predictions.csv")
+    column = next(name for name in plain if name.startswith("probability_"))
+    assert not np.allclose(plain[column], flipped[column])
+    newest = project.runs("export")[0]
+    assert newest.data.tags["train.run"] == first.info.run_id
+    assert newest.data.params["tta.flips"] == "False"
+    assert newest.data.params["train.lr"] == first.data.params["train.lr"]
+    metrics = project.json("reports/evaluate/metrics.json")
+    assert newest.data.metrics["test/accuracy"] == pytest.approx(metrics["test/accuracy"])
+    assert "registered.version" in newest.data.tags
+    # The training's own run keeps the scores of its own export.
+    client = mlflow.MlflowClient(project.tracking_uri)
+    kept = client.get_run(first.info.run_id)
+    assert kept.data.metrics["test/accuracy"] == first.data.metrics["test/accuracy"]
+    assert kept.data.params["tta.flips"] == "True"
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_a_comment_in_the_code_gives_the_old_outputs_back(project: Project) -> None:
+    trainings = [len(project.runs(stage)) for stage in ("tune", "train", "export")]
+    made = (project.root / "models/model.keras").read_bytes()
+    for name in ("data/splits.py", "models/network.py", "training/loader.py"):
+        with (project.root / "src/emotion_detection" / name).open("a") as file:
+            file.write("# Nothing but a comment.\n")
+    assert project.stages_run_by("dvc", "repro") >= {"tune", "train"}
+    assert (project.root / "models/model.keras").read_bytes() == made
+    assert [len(project.runs(stage)) for stage in ("tune", "train", "export")] == trainings
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_more_members_leave_those_that_are_trained(project: Project) -> None:
+    uri = "models:/emotion-detection/1"
     first = project.runs("train")[-1]
-    assert int(taught.data.params["parameters"]) == 2 * int(first.data.params["parameters"])
-    page = (project.root / "reports/evaluate/report.html").read_text()
-    assert f"the first members from {teacher}, the others so: Adam" in page
-    assert f"going on from {teacher}, 70.0\u00a0% of each target from {teacher}" in page
+    printed = [
+        project.run(
+            *("dvc", "exp", "run", "-n", f"members-{members}", "-S", "train.epochs=1"),
+            *("-S", f"train.init_from={uri}", "-S", f"ensemble.members={members}", "train"),
+        )
+        for members in (2, 3)
+    ]
+    # A search knows nothing of members.
+    assert "Running stage 'tune'" not in "".join(printed)
+    assert "learnt from other data" not in printed[0]
+    assert "was trained with other" not in printed[0]
+    assert printed[1].count("it was trained before") == 2
+    assert printed[1].count("epoch 1/1") == 1
+    two, three = (
+        next(run for run in project.runs("train") if run.data.tags.get("dvc.experiment") == name)
+        for name in ("members-2", "members-3")
+    )
+    assert three.data.params["train.init_from"] == uri
+    assert three.data.params["ensemble.members"] == "3"
+    for number in (1, 2):
+        name = f"member_{number}/val_loss"
+        assert three.data.metrics[name] == two.data.metrics[name]
+    assert "member_3/val_loss" in three.data.metrics
+    project.run("dvc", "repro", "evaluate")
+    evaluated = mlflow.MlflowClient(project.tracking_uri).get_run(three.info.run_id)
+    parameters = int(first.data.params["parameters"])
+    assert int(evaluated.data.params["parameters"]) == 3 * parameters
+    assert "registered.version" in evaluated.data.tags
+    members = pd.read_csv(project.root / "reports/train/members.csv")
+    assert members["member"].tolist() == [1, 2, 3]
     metrics = project.json("reports/train/metrics.json")
-    assert taught.data.metrics["val_accuracy"] == pytest.approx(metrics["val_accuracy"])
+    assert metrics["val_accuracy"] == pytest.approx(members["val_accuracy"].mean())
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 
@@ -344,7 +392,7 @@ def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) ->
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     # The last training had the notebook's recipe, which looks at the test images while it trains.
     notebook = project.runs("train")[0]
-    assert notebook.info.run_name.endswith(" (selected_on_test) on emotion-detection-fer.zip")
+    assert notebook.info.run_name.endswith(" (selected on test) on emotion-detection-fer.zip")
     assert notebook.data.tags["selected_on_test"] == "true"
     project.run("git", "checkout", "--quiet", ".")
     project.run("git", "clean", "--quiet", "--force", "-d")
@@ -359,7 +407,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     settings = {"epochs": 20, "early_stopping_patience": None, "init_from": "models:/begun/1"}
     project.set_params({"train": settings})
     runs_before = {run.info.run_id for run in project.runs("train")}
-    state = project.root / "models" / ".train"
+    state = project.root / "models" / ".state" / "train"
     repro = subprocess.Popen(
         ["dvc", "repro"],
         cwd=project.root,
@@ -368,21 +416,21 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not any(state.glob("*/epoch_00003")):
+    while not any(state.glob("*/member_1/epoch_00003")):
         assert repro.poll() is None
         time.sleep(0.05)
     os.killpg(repro.pid, signal.SIGKILL)
     repro.wait()
-    assert not (project.root / "models/model.keras").exists()
+    assert not (project.root / "models/networks").exists()
 
     project.set_params({"train": {"epochs": 1}})
-    assert "1 cut off with other data, params or code wait in" in project.run(
+    assert "1 interrupted with other params, data or code wait in" in project.run(
         "dvc", "repro", "train"
     )
     project.set_params({"train": {"epochs": 20}})
     # Its weights are in the checkpoint.
     client.delete_registered_model("begun")
-    assert "going on after epoch" in project.run("dvc", "repro", "train")
+    assert "going on after epoch" in project.run("dvc", "repro")
     history = pd.read_csv(project.root / "reports/train/history.csv")
     assert history["epoch"].tolist() == list(range(1, 21))
     one_epoch, run = (run for run in project.runs("train") if run.info.run_id not in runs_before)
@@ -397,12 +445,17 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     project.run("dvc", "checkout")
 
 
-def test_what_was_finished_and_not_noted_is_not_done_twice(project: Project) -> None:
+def test_what_was_completed_and_not_noted_is_not_done_twice(project: Project) -> None:
     project.set_params({"tune": {"lr": 1.5e-3}, "train": {"lr": 1.5e-3}})
     lock = project.root / "dvc.lock"
     outputs = {
         "tune": ("models/hyperparameters.json", "reports/tune/trials.csv"),
-        "train": ("models/model.keras", "models/train_run.json", "reports/train/history.csv"),
+        "train": (
+            "models/networks/member_1.keras",
+            "models/networks/mlflow_run.json",
+            "reports/train/history.csv",
+        ),
+        "export": ("models/model.keras", "models/export_run.json", "reports/export/metrics.json"),
     }
     for stage, paths in outputs.items():
         runs_before = len(project.runs(stage))
@@ -412,12 +465,16 @@ def test_what_was_finished_and_not_noted_is_not_done_twice(project: Project) -> 
         # As after a Ctrl-C between the stage's end and DVC's note of it.
         lock.write_bytes(noted)
         again = project.run("dvc", "repro", "--single-item", "--no-run-cache", stage)
-        assert "the same was finished before" in again
+        assert f"{stage}: same params, data and code as before" in again
         assert [(project.root / path).read_bytes() for path in paths] == made
-        assert len(project.runs(stage)) == runs_before + 1
+        assert len(project.runs(stage)) == runs_before + (stage != "export")
 
-    assert project.stages_run_by("dvc", "repro") == {"evaluate", "export"}
-    assert not list(project.root.glob("models/.*/*"))
+    assert project.stages_run_by("dvc", "repro") == {"evaluate"}
+    # A person who forces a stage wants it done anew.
+    trainings = len(project.runs("train"))
+    forced = project.run("dvc", "repro", "--single-item", "--force", "train")
+    assert "same params, data and code" not in forced
+    assert len(project.runs("train")) == trainings + 1
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 
@@ -431,7 +488,7 @@ def test_queued_experiments_land_in_the_main_store(project: Project) -> None:
     for name in ("low", "high"):
         assert runs[name].info.status == "FINISHED"
         assert "test/accuracy" in runs[name].data.metrics
-        assert {"roc.png", "report.html"} <= project.artifacts(runs[name], "evaluation")
+        assert {"roc.png", "report.html"} <= project.artifacts(runs[name], "evaluate")
         assert "registered.version" in runs[name].data.tags
 
 
@@ -445,7 +502,7 @@ def test_one_changed_image_is_ingested_and_the_rest_follows(project: Project) ->
     image = source / "train/happy/im0.png"
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     ran = project.stages_run_by("dvc", "repro")
-    assert ran == {"ingest", "profile", "tune", "train", "evaluate", "export"}
+    assert ran == {"ingest", "profile", "tune", "train", "export", "evaluate"}
     assert project.runs("train")[0].data.tags["dataset"] == "faces"
 
 

@@ -23,7 +23,6 @@ from PIL import Image
 
 from emotion_detection import cli, console, paths
 from emotion_detection.files import write_json
-from emotion_detection.params import SingleNetwork
 from tests.support.stores import alone
 
 ROOT = Path(__file__).parents[1]
@@ -125,13 +124,11 @@ class Place:
             path: path.read_bytes()
             for folder in ("data", "models", "reports")
             for path in (self.root / folder).rglob("[!.]*")
-            if path.is_file() and ".search" not in path.parts and ".train" not in path.parts
+            if path.is_file() and paths.STATE.name not in path.parts
         }
 
     def chosen(self) -> None:
-        network = self.params["network"]
-        chosen = {name: network[name] for name in SingleNetwork.model_fields}
-        write_json(self.root / paths.HYPERPARAMETERS, chosen)
+        write_json(self.root / paths.HYPERPARAMETERS, self.params["network"])
 
 
 def one_image(name: str, data: bytes) -> Case:
@@ -315,9 +312,7 @@ CASES |= {
     "a param that is none": setting("train.lerning_rate", 0.1),
     "a param of the wrong type": setting("train.epochs", "fifty"),
     "a negative size": setting("ingest.image_size", [-48, 48]),
-    "more epochs on smaller images than in all": setting(
-        "train.progressive_resizing", {"epochs": 30, "scale": 0.5}
-    ),
+    "more epochs on smaller images than in all": setting("train.progressive_resizing", 30),
 }
 
 
@@ -373,19 +368,28 @@ def _(place: Place) -> Callable[[], None]:
     return place.stage("train")
 
 
-def broken_off(stage: Callable[[], None]) -> None:
-    """Leave a stage's state as one does that is cut off just before its end."""
+class InterruptedError(Exception):
+    """A stage was interrupted."""
+
+
+def interrupted(stage: Callable[[], None], name: str) -> None:
+    """Leave a stage's state as one does that is interrupted just before its end."""
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "keep", lambda *_: None)
-        stage()
+        patch.setattr(name, interrupt)
+        with pytest.raises(InterruptedError):
+            stage()
 
 
 @case("a damaged checkpoint")
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
     place.chosen()
-    broken_off(place.stage("train"))
-    (weights,) = (place.root / paths.TRAIN_STATE).rglob("*.weights.h5")
+    interrupted(place.stage("train"), "emotion_detection.training.ensemble.save")
+    (weights,) = (place.root / paths.STATE / "train").rglob("*.weights.h5")
     weights.write_bytes(weights.read_bytes()[:1000])
     return place.stage("train")
 
@@ -393,8 +397,8 @@ def _(place: Place) -> Callable[[], None]:
 @case("a damaged search")
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
-    broken_off(place.stage("tune"))
-    (state,) = (place.root / paths.SEARCH_STATE).rglob("oracle.json")
+    interrupted(place.stage("tune"), "emotion_detection.stage.Stage.complete")
+    (state,) = (place.root / paths.STATE / "tune").rglob("oracle.json")
     state.write_text(state.read_text()[:100])
     return place.stage("tune")
 
@@ -451,8 +455,8 @@ def _(place: Place) -> Callable[[], None]:
 
 @case("a damaged ONNX model for predict")
 def _(place: Place) -> Callable[[], None]:
-    place.model(b"no graph", paths.ONNX)
-    return predict(paths.ONNX)
+    place.model(b"no graph", paths.ONNX_MODEL)
+    return predict(paths.ONNX_MODEL)
 
 
 @case("a model for predict that would run code")

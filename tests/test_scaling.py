@@ -95,7 +95,7 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
     killed = ""
     for line in chief.stderr:
         lines.append(line)
-        begun = re.match(r"(local-\d)  trial (\d)/5  blocks of \d \d;", line)
+        begun = re.match(r"(local-\d)  trial (\d)/5  filters \d \d;", line)
         if begun and not killed:
             killed = f"trial {begun[2]:>02}"
             while not runs_of(client, f"run_name = '{killed}'"):
@@ -136,7 +136,8 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
     assert " ".join(map(str, chosen["filters"])) == best["filters"]
     assert search.data.tags["best.filters"] == best["filters"]
     stored = {key.rpartition(f"{search.info.run_id}/artifacts/")[2] for key in object_store.names()}
-    assert {"search/trials.csv", "search/trials.png", "search/metrics.json"} <= stored
+    assert {"tune/trials.csv", "tune/trials.png", "tune/metrics.json"} <= stored
     assert not list(tmp_path.glob("mlruns/.unsent/*/*/"))
-    (state,) = (tmp_path / paths.SEARCH_STATE).iterdir()
-    assert [path.name.partition("-")[0] for path in state.iterdir()] == [stage.OUTPUTS]
+    (state,) = (tmp_path / paths.STATE / "tune").iterdir()
+    assert (state / stage.OUTPUTS / paths.HYPERPARAMETERS.name).is_file()
+    assert not list(state.rglob("*.weights.h5"))
