@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from mlflow.entities.model_registry import ModelVersion
 
-from emotion_detection import tracking
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.evaluation.champion import Decision
-from emotion_detection.evaluation.metrics import champion, evaluate
-from emotion_detection.training.fit import fit
+from emotion_detection.evaluation.champion import Challenger, Decision, challenge
+from emotion_detection.evaluation.metrics import evaluate
+from emotion_detection.models import saving
+from emotion_detection.tracking import models, runs
 from tests.support.stores import alone
 
 NAME = "emotion-detection"
@@ -53,21 +53,22 @@ class Registry:
     def train(self, known: int, *, selected_on_test: bool = False, certainty: float = 5.0) -> str:
         """Return the run of a model."""
         tags = {"selected_on_test": str(selected_on_test).lower()}
-        with tracking.run("train", note="", dataset=self.toy, params={}, tags=tags) as run_id:
+        with runs.run("train", note="", dataset=self.toy, params={}, tags=tags) as run_id:
             model = network(certainty, known)
-            tracking.log_model(model, self.toy.images[:1], self.toy.classes)
+            runs.log_model(model, self.toy.images[:1], self.toy.classes)
         return run_id
 
-    def challenge(self, run_id: str, known: int, dataset: Dataset | None = None) -> Decision:
+    def challenge(
+        self, run_id: str | None, known: int, dataset: Dataset | None = None, **options: bool
+    ) -> Decision:
         """Evaluate the model of a run, which knows so many classes."""
         dataset = dataset or self.toy
         rows = np.flatnonzero(dataset.is_test)
-        probabilities = fit.predict(network(5.0, known), dataset, rows, 8)
+        probabilities = saving.predict(network(5.0, known), dataset.images, rows)
         result = evaluate(dataset.labels[rows], probabilities, dataset.classes, seed=0)
-        with tracking.resumed(run_id):
-            return champion.challenge(
-                run_id, result, dataset, rows, batch_size=8, bootstrap=200, seed=0
-            )
+        challenger = Challenger(run_id, result, dataset, rows)
+        with runs.resumed(run_id):
+            return challenge(challenger, bootstrap=200, seed=0, **options)
 
     @property
     def versions(self) -> list[ModelVersion]:
@@ -103,7 +104,7 @@ def test_only_a_better_model_takes_the_title(
     runs = {known: registry.train(known) for known in (1, 0, 3)}
 
     first = registry.challenge(runs[1], known=1)
-    assert first == Decision("1", True, "it is the first on toy.zip")
+    assert first == Decision("1", True, "it is the first model on toy.zip")
     assert registry.aliases == {own: "1", "champion": "1"}
 
     # It takes every image for the first class, and so does the first model.
@@ -111,24 +112,30 @@ def test_only_a_better_model_takes_the_title(
     assert (second.version, second.champion, second.against) == ("2", False, "1")
     assert second.comparison is not None
     assert second.metrics() == {
-        "accuracy_difference": 0,
-        "accuracy_difference_low": 0,
-        "accuracy_difference_high": 0,
-        "p_value": 1,
+        "versus_champion/accuracy_difference": 0,
+        "versus_champion/accuracy_difference_low": 0,
+        "versus_champion/accuracy_difference_high": 0,
+        "versus_champion/p_value": 1,
     }
+    assert second.tags() == {"registered.version": "2", "champion.decision": second.why}
+    assert second.sentence == (
+        f"Version 2 in the model registry is not champion of its data set: {second.why}."
+    )
     assert registry.aliases == {own: "1", "champion": "1"}
 
     third = registry.challenge(runs[3], known=3)
     assert (third.version, third.champion, third.against) == ("3", True, "1")
     assert third.comparison is not None
     assert third.comparison.only_old == 0
-    assert third.metrics()["accuracy_difference"] == round(third.comparison.only_new / 15, 6)
-    assert third.metrics()["accuracy_difference_low"] > 0
+    difference = round(third.comparison.only_new / 15, 6)
+    assert third.metrics()["versus_champion/accuracy_difference"] == difference
+    assert third.metrics()["versus_champion/accuracy_difference_low"] > 0
+    assert third.as_json()["accuracy_difference"] == difference
     assert third.as_json()["only_new_right"] == third.comparison.only_new
     assert registry.aliases == {own: "3", "champion": "3"}
 
     again = registry.challenge(runs[3], known=3)
-    assert again == Decision("3", True, "it became so in an earlier evaluation")
+    assert again == Decision("3", True, "it became champion in an earlier evaluation")
     assert [version.run_id for version in registry.versions] == [runs[1], runs[0], runs[3]]
     tags = registry.versions[2].tags
     assert tags == {
@@ -141,11 +148,11 @@ def test_only_a_better_model_takes_the_title(
 
     # What anyone loads by the alias is what was evaluated.
     rows = np.flatnonzero(toy.is_test)
-    held = tracking.champion(toy.digest)
-    assert held is not None
+    champion = models.champion(toy.digest)
+    assert champion is not None
     np.testing.assert_allclose(
-        fit.predict(tracking.load_version(held), toy, rows, 8),
-        fit.predict(network(5.0, 3), toy, rows, 8),
+        saving.predict(models.load_version(champion), toy.images, rows),
+        saving.predict(network(5.0, 3), toy.images, rows),
         rtol=1e-5,
     )
 
@@ -160,24 +167,26 @@ def test_each_data_set_has_a_champion_and_the_alias_follows_the_last_one(
     caplog.set_level(logging.INFO)
     assert registry.challenge(runs[1], known=1, dataset=other).champion
     assert registry.aliases == {own: "1", "champion-ffffffff": "2", "champion": "2"}
-    assert "from version 1 to version 2" in caplog.text
-    assert f"toy.zip ({registry.toy.digest[:8]})" in caplog.text
-    assert "other.zip (ffffffff), which was evaluated last" in caplog.text
+    own_set = f"toy.zip ({registry.toy.digest[:8]})"
+    assert f"from version 1, the champion of {own_set}, to version 2, the" in caplog.text
+    assert "champion of other.zip (ffffffff), which was evaluated last" in caplog.text
 
     # Back on the first one, a worse model gives the alias back to the champion there.
     registry.challenge(registry.train(0), known=0)
     assert registry.aliases == {own: "1", "champion-ffffffff": "2", "champion": "1"}
 
 
-def test_a_leaking_run_is_registered_and_never_champion(registry: Registry) -> None:
+def test_a_model_selected_on_test_is_registered_and_never_champion(registry: Registry) -> None:
     decision = registry.challenge(registry.train(3, selected_on_test=True), known=3)
     assert (decision.version, decision.champion) == ("1", False)
-    assert "leaks" in decision.why
+    assert "selected on the test images" in decision.why
     assert registry.aliases == {}
     (version,) = registry.versions
     assert version.tags["selected_on_test"] == "true"
-    assert version.description.startswith("**Leaking**, accuracy 1.0000, macro_f1 1.0000 on the 15")
-    assert "the network of the run *train (selected_on_test) on toy.zip*" in version.description
+    assert version.description.startswith(
+        "**Selected on test**, accuracy 1.0000, macro_f1 1.0000 on the 15"
+    )
+    assert "the network of the run *train (selected on test) on toy.zip*" in version.description
 
 
 def test_a_champion_whose_files_are_gone_is_replaced(registry: Registry) -> None:
@@ -202,25 +211,40 @@ def test_a_champion_that_is_out_of_reach_keeps_its_title(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     decision = registry.challenge(challenger, known=1)
     assert (decision.version, decision.champion, decision.comparison) == ("2", False, None)
-    assert "version 1, the champion so far, cannot be compared with now" in decision.why
+    assert "version 1, the champion so far, cannot be loaded now" in decision.why
     assert registry.aliases["champion"] == "1"
 
 
 def test_who_loads_a_model_writes_nothing(registry: Registry) -> None:
     with pytest.raises(UserError, match="models:/none/1: cannot be loaded from"):
-        tracking.load_network("models:/none/1")
+        models.load_network("models:/none/1")
     assert [found.name for found in registry.client.search_experiments()] == ["Default"]
 
 
 def test_a_run_without_a_model_is_told(registry: Registry) -> None:
-    with tracking.run("train", note="", dataset=registry.toy, params={}, tags={}) as run_id:
+    with runs.run("train", note="", dataset=registry.toy, params={}, tags={}) as run_id:
         pass
     decision = registry.challenge(run_id, known=3)
     assert decision.version is None
     assert "logged no model" in decision.why
+    assert decision.sentence.startswith("The model is not in the model registry: MLflow's model")
+    assert (decision.metrics(), decision.tags()) == ({}, {})
     assert decision.as_json() == {
         "version": None,
         "champion": False,
         "why": decision.why,
         "against": None,
     }
+
+
+def test_a_model_that_is_not_to_be_registered_is_not(registry: Registry) -> None:
+    run_id = registry.train(3)
+    decision = registry.challenge(run_id, known=3, register_model=False)
+    assert decision == Decision(None, False, "evaluate.register_model is false")
+    assert registry.client.search_registered_models() == []
+
+
+def test_a_model_without_a_run_is_not_registered(registry: Registry) -> None:
+    decision = registry.challenge(None, known=3)
+    assert decision == Decision(None, False, "the MLflow run that logged it is gone")
+    assert registry.client.search_registered_models() == []

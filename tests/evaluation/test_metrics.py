@@ -1,3 +1,5 @@
+"""The scores of a classifier, their intervals, and the tables of them."""
+
 import json
 from collections.abc import Sequence
 
@@ -5,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from emotion_detection.evaluation.metrics import Evaluation, compare, evaluate, metrics
+from emotion_detection.evaluation import bootstrap
+from emotion_detection.evaluation.metrics import Evaluation, evaluate, flat_metrics, headlines
 
 CLASSES = ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised")
 
@@ -117,7 +120,7 @@ def test_the_seed_decides_the_intervals_and_nothing_else() -> None:
 def test_hundreds_of_classes_are_resampled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, probabilities = random_set(500, 7)
     whole = evaluate(labels, probabilities, CLASSES, seed=3).metrics()
-    monkeypatch.setattr(metrics, "CELLS_AT_ONCE", 30 * 7 * 7)
+    monkeypatch.setattr(bootstrap, "CELLS_AT_ONCE", 30 * 7 * 7)
     assert evaluate(labels, probabilities, CLASSES, seed=3).metrics() == whole
 
 
@@ -196,6 +199,45 @@ def test_metrics_are_strict_json_in_a_fixed_order(seven: Evaluation) -> None:
         "support",
     }
     assert metrics["accuracy"] == round(seven.accuracy.value, 6)
+
+
+def test_mlflow_and_dvc_have_metrics_of_the_same_names(seven: Evaluation) -> None:
+    metrics = seven.metrics() | {"corrupted_accuracy": 0.5}
+    flat = flat_metrics(metrics)
+    assert all(isinstance(value, int | float) for value in flat.values())
+    assert flat["test/accuracy_low"] == metrics["accuracy_low"]
+    assert flat["test/f1/happy"] == metrics["per_class"]["happy"]["f1"]
+    assert {name for name in flat if name.count("/") == 2} == {
+        f"test/{score}/{name}" for score in ("precision", "recall", "f1") for name in CLASSES
+    }
+    found = headlines(flat)
+    assert list(found) == [
+        "test/accuracy",
+        "test/macro_f1",
+        "test/macro_auc",
+        "test/loss",
+        "test/calibration_error",
+        "test/leaked_images",
+        "test/accuracy_without_leaks",
+        "test/corrupted_accuracy",
+    ]
+    assert found.items() <= flat.items()
+    assert "test/corrupted_accuracy" not in headlines(flat_metrics(seven.metrics()))
+
+
+def test_all_tables_are_there_by_name(seven: Evaluation) -> None:
+    files = [f"test/im{i}.png" for i in range(len(seven.labels))]
+    tables = seven.tables(files)
+    assert list(tables) == ["predictions", "roc", "per_class", "reliability"]
+    assert tables["predictions"].equals(seven.predictions(files))
+    assert tables["roc"].equals(seven.roc_points())
+    assert tables["per_class"]["f1"].tolist() == pytest.approx(
+        [scores.f1.value for scores in seven.per_class], abs=1e-6
+    )
+    assert tables["per_class"]["class"].tolist() == list(CLASSES)
+    assert tables["reliability"].equals(seven.reliability().round(6))
+    with pytest.raises(ValueError, match="1 files for 7,178 images"):
+        seven.tables(["a"])
 
 
 def test_predictions_have_one_row_an_image(seven: Evaluation) -> None:
@@ -290,62 +332,6 @@ def test_a_classifier_that_knows_its_chances_is_calibrated() -> None:
     found = evaluate(labels, np.stack([first, 1 - first], axis=1), ("a", "b"), seed=0)
     assert found.calibration_error < 0.01
     assert found.reliability()["images"].sum() == 40_000
-
-
-def rights(both: int, only_new: int, only_old: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
-    counts = (both, only_new, only_old, neither)
-    return np.repeat([1, 1, 0, 0], counts) == 1, np.repeat([1, 0, 1, 0], counts) == 1
-
-
-@pytest.mark.parametrize(
-    ("only_new", "only_old", "p_value"),
-    [
-        (10, 2, 158 / 4096),  # twice the sum of C(12, 0), C(12, 1) and C(12, 2), of 2^12
-        (2, 10, 158 / 4096),
-        (5, 0, 2 / 32),
-        (3, 3, 1.0),
-        (0, 0, 1.0),
-    ],
-)
-def test_mcnemars_test_is_exact(only_new: int, only_old: int, p_value: float) -> None:
-    found = compare(*rights(50, only_new, only_old, 20), seed=0)
-    assert found.p_value == pytest.approx(p_value)
-    assert (found.only_new, found.only_old) == (only_new, only_old)
-    images = 50 + only_new + only_old + 20
-    assert found.difference.value == pytest.approx((only_new - only_old) / images)
-
-
-def test_mcnemars_test_of_many_images_agrees_with_the_chi_squared_one() -> None:
-    # Edwards's corrected statistic (|b - c| - 1)^2 / (b + c) = 11.97, of one degree of freedom.
-    found = compare(*rights(3000, 400, 307, 2000), seed=0)
-    assert found.p_value == pytest.approx(0.000540, rel=0.03)
-
-
-def test_the_interval_of_a_difference_is_that_of_pairs() -> None:
-    new, old = rights(3000, 400, 307, 2000)
-    found = compare(new, old, bootstrap=4000, seed=0)
-    # The variance of a paired difference: (b + c) / n^2 - (b - c)^2 / n^3.
-    images = len(new)
-    half = 1.96 * np.sqrt(707 / images**2 - 93**2 / images**3)
-    assert found.difference.low == pytest.approx(93 / images - half, abs=0.05 * half)
-    assert found.difference.high == pytest.approx(93 / images + half, abs=0.05 * half)
-
-
-@pytest.mark.parametrize(
-    ("only_new", "only_old", "better"),
-    [(60, 20, True), (21, 20, False), (20, 60, False), (0, 0, False)],
-)
-def test_only_a_difference_beyond_chance_is_better(
-    only_new: int, only_old: int, better: bool
-) -> None:
-    assert compare(*rights(200, only_new, only_old, 100), seed=0).better is better
-
-
-def test_different_images_are_not_compared() -> None:
-    with pytest.raises(ValueError, match="same images"):
-        compare([True], [True, False], seed=0)
-    with pytest.raises(ValueError, match="same images"):
-        compare([], [], seed=0)
 
 
 RIGHT = certain([0, 1], 2)

@@ -1,5 +1,6 @@
-"""The page and the card that tell what an evaluation found."""
+"""The page and the model card of an evaluation."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,17 +8,23 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from ruamel.yaml import YAML
 
-from emotion_detection import figures, params
+from emotion_detection import params
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.evaluation import corruptions, report
 from emotion_detection.evaluation.champion import Decision
-from emotion_detection.evaluation.metrics import corruptions, evaluate, report
+from emotion_detection.evaluation.metrics import evaluate
 from emotion_detection.evaluation.report import Subject
+from emotion_detection.figures import style
+from emotion_detection.figures.evaluation import evaluation_figures
+from emotion_detection.params import Network, Params, changed
 
-PARAMS = params.load(Path(__file__).parents[1] / "params.yaml")
+PARAMS = params.load(Path(__file__).parents[2] / "params.yaml")
 # Nobody names a class so, but a folder may be called anything.
 NAMES = ("angry", "<b>bold</b> & a|b", "un très très long nom de classe")
 LOOKS = {"light": ("light", 1200), "dark": ("dark", 1200), "phone": ("dark", 390)}
@@ -34,48 +41,26 @@ def subject(toy: Dataset) -> Subject:
     return Subject(
         result=evaluate(labels, probabilities, NAMES, leaked=leaked, seed=0),
         dataset=replace(toy, classes=NAMES),
-        robustness=corruptions.measure(
-            lambda images: rng.random((len(images), 3)),
-            toy,
-            rows,
-            batch_size=15,
-            bootstrap=100,
-            seed=0,
+        corrupted=corruptions.measure(
+            lambda images: rng.random((len(images), 3)), toy, rows, bootstrap=100, seed=0
         ),
-        decision=Decision("7", True, "it is the first on toy.zip"),
+        decision=Decision("7", True, "it is the first model on toy.zip"),
         facts=[("network", "of a few layers")],
         selected_on_test=False,
-        drawn=False,
+        synthetic=False,
     )
 
 
 def drawn(subject: Subject) -> dict[str, Figure]:
-    result = subject.result
-    wrong = result.most_confident_mistakes(5)
-    names = np.array(result.classes)
-    found = {
-        "confusion_normalized": figures.confusion_matrix(
-            result.confusion, result.classes, normalize=True
-        ),
-        "roc": figures.roc_curves(result),
-        "reliability": figures.reliability(result),
-        "mistakes": figures.mistakes(
-            subject.dataset.images[wrong],
-            names[result.labels[wrong]].tolist(),
-            names[result.predicted[wrong]].tolist(),
-            result.confidence[wrong],
-        ),
-    }
-    if subject.robustness is not None:
-        found["robustness"] = figures.robustness(subject.robustness)
-    return found
+    test_images = subject.dataset.images[subject.dataset.is_test]
+    return evaluation_figures(subject.result, subject.corrupted, test_images)
 
 
 def written(subject: Subject, folder: Path) -> tuple[str, str]:
-    """Write both into `folder`, and give their texts."""
+    """Write both into `folder`, and return their texts."""
     found = drawn(subject)
     for name, figure in found.items():
-        figures.save(figure, folder / f"{name}.png")
+        style.save(figure, folder / f"{name}.png")
     report.write(subject, folder, found)
     page, card = ((folder / name).read_text() for name in ("report.html", "model_card.md"))
     return page, card
@@ -133,6 +118,7 @@ def test_the_page_is_right_by_day_by_night_and_on_a_phone(
     for name in NAMES:
         expect(page.get_by_role("rowheader", name=name, exact=True)).to_be_visible()
     expect(page.get_by_text("4 test images are also in train")).to_be_visible()
+    expect(page.get_by_role("heading", name="Decision")).to_be_visible()
     expect(page.get_by_text("Version 7 in the model registry is champion")).to_be_visible()
 
     brightness = "(e => getComputedStyle(e).{}.match(/\\d+/g).slice(0, 3).map(Number))"
@@ -181,8 +167,10 @@ def test_the_card_tells_each_class_with_its_intervals(folder: Path, subject: Sub
     assert recall in row
     assert "\\<b\\>bold\\</b\\> & a\\|b" in card
     assert "](mistakes.png)" in card
-    assert subject.robustness is not None
-    assert card.count("\u00a0points to ") == len(subject.robustness)
+    assert "Most frequent confusion: " in card
+    assert "Version 7 in the model registry is champion of its data set: it is the first" in card
+    assert subject.corrupted is not None
+    assert card.count("\u00a0points to ") == len(subject.corrupted)
     assert "| blur 4 % |" in card
     assert "- network: of a few layers" in card
     tables = [line for line in card.splitlines() if line.startswith("|")]
@@ -194,20 +182,20 @@ def test_what_is_not_there_is_not_shown(subject: Subject, tmp_path: Path) -> Non
     less = replace(
         subject,
         result=evaluate([0, 0], [[0.9, 0.1], [0.8, 0.2]], ("a", "b"), leaked=[1, 1], seed=0),
-        robustness=None,
+        corrupted=None,
         decision=Decision(None, False, "evaluate.register_model is false"),
         selected_on_test=True,
-        drawn=True,
+        synthetic=True,
     )
     page, card = written(less, tmp_path)
     for text in (page, card.replace("\\", "")):
         assert "too good" in text
-        assert "drawn by a program" in text
+        assert "synthetic, drawn by a program" in text
         assert "evaluate.register_model is false" in text
-        assert "Worse images" not in text
+        assert "Corrupted images" not in text
         assert "accuracy without leaks" not in text
         assert "macro AUC" not in text
-        assert "No image is taken for another class." in text
+        assert "Every image was predicted correctly." in text
         assert "nan" not in text.casefold().split()
 
 
@@ -221,8 +209,15 @@ def test_the_same_evaluation_gives_the_same_bytes(
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_the_training_is_told_in_words() -> None:
-    model = keras.Sequential(
+def history(epochs: int, best: int, val_accuracy: float = 0.5) -> pd.DataFrame:
+    epoch = np.arange(1, epochs + 1)
+    return pd.DataFrame(
+        {"epoch": epoch, "val_accuracy": val_accuracy - 0.01 * np.abs(epoch - best)}
+    )
+
+
+def small_network() -> keras.Sequential:
+    return keras.Sequential(
         [
             keras.Input((8, 8, 1)),
             keras.layers.Conv2D(4, 3),
@@ -230,45 +225,79 @@ def test_the_training_is_told_in_words() -> None:
             keras.layers.Dense(2),
         ]
     )
-    trained = {"epochs": 12, "best_epoch": 9, "val_accuracy": 0.5}
-    facts = dict(report.training_facts(model, PARAMS, trained))
-    assert facts["network"] == (
-        "330 parameters: convolutions of 4 filters, dense layers of 2 units"
-    )
-    assert facts["training"].startswith(
-        "Adam, one cycle up to a learning rate of 0.003, batches of"
-    )
-    assert "rotation 10.0" in facts["training"]
-    assert facts["validation"].startswith("15.0\u00a0% of train")
-    assert facts["epoch"].startswith("9 of 12, ")
 
-    other = keras.Sequential.from_config(model.get_config() | {"name": "other"})
+
+def facts_of(values: Params, network: Network | None = None) -> dict[str, str]:
+    found = report.training_facts(
+        small_network(), network or values.network, values, history(12, best=9)
+    )
+    return dict(found)
+
+
+def test_the_training_is_told_by_the_params_that_differ_from_their_default() -> None:
+    facts = facts_of(PARAMS)
+    assert facts["network"] == "330 parameters: convolutions of 4 filters, dense layers of 2 units"
+    assert facts["validation"] == (
+        "15.0\u00a0% of train, stratified by class; images with the same pixels are never in both"
+    )
+    assert facts["best epoch"] == "9 of 12, with the highest validation accuracy (50.0\u00a0%)"
+    for name, section in (
+        ("network", PARAMS.network),
+        ("ensemble", PARAMS.ensemble),
+        ("tta", PARAMS.tta),
+        ("split", PARAMS.split),
+        ("train", PARAMS.train),
+    ):
+        told = facts[f"{name} params"]
+        listed = dict(item.split(": ") for item in re.split(r", (?=[a-z])", told) if ": " in item)
+        assert listed.keys() == changed(section).keys()
+        for key, value in changed(section).items():
+            # As params.yaml is read: true, null, 0.003, [16, 64].
+            assert YAML(typ="safe").load(listed[key]) == (
+                list(value) if isinstance(value, tuple) else value
+            )
+        assert listed or told == "all at their default"
+    assert "schedule: one_cycle" in facts["train params"]
+    assert "augment.rotation: 10.0" in facts["train params"]
+    assert "augment.horizontal_flip: true" in facts["train params"]
+    assert "optimizer" not in facts["train params"]
+
+
+def test_the_network_of_a_search_is_told_and_not_the_one_in_params() -> None:
+    chosen = Network(filters=(8, 8), kernel_sizes=(3, 5), dense_dropout=0.7)
+    facts = facts_of(PARAMS, chosen)
+    assert facts["network params"] == ("filters: [8, 8], kernel_sizes: [3, 5], dense_dropout: 0.7")
+
+
+def test_a_selection_on_test_is_told() -> None:
+    split = PARAMS.split.model_copy(update={"validation": "test"})
+    facts = facts_of(PARAMS.model_copy(update={"split": split}))
+    assert facts["validation"].startswith("the test images themselves")
+    assert "validation: test" in facts["split params"]
+
+
+def test_an_ensemble_is_told_by_member() -> None:
+    model, other = (
+        small_network(),
+        keras.Sequential.from_config(small_network().get_config() | {"name": "other"}),
+    )
     images = keras.Input((8, 8, 1))
     twice = keras.Model(images, keras.layers.Average()([model(images), other(images)]))
-    network = PARAMS.network.model_copy(update={"members": 2})
-    facts = dict(
-        report.training_facts(twice, PARAMS.model_copy(update={"network": network}), trained)
+    ensemble = PARAMS.ensemble.model_copy(update={"members": 2})
+    values = PARAMS.model_copy(update={"ensemble": ensemble})
+    histories = pd.concat(
+        [
+            history(12, best=9).assign(member=1),
+            history(10, best=4, val_accuracy=0.6).assign(member=2),
+        ],
+        ignore_index=True,
     )
+    facts = dict(report.training_facts(twice, PARAMS.network, values, histories))
     assert facts["network"] == (
         "660 parameters: 2 members, each with convolutions of 4 filters, dense layers of 2 units"
     )
-
-    none = PARAMS.train.augment.model_copy(
-        update=dict.fromkeys(PARAMS.train.augment.model_dump(exclude={"fill_mode"}), 0)
+    assert facts["ensemble params"] == "members: 2"
+    assert facts["best epoch"] == (
+        "member 1: 9 of 12, with the highest validation accuracy (50.0\u00a0%); "
+        "member 2: 4 of 10, with the highest validation accuracy (60.0\u00a0%)"
     )
-    changed = PARAMS.model_copy(
-        update={
-            "train": PARAMS.train.model_copy(update={"augment": none, "schedule": "plateau"}),
-            "split": PARAMS.split.model_copy(update={"validation": "test"}),
-        }
-    )
-    facts = dict(report.training_facts(model, changed, trained))
-    assert facts["training"].startswith("Adam, from a learning rate of 0.003, batches of 128, ")
-    assert facts["training"].endswith("augmentation: none")
-    assert facts["validation"] == "the test images, which leaks"
-
-    lightly = PARAMS.model_copy(
-        update={"train": PARAMS.train.model_copy(update={"no_aug_epochs": 3})}
-    )
-    facts = dict(report.training_facts(model, lightly, trained))
-    assert facts["training"].endswith("; in the last 3 epochs flips and shifts alone")

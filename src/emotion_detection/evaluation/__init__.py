@@ -1,1 +1,1 @@
-"""What a model scores on the test images, and what is said of it."""
+"""Scores of a model on the test images, the champion among registered models, the report."""

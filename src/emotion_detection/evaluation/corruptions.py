@@ -1,8 +1,8 @@
-"""How the accuracy of a classifier moves when its images get worse.
+"""How the accuracy of a classifier changes when its images are corrupted.
 
 After Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and
-perturbations" (ICLR 2019), with the few of their corruptions that a camera or a face detector
-brings along. Severities are relative to the image, so that they mean the same at any size.
+perturbations" (ICLR 2019), with those of their corruptions that a camera or a face detector
+causes. Severities are relative to the image, so that they mean the same at any size.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,24 @@ from scipy import ndimage
 
 from emotion_detection.console import progress
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.evaluation.metrics import DIGITS, compare
+from emotion_detection.evaluation.bootstrap import RESAMPLES
+from emotion_detection.evaluation.comparison import compare
+from emotion_detection.evaluation.metrics import DIGITS
 
 Images = npt.NDArray[np.uint8]
 Predict = Callable[[Images], npt.NDArray[np.floating]]
-"""Gives the probabilities (n, classes) of images (n, H, W, C) uint8."""
+"""Returns the probabilities (n, classes) of images (n, H, W, C) uint8."""
+
+# Pixel values that are corrupted at a time, which limits the memory for them in float32 to 64 MiB.
+VALUES_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way in which images get worse, at several severities; at severity 0 they would not.
+    """A way to corrupt images, at several severities; severity 0 changes nothing.
 
-    `apply` takes images (n, H, W, C) uint8, a severity and a generator for what is random, and
-    gives images of the same kind.
+    `apply` takes images (n, H, W, C) uint8, a severity and a random generator, and returns images
+    of the same shape and type.
     """
 
     name: str
@@ -37,7 +42,7 @@ class Corruption:
     apply: Callable[[Images, float, np.random.Generator], Images]
 
     def condition(self, severity: float) -> str:
-        """Say it in words: brightness +15 %."""
+        """Return corruption and severity in words: brightness +15 %."""
         if not self.unit:
             return self.name
         return f"{self.name} {severity:{'+g' if min(self.severities) < 0 else 'g'}} %"
@@ -55,16 +60,16 @@ def stretch_contrast(images: Images, severity: float, rng: np.random.Generator) 
 
 
 def add_noise(images: Images, severity: float, rng: np.random.Generator) -> Images:
-    """Add gaussian noise of `severity` % of the full range (standard deviation) to every pixel.
+    """Add Gaussian noise to every pixel, its standard deviation `severity` % of the full range.
 
-    All channels of a pixel get the same, so that grey images stay grey.
+    All channels of a pixel get the same noise, so that grey images stay grey.
     """
     noise = rng.standard_normal((*images.shape[:3], 1), dtype=np.float32)
     return _to_bytes(images + np.float32(2.55 * severity) * noise)
 
 
 def blur(images: Images, severity: float, rng: np.random.Generator) -> Images:
-    """Blur with a gaussian whose standard deviation is `severity` % of the shorter side."""
+    """Blur with a Gaussian whose standard deviation is `severity` % of the shorter side."""
     sigma = severity / 100 * min(images.shape[1:3])
     blurred = ndimage.gaussian_filter(
         images.astype(np.float32), (0, sigma, sigma, 0), mode="nearest"
@@ -73,9 +78,9 @@ def blur(images: Images, severity: float, rng: np.random.Generator) -> Images:
 
 
 def shift(images: Images, severity: float, rng: np.random.Generator) -> Images:
-    """Move each image by `severity` % of its shorter side, at least a pixel, in any direction.
+    """Move each image by `severity` % of its shorter side, at least a pixel, in a random direction.
 
-    The pixels at the edge fill what comes into view.
+    The pixels at the edge are repeated to fill the gap.
     """
     number, height, width, _ = images.shape
     distance = max(1.0, severity / 100 * min(height, width))
@@ -88,7 +93,7 @@ def shift(images: Images, severity: float, rng: np.random.Generator) -> Images:
     return moved
 
 
-AS_THEY_ARE = Corruption("as they are", "", (0,), lambda images, severity, rng: images)
+CLEAN = Corruption("clean", "", (0,), lambda images, severity, rng: images)
 CORRUPTIONS = (
     Corruption("brightness", "% of full range", (-30, -15, 15, 30), brighten),
     Corruption("contrast", "% more or less", (-75, -50, -25, 50), stretch_contrast),
@@ -97,34 +102,39 @@ CORRUPTIONS = (
     Corruption("shift", "% of the side", (3, 6, 12), shift),
 )
 
+NOT_MEASURED = pd.DataFrame(columns=["condition", "accuracy"])
+"""The table to write where nothing is measured: `dvc plots` warns where there is none."""
+
 
 def measure(
     predict: Predict,
     dataset: Dataset,
     rows: npt.NDArray[np.int64],
     *,
-    batch_size: int,
-    bootstrap: int,
+    bootstrap: int = RESAMPLES,
     seed: int,
 ) -> pd.DataFrame:
-    """Return the accuracy of `predict` on the images `rows`, under each corruption and severity.
+    """Return the accuracy of `predict` on the images `rows` (n,) int64 under each corruption.
 
-    Columns: condition (corruption and severity in words), corruption, severity, unit, images,
-    accuracy, and its change against the same images as they are, with the ends of the change's
-    95 % bootstrap interval. The first row is of the images as they are. `batch_size` images are in
-    memory at a time, and their number makes no difference.
+    The table has a row a corruption and severity, the first one of the clean images, and the
+    columns condition (both in words), corruption, severity, unit, images, accuracy, change (of
+    accuracy, against the clean images), change_low and change_high (its 95 % bootstrap interval).
+    The images are corrupted and predicted in batches, whose size makes no difference.
     """
     labels = dataset.labels[rows]
-    conditions = [(kind, by) for kind in (AS_THEY_ARE, *CORRUPTIONS) for by in kind.severities]
+    conditions = [(kind, by) for kind in (CLEAN, *CORRUPTIONS) for by in kind.severities]
     generators = [np.random.default_rng([seed, number]) for number in range(len(conditions))]
-    right = np.empty((len(conditions), len(rows)), bool)
-    steps = list(product(range(len(conditions)), range(0, len(rows), batch_size)))
-    for number, start in progress(steps, description="robustness", unit="batches"):
-        chosen = slice(start, start + batch_size)
+    correct = np.empty((len(conditions), len(rows)), bool)
+    batch = max(1, VALUES_AT_ONCE // int(np.prod(dataset.images.shape[1:])))
+    steps = list(product(range(len(conditions)), range(0, len(rows), batch)))
+    for number, start in progress(steps, description="corruptions", unit="batches"):
+        chosen = slice(start, start + batch)
         kind, by = conditions[number]
         images = kind.apply(dataset.images[rows[chosen]], by, generators[number])
-        right[number, chosen] = predict(images).argmax(axis=1) == labels[chosen]
-    changes = [compare(worse, right[0], bootstrap=bootstrap, seed=seed) for worse in right]
+        correct[number, chosen] = predict(images).argmax(axis=1) == labels[chosen]
+    changes = [
+        compare(corrupted, correct[0], bootstrap=bootstrap, seed=seed) for corrupted in correct
+    ]
     return pd.DataFrame(
         [
             {
@@ -133,18 +143,18 @@ def measure(
                 "severity": by,
                 "unit": kind.unit,
                 "images": len(rows),
-                "accuracy": round(float(worse.mean()), DIGITS),
+                "accuracy": round(float(corrupted.mean()), DIGITS),
                 "change": round(change.difference.value, DIGITS),
                 "change_low": round(change.difference.low, DIGITS),
                 "change_high": round(change.difference.high, DIGITS),
             }
-            for (kind, by), worse, change in zip(conditions, right, changes, strict=True)
+            for (kind, by), corrupted, change in zip(conditions, correct, changes, strict=True)
         ]
     )
 
 
 def mean_accuracy(table: pd.DataFrame) -> float:
-    """Average the accuracies of `measure` under corruption, every corruption counting the same."""
+    """Return the mean accuracy of the table of `measure`, with equal weight for each corruption."""
     corrupted = table[table["severity"] != 0]
     return round(float(corrupted.groupby("corruption")["accuracy"].mean().mean()), DIGITS)
 

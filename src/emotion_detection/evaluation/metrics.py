@@ -1,50 +1,54 @@
-"""Scores of a classifier on a labelled set, and how far chance alone could move them."""
+"""Scores of a classifier on labelled images, with their bootstrap intervals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from emotion_detection.evaluation.bootstrap import (
+    RESAMPLES,
+    Estimate,
+    Floats,
+    Ints,
+    estimate,
+    resampled,
+)
 
-INTERVAL_PERCENTILES = (2.5, 97.5)
-# Keras clips here too, so that the loss agrees with the one `model.evaluate` prints.
+# Keras clips here too, so that the loss is the one that `model.evaluate` prints.
 SMALLEST_PROBABILITY = 1e-7
-# Wide enough for a softmax computed in bfloat16, far too narrow for logits.
+# Wide enough for a softmax in bfloat16, and far too narrow for logits.
 ROW_SUM_TOLERANCE = 0.01
-# Finer than one image in a million, so that `dvc metrics diff` shows no floating-point noise.
+# Hides floating-point noise from `dvc metrics diff`, and nothing that a million images could show.
 DIGITS = 6
-# Of the bootstrap's tables, so that hundreds of classes need no more memory than 128 MiB.
-CELLS_AT_ONCE = 2**24
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A score with the ends of its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
+# The metrics that the tables of DVC have room for, in their order.
+HEADLINES = (
+    "accuracy",
+    "macro_f1",
+    "macro_auc",
+    "loss",
+    "calibration_error",
+    "leaked_images",
+    "accuracy_without_leaks",
+    "corrupted_accuracy",
+)
 
 
 @dataclass(frozen=True, eq=False)
 class RocCurve:
-    """One class against the rest: rates of shape (T,), one point a threshold, from (0, 0) up."""
+    """One class against the rest: rates (T,), a point a threshold, beginning at (0, 0)."""
 
     false_positive_rate: Floats
     true_positive_rate: Floats
     auc: float
 
     def thinned(self, points: int) -> "RocCurve":
-        """Keep at most `points`, evenly spaced along the curve, both ends among them.
+        """Return at most `points` of the curve, evenly spaced along it, both ends included.
 
-        The area stays that of the full curve.
+        The area under the curve stays that of all points.
         """
         travelled = self.false_positive_rate + self.true_positive_rate
         wanted = np.linspace(0.0, travelled[-1], points)
@@ -54,7 +58,7 @@ class RocCurve:
 
 @dataclass(frozen=True, eq=False)
 class ClassScores:
-    """What the classifier does with one class; `roc` is None where no curve exists."""
+    """The scores of one class; `roc` is None where there is no curve."""
 
     name: str
     support: int
@@ -75,11 +79,11 @@ class Totals:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Everything `evaluate` found out.
+    """The predictions of a classifier on N images of K classes, and their scores.
 
     `labels` is (N,) int64, `probabilities` (N, K) float64 and `confusion` (K, K) int64, with
     actual classes in rows and predicted ones in columns; `macro_auc` is NaN where no class has a
-    curve, and `without_leaks` None where every image leaks.
+    ROC curve, and `without_leaks` is None where every image is also in train.
     """
 
     classes: tuple[str, ...]
@@ -104,34 +108,36 @@ class Evaluation:
         return self.probabilities.max(axis=1)
 
     @property
-    def right(self) -> npt.NDArray[np.bool_]:
-        """Which images are predicted as labelled, (N,)."""
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Which images are predicted as labelled, (N,) bool."""
         return self.predicted == self.labels
 
     @property
     def leaked_images(self) -> int:
-        """Images that `without_leaks` leaves out."""
+        """The number of images that `without_leaks` leaves out."""
         return len(self.labels) - (self.without_leaks.images if self.without_leaks else 0)
 
     @property
     def calibration_error(self) -> float:
-        """By how much confidence and accuracy differ, averaged over the images: from 0 to 1.
+        """The expected calibration error, from 0 to 1, over 15 bins of equal width.
 
-        The expected calibration error over 15 bins of equal width (Guo, Pleiss, Sun and
-        Weinberger, "On calibration of modern neural networks", ICML 2017).
+        It is the difference between confidence and accuracy, averaged over the images (Guo, Pleiss,
+        Sun and Weinberger, "On calibration of modern neural networks", ICML 2017).
         """
         bins = self.reliability()
         gap = (bins["accuracy"] - bins["confidence"]).abs()
         return float((gap * bins["images"]).sum() / len(self.labels))
 
     def reliability(self, bins: int = 15) -> pd.DataFrame:
-        """Accuracy by confidence: one row for each of `bins` equal parts of 0 to 1 with images.
+        """Return accuracy by confidence: a row for each of `bins` equal parts of 0 to 1.
 
-        Columns: confidence_from (not included), confidence_to (included), images, confidence
-        (their mean) and accuracy.
+        Parts without images are left out. Columns: confidence_from (not included), confidence_to
+        (included), images, confidence (their mean) and accuracy.
         """
         number = (np.ceil(self.confidence * bins).astype(np.int64) - 1).clip(0, bins - 1)
-        table = pd.DataFrame({"bin": number, "confidence": self.confidence, "accuracy": self.right})
+        table = pd.DataFrame(
+            {"bin": number, "confidence": self.confidence, "accuracy": self.correct}
+        )
         found = table.groupby("bin").agg(
             images=("accuracy", "size"),
             confidence=("confidence", "mean"),
@@ -143,9 +149,9 @@ class Evaluation:
         return found.reset_index(drop=True)
 
     def metrics(self) -> dict[str, Any]:
-        """The scores as JSON: totals first, then `per_class` by name.
+        """Return the scores for a JSON file: those of all images, then `per_class` by name.
 
-        JSON has no NaN: what does not exist is left out.
+        A score that does not exist is left out, since JSON has no NaN.
         """
         totals = {
             "loss": self.loss,
@@ -176,10 +182,26 @@ class Evaluation:
             },
         }
 
-    def predictions(self, files: Sequence[str]) -> pd.DataFrame:
-        """One row an image: file, actual, predicted, confidence, probability_<class>...
+    def tables(self, files: Sequence[str]) -> dict[str, pd.DataFrame]:
+        """Return predictions, roc, per_class and reliability by name; `files` holds N names.
 
-        Raises ValueError unless there is one file an image.
+        Raises:
+            ValueError: unless there is one file an image.
+
+        """
+        return {
+            "predictions": self.predictions(files),
+            "roc": self.roc_points(),
+            "per_class": self.per_class_table(),
+            "reliability": self.reliability().round(DIGITS),
+        }
+
+    def predictions(self, files: Sequence[str]) -> pd.DataFrame:
+        """Return a row an image: file, actual, predicted, confidence, probability_<class>...
+
+        Raises:
+            ValueError: unless there is one file an image.
+
         """
         if len(files) != len(self.labels):
             raise ValueError(f"{len(files):,} files for {len(self.labels):,} images")
@@ -198,7 +220,7 @@ class Evaluation:
         )
 
     def per_class_table(self) -> pd.DataFrame:
-        """One row a class: class, precision, recall, f1, support."""
+        """Return a row a class: class, precision, recall, f1, support."""
         return pd.DataFrame(
             [
                 {
@@ -213,7 +235,7 @@ class Evaluation:
         )
 
     def roc_points(self, points: int = 200) -> pd.DataFrame:
-        """The curves as rows of class, false_positive_rate, true_positive_rate.
+        """Return the ROC curves as rows of class, false_positive_rate, true_positive_rate.
 
         At most `points` rows a class; a class without a curve has none.
         """
@@ -228,31 +250,12 @@ class Evaluation:
         return pd.DataFrame(rows, columns=columns)
 
     def most_confident_mistakes(self, n: int) -> Ints:
-        """Rows of the at most `n` wrong predictions with the highest confidence, highest first."""
-        wrong = np.flatnonzero(~self.right)
+        """Return the rows of the `n` wrong predictions with the highest confidence, highest first.
+
+        They are fewer where there are fewer mistakes.
+        """
+        wrong = np.flatnonzero(~self.correct)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:n]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two classifiers on the same images: the new one against the old one."""
-
-    difference: Estimate
-    """Accuracy of the new one less that of the old one."""
-
-    only_new: int
-    """Images that the new one alone has right."""
-
-    only_old: int
-    """Images that the old one alone has right."""
-
-    p_value: float
-    """How often chance alone parts two equal classifiers by so much: McNemar's exact test."""
-
-    @property
-    def better(self) -> bool:
-        """Whether the new one is better: the whole interval of the difference lies above 0."""
-        return self.difference.low > 0
 
 
 class _Scores(NamedTuple):
@@ -271,32 +274,32 @@ def evaluate(
     classes: Sequence[str],
     *,
     leaked: npt.ArrayLike | None = None,
-    bootstrap: int = 1000,
+    bootstrap: int = RESAMPLES,
     seed: int,
 ) -> Evaluation:
     """Score `probabilities` (N, K) float against `labels` (N,) int, indices into K `classes`.
 
-    `leaked` (N,) bool says which images the classifier may have learnt from: they are left out of
-    `without_leaks`; by default there are none.
+    `leaked` (N,) bool marks images that are also in train, which `without_leaks` leaves out; by
+    default there are none.
 
-    A ratio with nothing in its denominator is 0: the precision of a class never predicted, the
-    recall of a class without images, and F1 where both are. Macro F1 averages over all of
-    `classes`, absent ones too, as scikit-learn does when it is told the labels. A class absent
-    from `labels`, or alone in it, has no ROC curve; macro AUC averages over those that have one.
+    A ratio whose denominator is 0 is 0: the precision of a class never predicted, the recall of a
+    class without images, and F1 where both are 0. Macro F1 averages over all of `classes`, absent
+    ones too, as scikit-learn does when it is given the labels. A class has a ROC curve only where
+    there are images of it and of others; macro AUC averages over the classes with one.
 
-    The intervals are 95 % percentile intervals over `bootstrap` resamples of the images (Efron,
-    "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979). They say
-    how the scores of this very model would vary over test sets of this size, its images taken as
-    independent; they say nothing of how another training run would differ.
+    The intervals are 95 % percentile intervals over `bootstrap` resamples of the images, which are
+    taken as independent. They say how the scores of this model would vary over test sets of this
+    size, and nothing about how another training run would differ.
 
-    Raises ValueError for shapes that disagree, no images, fewer than two classes, repeated class
-    names, labels out of range, probabilities that are not finite, outside [0, 1] or do not sum to
-    1, and `bootstrap` below 1.
+    Raises:
+        ValueError: for shapes that disagree, no images, fewer than two classes, repeated class
+            names, labels out of range, probabilities that are not finite, are outside [0, 1] or do
+            not sum to 1, and `bootstrap` below 1.
+
     """
     label_array, probability_array = _checked(labels, probabilities, classes)
     if bootstrap < 1:
         raise ValueError(f"bootstrap must be at least 1, got {bootstrap}")
-
     clean = np.ones(len(label_array), bool) if leaked is None else ~np.asarray(leaked, bool)
     if clean.shape != label_array.shape:
         raise ValueError(f"leaked must be of shape {label_array.shape}, not {clean.shape}")
@@ -305,66 +308,46 @@ def evaluate(
     predicted = probability_array.argmax(axis=1)
     confusion = _confusion(label_array, predicted, len(classes))
     clean_confusion = _confusion(label_array[clean], predicted[clean], len(classes))
-    observed = _scores(confusion)
-    resampled = _resampled_scores(confusion, bootstrap, seed)
     curves = [_roc(label_array == k, probability_array[:, k]) for k in range(len(classes))]
     areas = [curve.auc for curve in curves if curve is not None]
-
+    observed, spread = _scores(confusion), _resampled_scores(confusion, bootstrap, seed)
     return Evaluation(
         classes=tuple(classes),
         labels=label_array,
         probabilities=probability_array,
         loss=float(-np.log(of_label.clip(min=SMALLEST_PROBABILITY)).mean()),
-        accuracy=_estimate(observed.accuracy, resampled.accuracy),
-        macro_f1=_estimate(observed.macro_f1, resampled.macro_f1),
+        accuracy=estimate(observed.accuracy, spread.accuracy),
+        macro_f1=estimate(observed.macro_f1, spread.macro_f1),
         macro_auc=float(np.mean(areas)) if areas else np.nan,
         without_leaks=_totals(clean_confusion, bootstrap, seed) if clean.any() else None,
         confusion=confusion,
         per_class=tuple(
-            ClassScores(
-                name=name,
-                support=int(confusion[k].sum()),
-                precision=_estimate(observed.precision[k], resampled.precision[:, k]),
-                recall=_estimate(observed.recall[k], resampled.recall[:, k]),
-                f1=_estimate(observed.f1[k], resampled.f1[:, k]),
-                roc=curves[k],
-            )
+            _of_class(k, name, int(confusion[k].sum()), observed, spread, curves[k])
             for k, name in enumerate(classes)
         ),
     )
 
 
-def compare(
-    new: npt.ArrayLike, old: npt.ArrayLike, *, bootstrap: int = 1000, seed: int
-) -> Comparison:
-    """Compare two classifiers by which of the same N images they have right, (N,) bool each.
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return what `Evaluation.metrics` gave by the names that MLflow and DVC share.
 
-    The interval is a 95 % percentile interval over `bootstrap` resamples of the images, both
-    classifiers seeing the same ones. The test is McNemar's ("Note on the sampling error of the
-    difference between correlated proportions or percentages", Psychometrika 12, 1947), two-sided
-    and exact: of the images that one alone has right, each is as likely to be either's.
-
-    Raises ValueError for no images, and for shapes that disagree.
+    Names are test/accuracy or test/f1/happy: MLflow makes a section of charts of each prefix.
     """
-    new_right, old_right = np.asarray(new, bool), np.asarray(old, bool)
-    if new_right.shape != old_right.shape or new_right.ndim != 1 or new_right.size == 0:
-        raise ValueError(
-            f"expected two times the same images, got {new_right.shape} and {old_right.shape}"
-        )
-    only_new = int((new_right & ~old_right).sum())
-    only_old = int((old_right & ~new_right).sum())
-    images = len(new_right)
-    counts = np.array([only_new, only_old, images - only_new - only_old])
-    resampled = np.concatenate(list(_resampled(counts, bootstrap, seed)))
-    discordant = only_new + only_old
-    return Comparison(
-        difference=_estimate(
-            np.float64((only_new - only_old) / images), (resampled[:, 0] - resampled[:, 1]) / images
-        ),
-        only_new=only_new,
-        only_old=only_old,
-        p_value=float(binomtest(only_new, discordant).pvalue) if discordant else 1.0,
-    )
+    per_class = metrics["per_class"]
+    return {
+        **{f"test/{name}": value for name, value in metrics.items() if name != "per_class"},
+        **{
+            f"test/{score}/{name}": per_class[name][score]
+            for score in ("precision", "recall", "f1")
+            for name in per_class
+        },
+    }
+
+
+def headlines(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return those of `flat_metrics` that DVC's tables have room for, in the order of HEADLINES."""
+    names = [f"test/{name}" for name in HEADLINES]
+    return {name: metrics[name] for name in names if name in metrics}
 
 
 def _checked(
@@ -402,33 +385,17 @@ def _confusion(labels: Ints, predicted: Ints, classes: int) -> Ints:
     return cells.reshape(classes, classes)
 
 
-def _resampled(counts: Ints, resamples: int, seed: int) -> Iterator[Ints]:
-    """Tables of `counts`, confusion matrices say, of images drawn with replacement.
-
-    Gives `resamples` of them in all, (n, *counts.shape) at a time. The scores see an image only as
-    a cell of the table, and N draws from N images fall into the cells multinomially: this is the
-    bootstrap itself, not an approximation, without touching an image.
-    """
-    images = counts.sum()
-    rng = np.random.default_rng(seed)
-    at_once = max(1, CELLS_AT_ONCE // counts.size)
-    for done in range(0, resamples, at_once):
-        size = min(at_once, resamples - done)
-        drawn = rng.multinomial(images, counts.ravel() / images, size=size)
-        yield drawn.reshape(size, *counts.shape)
-
-
 def _resampled_scores(confusion: Ints, resamples: int, seed: int) -> _Scores:
-    parts = [_scores(drawn) for drawn in _resampled(confusion, resamples, seed)]
+    parts = [_scores(tables) for tables in resampled(confusion, resamples, seed)]
     return _Scores(*(np.concatenate(of_score) for of_score in zip(*parts, strict=True)))
 
 
 def _totals(confusion: Ints, resamples: int, seed: int) -> Totals:
-    observed, resampled = _scores(confusion), _resampled_scores(confusion, resamples, seed)
+    observed, spread = _scores(confusion), _resampled_scores(confusion, resamples, seed)
     return Totals(
         images=int(confusion.sum()),
-        accuracy=_estimate(observed.accuracy, resampled.accuracy),
-        macro_f1=_estimate(observed.macro_f1, resampled.macro_f1),
+        accuracy=estimate(observed.accuracy, spread.accuracy),
+        macro_f1=estimate(observed.macro_f1, spread.macro_f1),
     )
 
 
@@ -446,14 +413,22 @@ def _scores(confusion: Ints) -> _Scores:
     )
 
 
+def _of_class(
+    k: int, name: str, support: int, observed: _Scores, spread: _Scores, roc: RocCurve | None
+) -> ClassScores:
+    return ClassScores(
+        name=name,
+        support=support,
+        precision=estimate(observed.precision[k], spread.precision[:, k]),
+        recall=estimate(observed.recall[k], spread.recall[:, k]),
+        f1=estimate(observed.f1[k], spread.f1[:, k]),
+        roc=roc,
+    )
+
+
 def _ratio(numerator: Ints, denominator: Ints) -> Floats:
     # A numerator here never exceeds its denominator, so 0 / 0 is the only case to decide.
     return numerator / np.maximum(denominator, 1)
-
-
-def _estimate(value: Floats | np.float64, resampled: Floats) -> Estimate:
-    low, high = np.percentile(resampled, INTERVAL_PERCENTILES)
-    return Estimate(float(value), float(low), float(high))
 
 
 def _roc(is_class: npt.NDArray[np.bool_], probability: Floats) -> RocCurve | None:
@@ -467,8 +442,8 @@ def _roc(is_class: npt.NDArray[np.bool_], probability: Floats) -> RocCurve | Non
     )
 
 
-def _flat(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def _flat(name: str, score: Estimate) -> dict[str, float]:
+    return {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
 
 
 def _rounded(scores: dict[str, float]) -> dict[str, float]:

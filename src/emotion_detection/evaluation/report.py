@@ -1,7 +1,8 @@
-"""What an evaluation found, to be read: a page that stands alone, and a model card."""
+"""The report of an evaluation: a page in one file, and a model card."""
 
 import base64
 import io
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,19 +17,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from emotion_detection.data.dataset import Dataset, are_emotions
+from emotion_detection.evaluation.bootstrap import Estimate
 from emotion_detection.evaluation.champion import Decision
 from emotion_detection.evaluation.corruptions import mean_accuracy
-from emotion_detection.evaluation.metrics import Estimate, Evaluation
+from emotion_detection.evaluation.metrics import Evaluation
 from emotion_detection.files import atomic
-from emotion_detection.models.network import leaves
-from emotion_detection.params import Params
+from emotion_detection.models.saving import leaves
+from emotion_detection.params import Network, Params, Section, Split, changed
 
 PAGE, CARD = "report.html", "model_card.md"
-FIGURES = ("confusion_normalized", "roc", "reliability", "robustness", "mistakes")
-# Of WebP, at which the letters in a plot are as sharp as in the PNG it is made from.
+FIGURES = ("confusion_normalized", "roc", "reliability", "corruptions", "mistakes")
+# Of WebP: the letters in a plot are as sharp as in its PNG.
 QUALITY = 88
-# The text of a plot is too small to read below the one share of its full width, and larger than
-# the page's own above the other.
+# The page shows a plot in these shares of its full width: below the first its text is too small to
+# read, above the second it is larger than the page's own.
 LEGIBLE, LARGEST = 0.6, 0.85
 
 LIMITS_OF_EMOTIONS = (
@@ -36,25 +38,26 @@ LIMITS_OF_EMOTIONS = (
     "faces do not show feelings reliably, nor alike in all people and situations (Barrett et al., "
     '"Emotional expressions reconsidered", Psychological Science in the Public Interest 20, 2019).',
     "No decision about a person may rest on it: not on work, school, health, credit, insurance, "
-    "policing or borders. Whom it is used on has to know of it and to agree.",
+    "policing or borders. People whom it is used on have to know of it and to agree.",
     "The European Union forbids systems that infer emotions of people at work and in education, "
-    "but for medical or safety reasons (Regulation (EU) 2024/1689, the AI Act, article 5(1)(f)).",
+    "except for medical or safety reasons (Regulation (EU) 2024/1689, AI Act, article 5(1)(f)).",
     "FER-2013, for which this pipeline is made, was gathered by web search and has many wrong and "
     "doubtful labels: people agree with them on about 65 % of the images (Goodfellow et al., "
     '"Challenges in representation learning: a report on three machine learning contests", 2013).',
-    "Who is in the pictures is not recorded: not their age, their gender, their skin nor where "
-    "they live. So nobody can say for whom it works worse, and it has to be taken that it does.",
-    "It answers for any picture, also where there is no face, and has no answer for none of these.",
+    "Who is in the pictures is not recorded: not their age, gender, skin colour or where they "
+    "live. So nobody can say for which people it works less well, and one has to assume that there "
+    "are some.",
+    "It answers for any picture, also without a face, and cannot answer that no class fits.",
 )
 LIMITS = (
     "How the pictures were gathered, and how many of their labels are wrong, is not recorded. The "
-    "scores hold for pictures gathered alike, and are worth what the labels are.",
-    "It answers for any picture, also of something else altogether, and has no answer for none of "
-    "these.",
+    "scores hold for pictures gathered in the same way, and are only as good as the labels.",
+    "It answers for any picture, also of something else altogether, and cannot answer that no "
+    "class fits.",
 )
-DRAWN = (
-    "These faces are drawn by a program. The scores show that the pipeline works, and say nothing "
-    "about people."
+SYNTHETIC = (
+    "These faces are synthetic, drawn by a program. The scores show that the pipeline works, and "
+    "say nothing about people."
 )
 
 
@@ -62,23 +65,23 @@ DRAWN = (
 class Subject:
     """What is reported on.
 
-    `robustness` is a table of `robustness.measure`, or None where none was made; `facts` are
-    lines of name and text on how the network came about; `selected_on_test` says that it was chosen on the
-    test images, and `drawn` that those are no photographs.
+    `corrupted` is a table of `corruptions.measure`, or None where nothing was measured; `facts`
+    are lines of name and text, such as `training_facts`; `selected_on_test` says that epoch and
+    network were chosen on the test images, and `synthetic` that the images are no photographs.
     """
 
     result: Evaluation
     dataset: Dataset
-    robustness: pd.DataFrame | None
+    corrupted: pd.DataFrame | None
     decision: Decision
     facts: Sequence[tuple[str, str]]
     selected_on_test: bool
-    drawn: bool
+    synthetic: bool
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page holds it: a data URI, what it shows, and its size in pixels."""
+    """A figure in the page: a data URI, its title, and its size in pixels."""
 
     data: str
     title: str
@@ -87,93 +90,89 @@ class Picture:
 
     @property
     def narrowest(self) -> int:
-        """The width below which the page scrolls it instead of making it smaller."""
+        """The width in pixels below which the page scrolls it instead of making it smaller."""
         return round(LEGIBLE * self.width)
 
     @property
     def widest(self) -> int:
-        """The width above which the page does not make it larger."""
+        """The largest width in pixels at which the page shows it."""
         return round(LARGEST * self.width)
 
 
 def training_facts(
-    model: keras.Model, values: Params, trained: Mapping[str, float]
+    model: keras.Model, network: Network, values: Params, history: pd.DataFrame
 ) -> list[tuple[str, str]]:
-    """Say how `model` was trained, in lines of name and text.
+    """Return lines of name and text on how `model`, with all its members, was trained.
 
-    `trained` are train's metrics: epochs, best_epoch and val_accuracy.
+    `network` is the one that was trained, which a search may have chosen, and `history` is that of
+    `figures.training.learning_curves`. Params that have their default are not listed.
     """
-    recipe, split = values.train, values.split
-    layers = list(leaves(model))
-    convolutions = [
-        str(layer.filters) for layer in layers if isinstance(layer, keras.layers.Conv2D)
-    ]
-    dense = [str(layer.units) for layer in layers if isinstance(layer, keras.layers.Dense)]
-    members = values.network.members
-    together = f"{members} members, each with " if members > 1 else ""
-    rate = (
-        f"one cycle up to a learning rate of {recipe.lr:g}"
-        if recipe.schedule == "one_cycle"
-        else f"from a learning rate of {recipe.lr:g}"
-    )
-    optimizer = {"adam": "Adam", "sgd": "SGD with Nesterov momentum"}[recipe.optimizer]
-    shaken = [
-        f"{name} {value}".removesuffix(" True")
-        for name, value in recipe.augment.model_dump().items()
-        if value and name != "fill_mode"
-    ]
-    lightly = (
-        f"; in the last {recipe.no_aug_epochs} epochs flips and shifts alone"
-        if shaken and recipe.no_aug_epochs
-        else ""
-    )
-    weighed = (
-        f"classes weighed by their inverse frequency to the power of {recipe.class_weights:g}"
-        if recipe.class_weights
-        else "no class weights"
-    )
-    held = (
-        "the test images, which leaks"
-        if split.validation == "test"
-        else f"{_percent(split.fraction)} of train, by class; images with the same pixels are on "
-        "one side"
-    )
-    teachers = " and ".join(recipe.distillation.teachers)
-    share = _percent(recipe.distillation.weight)
-    taught = f"{share} of each target from {teachers}, " if teachers else ""
-    begun = f"going on from {recipe.init_from}, " if recipe.init_from else ""
-    given = " and ".join(recipe.members_from)
-    added = f"the first members from {given}, the others so: " if given else ""
-    alone = " of the others alone" if given else ""
+    sections: dict[str, Section] = {
+        "network": network,
+        "ensemble": values.ensemble,
+        "tta": values.tta,
+        "split": values.split,
+        "train": values.train,
+    }
     return [
-        (
-            "network",
-            f"{model.count_params():,} parameters: {together}convolutions of "
-            f"{', '.join(convolutions[: len(convolutions) // members])} filters, dense layers of "
-            f"{', '.join(dense[: len(dense) // members])} units",
-        ),
-        (
-            "training",
-            f"{added}{optimizer}, {rate}, batches of {recipe.batch_size}, weight decay "
-            f"{recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}, {weighed}, "
-            f"{begun}{taught}augmentation: {', '.join(shaken) or 'none'}{lightly}",
-        ),
-        ("validation", held),
-        (
-            "epoch",
-            f"{trained['best_epoch']} of {trained['epochs']}, that of the highest validation "
-            f"accuracy{alone} ({_percent(trained['val_accuracy'])})",
-        ),
+        ("network", _layers(model, values.ensemble.members)),
+        ("validation", _validation(values.split)),
+        ("best epoch", _best_epochs(history)),
+        *((f"{name} params", _changed(section)) for name, section in sections.items()),
     ]
+
+
+def _layers(model: keras.Model, members: int) -> str:
+    layers = list(leaves(model))
+    filters = [str(layer.filters) for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    units = [str(layer.units) for layer in layers if isinstance(layer, keras.layers.Dense)]
+    ensemble = f"{members} members, each with " if members > 1 else ""
+    return (
+        f"{model.count_params():,} parameters: {ensemble}convolutions of "
+        f"{', '.join(filters[: len(filters) // members])} filters, dense layers of "
+        f"{', '.join(units[: len(units) // members])} units"
+    )
+
+
+def _validation(split: Split) -> str:
+    if split.validation == "test":
+        return "the test images themselves, on which the epoch and the network were chosen"
+    return (
+        f"{_percent(split.fraction)} of train, stratified by class; images with the same pixels "
+        "are never in both"
+    )
+
+
+def _best_epochs(history: pd.DataFrame) -> str:
+    """Return the epoch that each member was kept at: the first of the highest val_accuracy."""
+    members = history["member"] if "member" in history.columns else pd.Series(1, history.index)
+    found = []
+    for member, epochs in history.groupby(members):
+        best = epochs.iloc[int(epochs["val_accuracy"].argmax())]
+        name = f"member {member}: " if members.nunique() > 1 else ""
+        found.append(
+            f"{name}{best['epoch']:.0f} of {len(epochs)}, with the highest validation accuracy "
+            f"({_percent(best['val_accuracy'])})"
+        )
+    return "; ".join(found)
+
+
+def _changed(section: Section) -> str:
+    # As params.yaml has them, but for quotes.
+    values = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in changed(section).items()
+    }
+    return ", ".join(f"{name}: {value}" for name, value in values.items()) or "all at their default"
 
 
 def limits(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return what a network of these classes cannot tell and must not be used for, a text each."""
+    """Return what a network of these classes cannot do and must not be used for, a text each."""
     return LIMITS_OF_EMOTIONS if are_emotions(classes) else LIMITS
 
 
 def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Write the page and the card into `folder`, where each of `figures` lies as <name>.png."""
+    """Write the page and the card to `folder`, which has each of `figures` as <name>.png."""
     pictures = {
         name: _picture(folder / f"{name}.png", figures[name]) for name in FIGURES if name in figures
     }
@@ -181,17 +180,17 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
         "emotions": are_emotions(subject.result.classes),
         "result": subject.result,
         "dataset": subject.dataset,
-        "robustness": subject.robustness,
+        "corrupted": subject.corrupted,
         "corrupted_accuracy": (
-            None if subject.robustness is None else mean_accuracy(subject.robustness)
+            None if subject.corrupted is None else mean_accuracy(subject.corrupted)
         ),
         "decision": subject.decision,
         "selected_on_test": subject.selected_on_test,
-        "drawn": subject.drawn,
+        "synthetic": subject.synthetic,
         "facts": [*_data_facts(subject.dataset), *subject.facts],
-        "limits": (*((DRAWN,) if subject.drawn else ()), *limits(subject.result.classes)),
-        "loss_of_chance": math.log(len(subject.result.classes)),
-        "worst_confusion": _worst_confusion(subject.result),
+        "limits": (*((SYNTHETIC,) if subject.synthetic else ()), *limits(subject.result.classes)),
+        "loss_of_uniform_guess": math.log(len(subject.result.classes)),
+        "top_confusion": _top_confusion(subject.result),
         "pictures": pictures,
         "sections": [
             (anchor, title)
@@ -199,12 +198,12 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
                 ("scores", "Scores"),
                 ("classes", "Classes"),
                 ("calibration", "Calibration"),
-                ("robustness", "Worse images"),
+                ("corruptions", "Corrupted images"),
                 ("mistakes", "Mistakes"),
-                ("made", "What made it"),
+                ("made", "How it was made"),
                 ("limits", "Limits and misuse"),
             )
-            if anchor != "robustness" or subject.robustness is not None
+            if anchor != "corruptions" or subject.corrupted is not None
         ],
     }
     for name in (PAGE, CARD):
@@ -214,9 +213,9 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
 
 
 def environment(*, escape: bool) -> jinja2.Environment:
-    """Return what fills in the package's templates; `escape` is for HTML."""
+    """Return what renders the templates of the package; `escape` is for HTML."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("emotion_detection"),
+        loader=jinja2.PackageLoader("emotion_detection.evaluation"),
         autoescape=escape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -242,7 +241,7 @@ def _interval(of: Estimate) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Keep `text` from being taken for Markdown or HTML, whatever a folder may be called."""
+    """Return `text` with Markdown and HTML escaped: a folder may be called anything."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 
@@ -268,19 +267,20 @@ def _data_facts(dataset: Dataset) -> list[tuple[str, str]]:
         ),
     ]
     if dataset.dropped_leaks:
-        facts.append(("leaks", f"{dataset.dropped_leaks:,} train images left out, also in test"))
+        left_out = f"{dataset.dropped_leaks:,} train images that are also in test are left out"
+        facts.append(("leaks", left_out))
     return facts
 
 
-def _worst_confusion(result: Evaluation) -> str:
-    """Say what is most often taken for what, by share of its class."""
+def _top_confusion(result: Evaluation) -> str:
+    """Return a sentence on the most frequent confusion, by its share of the actual class."""
     shares: Any = result.confusion / result.confusion.sum(axis=1, keepdims=True).clip(min=1)
     for k in range(len(result.classes)):
         shares[k, k] = 0
-    actual, taken = divmod(int(shares.argmax()), len(result.classes))
-    if shares[actual, taken] == 0:
-        return "No image is taken for another class."
+    actual, predicted = divmod(int(shares.argmax()), len(result.classes))
+    if shares[actual, predicted] == 0:
+        return "Every image was predicted correctly."
     return (
-        f"Most often {result.classes[actual]} is taken for {result.classes[taken]}: "
-        f"{_percent(shares[actual, taken])} of its images."
+        f"Most frequent confusion: {result.classes[actual]} predicted as "
+        f"{result.classes[predicted]} ({_percent(shares[actual, predicted])} of its images)."
     )

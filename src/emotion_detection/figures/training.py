@@ -1,0 +1,235 @@
+"""Figures of a training and of a search: learning curves, trials."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from emotion_detection.figures.style import (
+    ACCENT,
+    BLUE,
+    BODY,
+    FAINT,
+    GREY,
+    INK,
+    SMALL,
+    add_panels,
+    compact,
+    label_line_ends,
+    new_figure,
+    note,
+    percent,
+    percent_tick,
+    whole_numbers,
+)
+
+
+def learning_curves(history: pd.DataFrame) -> Figure:
+    """Return loss and accuracy by epoch, with the epoch of the highest validation accuracy marked.
+
+    `history` has a row an epoch and the columns epoch, loss, accuracy, val_loss, val_accuracy and
+    optionally lr. The history of an ensemble has the column member too, from 1: each member then
+    has fainter lines of its own.
+
+    Raises:
+        ValueError: for a missing column or no rows.
+
+    """
+    missing = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy"} - set(history.columns)
+    if missing or history.empty:
+        raise ValueError(f"history lacks {', '.join(sorted(missing)) or 'epochs'}")
+    members = [history]
+    if "member" in history.columns:
+        members = [of_member for _, of_member in history.groupby("member")]
+    best = [
+        of_member.iloc[int(np.nanargmax(of_member["val_accuracy"]))]
+        for of_member in members
+        if of_member["val_accuracy"].notna().any()
+    ]
+    epochs = history["epoch"]
+    figure = new_figure(10.0, 3.7, _best_title(epochs.max(), len(members), best))
+    lowered, remark = _learning_rate(members)
+    for axes, measure in zip(add_panels(figure, 2), ("loss", "accuracy"), strict=True):
+        for epoch in lowered:
+            axes.axvline(epoch, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+        ends = _draw_curves(axes, measure, members)
+        if len(members) == 1 and best:
+            _mark_epoch(axes, measure, best[0])
+        for epoch in best:
+            size = 6 if len(members) == 1 else 4.5
+            point = (epoch["epoch"], epoch[f"val_{measure}"])
+            axes.plot(*point, "o", color=ACCENT, markersize=size, zorder=3)
+        if measure == "accuracy":
+            axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        whole_numbers(axes, epochs.min(), epochs.max())
+        axes.set_ylabel(measure, fontsize=BODY, color=INK)
+        axes.set_xlabel(f"epoch{remark}", fontsize=BODY, color=INK)
+        label_line_ends(axes, epochs.max(), ends)
+    return figure
+
+
+def _best_title(epochs: int, members: int, best: Sequence[pd.Series]) -> str:
+    if not best:
+        ensemble = f"{members} members: " if members > 1 else ""
+        return f"{ensemble}{epochs} epochs, none with a validation accuracy"
+    return (
+        f"{f'{members} members, best' if members > 1 else 'Best'} epoch "
+        f"{_span(best, 'epoch', '{:.0f}'.format)} of {epochs}: validation loss "
+        f"{_span(best, 'val_loss', '{:.3f}'.format)}, "
+        f"accuracy {_span(best, 'val_accuracy', percent)}"
+    )
+
+
+def _span(best: Sequence[pd.Series], column: str, number: Callable[[float], str]) -> str:
+    values = [epoch[column] for epoch in best]
+    ends = dict.fromkeys(number(value) for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
+def _draw_curves(
+    axes: Axes, measure: str, members: Sequence[pd.DataFrame]
+) -> list[tuple[str, float, str]]:
+    """Draw the lines of all members, and return name, mean last value and colour of each kind."""
+    alone = len(members) == 1
+    ends = []
+    for name, column, colour in (("train", measure, GREY), ("validation", f"val_{measure}", BLUE)):
+        for of_member in members:
+            axes.plot(
+                of_member["epoch"],
+                of_member[column],
+                color=colour,
+                linewidth=1.8 if alone else 1.1,
+                alpha=1.0 if alone else 0.6,
+                # A line through a single point cannot be seen.
+                marker="o" if len(of_member) == 1 else "",
+            )
+        last = pd.Series([of_member[column].iloc[-1] for of_member in members])
+        ends.append((name, float(last.mean()), colour))
+    return ends
+
+
+def _mark_epoch(axes: Axes, measure: str, best: pd.Series) -> None:
+    number = percent if measure == "accuracy" else "{:.3f}".format
+    axes.axvline(best["epoch"], color=ACCENT, linewidth=1.0, zorder=1)
+    axes.annotate(
+        f"epoch {best['epoch']:.0f}: {number(best[f'val_{measure}'])}",
+        (best["epoch"], 1.0),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="center",
+        fontsize=SMALL,
+        color=ACCENT,
+    )
+
+
+def _learning_rate(members: Sequence[pd.DataFrame]) -> tuple[list[float], str]:
+    """Return the epochs at which a stepwise learning rate fell, and a remark for the axis."""
+    if any("lr" not in of_member.columns for of_member in members):
+        return [], ""
+    rates = [of_member["lr"].to_numpy(dtype=float) for of_member in members]
+    if all(len(set(of_member)) < 2 for of_member in rates):
+        return [], ""
+    ends = f"{rates[0][0]:.3g} to {min(of_member[-1] for of_member in rates):.3g}"
+    # A rate that moves at most epochs is a smooth schedule: a line at each would hide the curves.
+    if any(np.count_nonzero(np.diff(rate)) > len(rate) / 2 for rate in rates):
+        return [], f"  (learning rate on a schedule, {ends})"
+    lowered = [
+        list(of_member["epoch"].to_numpy()[1:][np.diff(rate) < 0])
+        for of_member, rate in zip(members, rates, strict=True)
+    ]
+    if any(of_member != lowered[0] for of_member in lowered):
+        return [], f"  (learning rate lowered, {ends})"
+    return lowered[0], f"  (dotted: learning rate lowered, {ends})"
+
+
+def trials(table: pd.DataFrame) -> Figure:
+    """Return the score of each trial of a search, in order and against the size of its network.
+
+    `table` has a row a trial and the columns trial, status, val_accuracy and parameters; a trial
+    whose status is not COMPLETED, or that has no score, is marked as such.
+
+    Raises:
+        ValueError: for a missing column or no rows.
+
+    """
+    missing = {"trial", "status", "val_accuracy", "parameters"} - set(table.columns)
+    if missing or table.empty:
+        raise ValueError(f"trials lack {', '.join(sorted(missing)) or 'rows'}")
+    score = table["val_accuracy"].to_numpy(dtype=float)
+    parameters = table["parameters"].to_numpy(dtype=float)
+    done = (table["status"].str.upper() == "COMPLETED").to_numpy() & np.isfinite(score)
+    if not done.any():
+        return note(f"Trials: {len(table)}, and none completed")
+
+    best = int(np.flatnonzero(done)[score[done].argmax()])
+    noun = "trial" if len(table) == 1 else "trials"
+    title = f"Best of {len(table)} {noun}: {table['trial'].iloc[best]}, {percent(score[best])}"
+    if np.isfinite(parameters[best]):
+        title += f" with {parameters[best]:,.0f} parameters"
+    if not done.all():
+        title += f"; {np.count_nonzero(~done)} did not complete"
+    figure = new_figure(10.0, 3.7, title)
+    by_order, by_size = add_panels(figure, 2, sharey=True)
+    _draw_trials_in_order(by_order, score, done)
+    sized = done & (parameters > 0)
+    _draw_trials_by_size(by_size, score[sized], parameters[sized])
+    for axes, x in ((by_order, best + 1), (by_size, parameters[best])):
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        if np.isfinite(x):
+            axes.plot(x, score[best], "o", color=ACCENT, markersize=8, zorder=3)
+            axes.annotate(
+                "best",
+                (x, score[best]),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=SMALL,
+                color=ACCENT,
+            )
+    by_order.margins(y=0.12)
+    return figure
+
+
+def _draw_trials_in_order(
+    axes: Axes, score: npt.NDArray[np.float64], done: npt.NDArray[np.bool_]
+) -> None:
+    order = np.arange(1, len(score) + 1)
+    so_far = np.maximum.accumulate(np.where(done, score, -np.inf))
+    known = np.isfinite(so_far)
+    axes.step(order[known], so_far[known], where="post", color=GREY, linewidth=1.2)
+    axes.plot(order[done], score[done], "o", color=BLUE, markersize=5.5)
+    legend = "line: best so far"
+    if not done.all():
+        legend += "; ×: did not complete"
+        failed, just_above_axis = order[~done], np.full(np.count_nonzero(~done), 0.03)
+        in_panel = axes.get_xaxis_transform()
+        axes.plot(failed, just_above_axis, "x", color=INK, markersize=6, transform=in_panel)
+    whole_numbers(axes, 1, len(score))
+    axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
+    axes.set_xlabel(f"trials, in order ({legend})", fontsize=BODY, color=INK)
+    axes.set_ylabel("validation accuracy", fontsize=BODY, color=INK)
+
+
+def _draw_trials_by_size(
+    axes: Axes, score: npt.NDArray[np.float64], parameters: npt.NDArray[np.float64]
+) -> None:
+    axes.plot(parameters, score, "o", color=BLUE, markersize=5.5)
+    axes.set_xlabel("parameters of the network (log scale)", fontsize=BODY, color=INK)
+    if len(parameters) == 0:
+        return
+    low, high = parameters.min(), parameters.max()
+    # From one tick of 1, 2, 5, 10... to the next is at most a factor of 2.5, so that an axis
+    # this wide always has one.
+    margin = max(1.15, math.sqrt(2.5 * low / high))
+    axes.set_xscale("log")
+    axes.set_xlim(low / margin, high * margin)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 50 else (1.0,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(compact))
