@@ -4,6 +4,8 @@ Every file in a class folder is decoded to its last byte; what is no sound image
 out.
 """
 
+from __future__ import annotations
+
 import hashlib
 import multiprocessing
 import os
@@ -17,12 +19,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from emotion_detection import params
 from emotion_detection.console import UserError, log, progress
 from emotion_detection.data.dataset import (
     CHANNELS,
@@ -39,6 +40,10 @@ from emotion_detection.data.image import BadImageError, open_image, prepare
 from emotion_detection.data.source import Item, Source, arrange, check_filled, open_source, some
 from emotion_detection.data.splits import cut
 from emotion_detection.files import atomic
+
+# The processes that decode images would import it for nothing, which takes half a second.
+if TYPE_CHECKING:
+    from emotion_detection import params
 
 # Up to so many files, starting other processes takes longer than they save.
 FILES_IN_PROCESS = 2000

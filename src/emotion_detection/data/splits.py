@@ -5,15 +5,21 @@ the size or colour mode that ingest packs them in make no difference: the same i
 same side. Images with the same digest stay on one side.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
+
+# The processes that decode images would import it for nothing, which takes half a second.
+if TYPE_CHECKING:
+    from emotion_detection import params
 
 
 @dataclass(frozen=True, eq=False)
