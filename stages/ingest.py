@@ -8,20 +8,9 @@ from emotion_detection.data.ingest import ingest
 
 
 def main() -> None:
-    """Read params, ingest; the log says what was found."""
+    """Read params and ingest; the log says what was found."""
     values = params.load()
-    settings = values.ingest
-    ingest(
-        Path(settings.source),
-        paths.DATASET,
-        image_size=settings.image_size,
-        color_mode=settings.color_mode,
-        max_bad_fraction=settings.max_bad_fraction,
-        max_unpacked_gib=settings.max_unpacked_gib,
-        test_fraction=settings.test_fraction,
-        drop_leaks=settings.drop_leaks,
-        seed=values.seed,
-    )
+    ingest(Path(values.ingest.source), paths.DATASET, values.ingest, seed=values.split.seed)
 
 
 if __name__ == "__main__":

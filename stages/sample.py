@@ -1,4 +1,4 @@
-"""Draw the sample: grey faces in the layout of the Kaggle archive."""
+"""Draw the sample: synthetic grey faces in the layout of the Kaggle archive."""
 
 from emotion_detection import params, paths
 from emotion_detection.console import log, run
@@ -6,17 +6,11 @@ from emotion_detection.data.synthetic import draw_sample
 
 
 def main() -> None:
-    """Read params, draw, and say what was drawn."""
+    """Read params, draw the faces, and log how many there are."""
     settings = params.load().sample
-    counts = draw_sample(
-        paths.SAMPLE,
-        train=settings.train,
-        test=settings.test,
-        image_size=settings.image_size,
-        seed=settings.seed,
-    )
-    totals = {split: sum(of_class.values()) for split, of_class in counts.items()}
-    log.info("drew %d train and %d test faces in %s", *totals.values(), paths.SAMPLE)
+    counts = draw_sample(paths.SAMPLE, train=settings.train, test=settings.test)
+    train, test = (sum(of_class.values()) for of_class in counts.values())
+    log.info("%s: %s train and %s test images", paths.SAMPLE, f"{train:,}", f"{test:,}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from emotion_detection.data.dataset import Dataset, Split, group_by_digest, set_digest, split
+from emotion_detection import params
+from emotion_detection.data.dataset import Dataset, group_by_digest, set_digest
+from emotion_detection.data.splits import Split, split
 from tests.support import servers
 from tests.support.stores import alone
 
@@ -77,7 +79,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy(packed: Path) -> Dataset:
-    """90 train and 15 test images of three classes, 16x16x3, opened from disk."""
+    """Return 90 train and 15 test images of three classes, 16x16x3, opened from disk."""
     return Dataset.open(packed)
 
 
@@ -113,8 +115,8 @@ def tracking_server(object_store: servers.ObjectStore) -> Iterator[servers.Serve
 
 @pytest.fixture(scope="session")
 def rows(toy: Dataset) -> Split:
-    """72 train, 18 validation and 15 test rows of the toy set."""
-    return split(toy, validation="holdout", fraction=0.2, seed=0)
+    """Return 72 train, 18 validation and 15 test rows of the toy set."""
+    return split(toy, params.Split(fraction=0.2, seed=0))
 
 
 @pytest.fixture(scope="session")

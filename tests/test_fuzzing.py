@@ -1,6 +1,6 @@
-"""Params, archives and images changed at random: what is no sound input is a `UserError`.
+"""Params, archives and images changed at random: what is not valid is a `UserError`.
 
-FUZZ_EXAMPLES says how many of each are tried.
+FUZZ_EXAMPLES sets how many of each are tried.
 """
 
 import contextlib
@@ -23,14 +23,15 @@ from PIL import Image
 from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import IMAGES_FILE, INDEX_FILE, SUMMARY_FILE, Dataset
-from emotion_detection.data.ingest import BadImageError, decode, ingest
+from emotion_detection.data.image import BadImageError, decode
+from emotion_detection.data.ingest import ingest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 fuzzed = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    # A run of the tests is the same each time; many examples are to find what is new.
+    # The tests are the same in every run; only a set number of examples looks for new ones.
     derandomize="FUZZ_EXAMPLES" not in os.environ,
     database=None,
     suppress_health_check=list(HealthCheck),
@@ -55,7 +56,7 @@ anything = st.recursive(
 
 
 def paths(values: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the way to everything in `values`."""
+    """Return the path of keys to everything in `values`."""
     found = [prefix] if prefix else []
     if isinstance(values, dict):
         for key, value in values.items():
@@ -88,7 +89,7 @@ def changed_params(draw: st.DrawFn) -> Any:
 
 
 def accepted(file: Path) -> bool:
-    """Tell whether params are taken; what is said of others is one line that names the file."""
+    """Return whether params are accepted; if not, the message is one line that names the file."""
     try:
         return isinstance(params.load(file), params.Params)
     except UserError as error:
@@ -163,6 +164,13 @@ def damaged(draw: st.DrawFn, sound: tuple[bytes, ...]) -> bytes:
     return bytes(data)
 
 
+INGEST = params.Ingest(
+    image_size=(8, 8),
+    color_mode="rgb",
+    max_bad_fraction=1.0,
+    max_unpacked_gib=0.01,
+    test_fraction=0.5,
+)
 ZIPS = (sound_zip(zipfile.ZIP_STORED), sound_zip(zipfile.ZIP_DEFLATED))
 KINDS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -193,17 +201,7 @@ def test_any_archive_is_a_dataset_or_refused(
         (folder / "s.zip").write_bytes(data)
         said = ""
         try:
-            report = ingest(
-                folder / "s.zip",
-                folder / "out",
-                image_size=(8, 8),
-                color_mode="rgb",
-                max_bad_fraction=1.0,
-                max_unpacked_gib=0.01,
-                test_fraction=0.5,
-                drop_leaks=False,
-                seed=0,
-            )
+            report = ingest(folder / "s.zip", folder / "out", INGEST, seed=0)
         except UserError as error:
             said = str(error)
         if said:

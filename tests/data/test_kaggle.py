@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 
 from emotion_detection.console import UserError
-from emotion_detection.data import kaggle
+from emotion_detection.data.kaggle import download
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OWNER_NAME = "anna/letters"
 TARGET = Path("data/letters.zip")
 KEPT = Path("data/.download/datasets/anna/letters/3.archive")
@@ -128,7 +128,7 @@ def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
 
 def command(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "emotion_detection.download", *arguments],
+        [sys.executable, "-m", "emotion_detection.data.kaggle", *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         text=True,
         stdout=subprocess.PIPE,
@@ -137,9 +137,9 @@ def command(*arguments: str) -> subprocess.Popen[str]:
 
 
 def error_of(dataset: str = OWNER_NAME) -> str:
-    """Return the line that a download ends with; nothing is left that looks whole."""
+    """Return the line that a download ends with; no zip is left behind."""
     with pytest.raises(UserError) as raised:
-        kaggle.download(dataset)
+        download(dataset)
     assert not TARGET.exists()
     message = str(raised.value)
     assert "\n" not in message
@@ -167,38 +167,38 @@ def test_a_set_becomes_one_zip_that_ingest_takes_and_is_not_downloaded_again(
     kaggle.server_close()
     logging.getLogger("emotion_detection").addHandler(caplog.handler)
     with caplog.at_level(logging.INFO, "emotion_detection"):
-        kaggle.download(OWNER_NAME)
+        download(OWNER_NAME)
     logging.getLogger("emotion_detection").removeHandler(caplog.handler)
     assert caplog.messages[-1] == line
     assert kaggle.ranges == [None]
 
 
 def test_the_same_version_is_the_same_zip(kaggle: Kaggle) -> None:
-    kaggle.download(OWNER_NAME)
+    download(OWNER_NAME)
     first = TARGET.read_bytes()
     TARGET.unlink()
-    kaggle.download(f"{OWNER_NAME}/versions/3")
+    download(f"{OWNER_NAME}/versions/3")
     assert TARGET.read_bytes() == first
     with zipfile.ZipFile(TARGET) as made:
         assert {info.date_time[0] for info in made.infolist()} == {1980}
 
 
-def test_a_download_that_was_cut_off_goes_on_where_it_was(kaggle: Kaggle) -> None:
+def test_an_interrupted_download_is_resumed(kaggle: Kaggle) -> None:
     kaggle.cut_after = PART + 1000
     message = error_of()
     assert message.startswith("the connection to Kaggle failed (IncompleteRead(")
-    assert "run this again, and it goes on where it was, or download " in message
+    assert "run this again, and it resumes where it stopped, or download " in message
     assert KEPT.stat().st_size >= PART
 
     kaggle.cut_after = None
     kept = KEPT.stat().st_size
-    kaggle.download(OWNER_NAME)
+    download(OWNER_NAME)
     assert kaggle.ranges == [None, None, f"bytes={kept}-"]
     with zipfile.ZipFile(TARGET) as made:
         assert len(made.namelist()) == 8
 
 
-def test_a_download_that_was_killed_goes_on_where_it_was(kaggle: Kaggle) -> None:
+def test_a_killed_download_is_resumed(kaggle: Kaggle) -> None:
     kaggle.cut_after, kaggle.stall = PART + 1000, True
     process = command("--dataset", OWNER_NAME)
     while not (KEPT.exists() and KEPT.stat().st_size):
@@ -209,40 +209,43 @@ def test_a_download_that_was_killed_goes_on_where_it_was(kaggle: Kaggle) -> None
     process.communicate()
     assert not TARGET.exists()
     kaggle.cut_after, kaggle.stall = None, False
-    kaggle.download(OWNER_NAME)
+    download(OWNER_NAME)
     assert kaggle.ranges[-1] == f"bytes={PART}-"
     assert TARGET.exists()
 
 
 @pytest.mark.parametrize("checksum", [True, False])
-def test_a_damaged_download_is_noticed_and_begun_anew(kaggle: Kaggle, checksum: bool) -> None:
+def test_a_damaged_download_is_noticed_and_starts_again(kaggle: Kaggle, checksum: bool) -> None:
     sound = kaggle.content
     kaggle.content = sound[:PART] + bytes(1000) + sound[PART + 1000 :]
     if not checksum:
         kaggle.md5 = None  # the zip's own checksums are left
-    assert "damaged on its way, and is removed; run this again" in error_of()
+    assert "was damaged and is removed; run this again" in error_of()
     assert not KEPT.exists()
     kaggle.content = sound
-    kaggle.download(OWNER_NAME)
+    download(OWNER_NAME)
     assert TARGET.exists()
 
 
 def test_a_damaged_zip_is_not_taken_for_what_was_downloaded(kaggle: Kaggle) -> None:
-    kaggle.download(OWNER_NAME)
+    download(OWNER_NAME)
     sound = TARGET.read_bytes()
     TARGET.write_bytes(sound[:PART] + bytes(1000) + sound[PART + 1000 :])
     with pytest.raises(UserError, match=r"letters\.zip: damaged \(.*\); remove it and run"):
-        kaggle.download(OWNER_NAME)
+        download(OWNER_NAME)
     TARGET.write_bytes(sound)
     with pytest.raises(UserError, match="is anna/letters/versions/3, not otto/letters; move it"):
-        kaggle.download("otto/letters")
+        download("otto/letters")
 
 
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (403, "to everybody (403); put a token of https://www.kaggle.com/settings into"),
-        (404, "Kaggle has no anna/letters (404); look its name up there"),
+        (
+            403,
+            "everybody download anna/letters (403); put a token from https://www.kaggle.com/settings",
+        ),
+        (404, "Kaggle has no anna/letters (404); look up its name there"),
         (429, "Kaggle refuses anna/letters for now (429); run this again later, or download"),
         (503, "Kaggle refuses anna/letters for now (503); run this again later, or download"),
     ],
@@ -256,7 +259,7 @@ def test_without_a_network_it_says_how_to_do_without(kaggle: Kaggle) -> None:
     kaggle.shutdown()
     kaggle.server_close()
     message = error_of()
-    assert message.startswith("the connection to Kaggle failed (Connection refused); see to the")
+    assert message.startswith("the connection to Kaggle failed (Connection refused); check the")
     assert message.endswith(
         "run this again, or download http://localhost/datasets/anna/letters in a browser and give "
         "its path as ingest.source"
@@ -281,7 +284,7 @@ def test_a_set_of_another_layout_is_said_to_be_none(kaggle: Kaggle) -> None:
         archive.writestr("letters.csv", "a,b")
     kaggle.content, kaggle.md5 = buffer.getvalue(), None
     with pytest.raises(UserError, match=r"data/letters\.zip has no train/ folder"):
-        kaggle.download(OWNER_NAME)
+        download(OWNER_NAME)
 
 
 def test_git_sees_nothing_of_a_download(tmp_path: Path) -> None:

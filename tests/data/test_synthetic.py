@@ -1,3 +1,5 @@
+"""The synthetic faces."""
+
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ Counts = dict[str, dict[str, int]]
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Relative path -> bytes of every file under a folder."""
+    """Return the bytes of every file under a folder by its relative path."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -29,13 +31,13 @@ def draw(target: Path, *, train: int = 30, test: int = 14, seed: int = 0) -> dic
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Counts]:
-    folder = tmp_path_factory.mktemp("drawn") / "sample"
+def synthetic_faces(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Counts]:
+    folder = tmp_path_factory.mktemp("synthetic_faces") / "sample"
     return folder, draw_sample(folder, train=500, test=200, image_size=SIZE, seed=7)
 
 
-def test_the_counts_are_those_of_the_files(drawn: tuple[Path, Counts]) -> None:
-    folder, counts = drawn
+def test_the_counts_are_those_of_the_files(synthetic_faces: tuple[Path, Counts]) -> None:
+    folder, counts = synthetic_faces
     found = {
         split.name: {emotion.name: len(list(emotion.iterdir())) for emotion in split.iterdir()}
         for split in folder.iterdir()
@@ -49,8 +51,8 @@ def test_the_counts_are_those_of_the_files(drawn: tuple[Path, Counts]) -> None:
     assert names == {f"im{index}.png" for index in range(counts["train"]["angry"])}
 
 
-def test_the_imbalance_is_that_of_fer2013(drawn: tuple[Path, Counts]) -> None:
-    for column, classes in enumerate(drawn[1].values()):
+def test_the_imbalance_is_that_of_fer2013(synthetic_faces: tuple[Path, Counts]) -> None:
+    for column, classes in enumerate(synthetic_faces[1].values()):
         assert min(classes, key=classes.__getitem__) == "disgusted"
         assert max(classes, key=classes.__getitem__) == "happy"
         real = {name: emotion.images[column] for name, emotion in EMOTIONS.items()}
@@ -69,8 +71,10 @@ def test_every_image_is_given_to_a_class_and_every_class_has_two(total: int) -> 
         assert counts == weights
 
 
-def test_images_are_grey_of_the_asked_size_and_well_exposed(drawn: tuple[Path, Counts]) -> None:
-    for path in drawn[0].rglob("*.png"):
+def test_images_are_grey_of_the_asked_size_and_well_exposed(
+    synthetic_faces: tuple[Path, Counts],
+) -> None:
+    for path in synthetic_faces[0].rglob("*.png"):
         with Image.open(path) as image:
             assert (image.mode, image.size) == ("L", (SIZE, SIZE))
             tones = np.asarray(image)
@@ -92,8 +96,8 @@ def test_any_image_size_shows_the_same_faces(tmp_path: Path, size: int) -> None:
     assert np.mean([np.corrcoef(usual, other)[0, 1] for usual, other in pairs]) > 0.9
 
 
-def test_no_two_images_are_the_same(drawn: tuple[Path, Counts]) -> None:
-    images = files(drawn[0])
+def test_no_two_images_are_the_same(synthetic_faces: tuple[Path, Counts]) -> None:
+    images = files(synthetic_faces[0])
     assert len(set(images.values())) == len(images)
 
 
@@ -145,13 +149,15 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(
 )
 def test_a_number_too_small_is_named(tmp_path: Path, name: str, value: int) -> None:
     numbers = {"train": 14, "test": 14, "image_size": SIZE, "seed": 0, name: value}
-    with pytest.raises(UserError, match=rf"sample\.{name} is {value}"):
+    with pytest.raises(UserError, match=rf"sample: {name} = {value} must be at least"):
         draw_sample(tmp_path / "sample", **numbers)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_linear_model_tells_the_classes_apart_but_not_always(drawn: tuple[Path, Counts]) -> None:
-    folder, _ = drawn
+def test_a_linear_model_tells_the_classes_apart_but_not_always(
+    synthetic_faces: tuple[Path, Counts],
+) -> None:
+    folder, _ = synthetic_faces
 
     def load(split: str) -> tuple[NDArray[np.float64], list[str]]:
         paths = sorted((folder / split).rglob("*.png"))

@@ -1,7 +1,7 @@
-"""The bytes of an image file -> the pixels a network sees.
+"""From the bytes of an image file to the pixels that a network sees.
 
-Training, prediction and the served model all prepare images here. A logged model carries this
-file alone, so at run time it needs none of the package's other modules.
+Training, prediction and the served model all prepare images here. A model in MLflow carries a copy
+of this file, so it imports nothing of the package when it runs.
 """
 
 from __future__ import annotations
@@ -15,30 +15,38 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     from emotion_detection.data.dataset import ColorMode
 
-# Named one by one: left to itself Pillow tries every format it knows, some of which start other
-# programs. Those of the plug-ins that Pillow loads by default come first, which is quicker.
+# By default Pillow tries every format it knows, and for some of them starts other programs.
+# The formats whose plug-ins Pillow loads by default come first, which is quicker.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
 MAX_PIXELS = 50_000_000
 
 
 class BadImageError(Exception):
-    """A file that cannot be used; the message is the reason."""
+    """A file that cannot be used. The message is the reason."""
 
 
 def decode(data: bytes, image_size: tuple[int, int], color_mode: ColorMode) -> bytes:
     """Return the pixels of an encoded image, (H, W, C) uint8 in C order.
 
-    It is `open_image` and `prepare` in one. Raises BadImageError as `open_image` does.
+    It is `open_image` and `prepare` in one.
+
+    Raises:
+        BadImageError: as `open_image` does.
+
     """
     return prepare(open_image(data), image_size, color_mode)
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Decode an image whole, to Pillow's mode L or RGB.
+    """Return the decoded image, in Pillow's mode L or RGB.
 
-    It is turned upright as its EXIF says, laid on white where it is transparent, and brought from
-    16 bits to 8. Of an animation the first frame counts. Raises BadImageError if the data are not
-    those of a whole image in one of `FORMATS`, or if it has more than `MAX_PIXELS` pixels.
+    It is turned upright as its EXIF says, laid on white where it is transparent, and scaled from 16
+    bits to 8. Of an animation it is the first frame.
+
+    Raises:
+        BadImageError: if the data are not those of a complete image in one of `FORMATS`, or it has
+            more than `MAX_PIXELS` pixels.
+
     """
     if not data:
         raise BadImageError("empty file")
@@ -72,10 +80,10 @@ def prepare(image: Image.Image, image_size: tuple[int, int], color_mode: ColorMo
 
 
 def _load(data: bytes) -> Image.Image:
-    """Decode the first frame whole, upright."""
+    """Return the first frame, decoded and upright."""
     image: Image.Image = _open(data)
     if image.format == "PNG":
-        # Decoding passes over the checksums, and now and then takes damage for other pixels.
+        # Decoding ignores the checksums, and sometimes returns other pixels for damaged data.
         image.verify()
         image = _open(data)
     image.load()
@@ -94,9 +102,9 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey values to 8 bits, which Pillow's own conversion would clip."""
+    """Return 16-bit grey values scaled to 8 bits; Pillow's own conversion would clip them."""
     if image.mode == "F":
-        raise BadImageError("floating-point pixels, of which the range is not known")
+        raise BadImageError("floating-point pixels, whose range is not known")
     if not image.mode.startswith("I"):
         return image
     pixels = np.asarray(image)

@@ -1,8 +1,8 @@
-"""Get an image set of Kaggle's as a zip that ingest takes: `python -m emotion_detection.download`.
+"""Download a data set from Kaggle as a zip for ingest: `python -m emotion_detection.data.kaggle`.
 
-kagglehub downloads, goes on after a cut, compares the checksum and unpacks. A single zip is made of
-what it leaves, since DVC and experiments handle one file far quicker than tens of thousands. The
-same version of a set gives the same zip, byte by byte, on any machine.
+kagglehub downloads, resumes after an interruption, compares the checksum and unpacks. The files are
+then packed into a single zip, since DVC and experiments handle one file far quicker than tens of
+thousands. The same version of a set gives the same zip, byte by byte, on any machine.
 """
 
 import argparse
@@ -19,18 +19,19 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import kagglehub
+from filelock import FileLock, Timeout
 from kagglehub.exceptions import DataCorruptionError
 from kagglehub.handle import DatasetHandle, parse_dataset_handle
 from requests import HTTPError, RequestException
 
 from emotion_detection import paths
 from emotion_detection.console import UserError, log, progress, run
-from emotion_detection.data.ingest import arrange, natural_key, open_source
-from emotion_detection.files import atomic, locked
+from emotion_detection.data.source import arrange, natural_key, open_source
+from emotion_detection.files import atomic
 
 FER = "ananthu017/emotion-detection-fer"
 
-# What kagglehub raises on an archive of which the bytes are not those that were sent.
+# What kagglehub raises on an archive that was damaged on its way.
 DAMAGE = (
     DataCorruptionError,
     zipfile.BadZipFile,
@@ -44,8 +45,8 @@ DAMAGE = (
 def main() -> None:
     """Run the command as the terminal gave it."""
     parser = argparse.ArgumentParser(
-        prog="python -m emotion_detection.download",
-        description="Download an image set from Kaggle into data/, as a zip for ingest.source.",
+        prog="python -m emotion_detection.data.kaggle",
+        description="Download a data set from Kaggle into data/, as a zip for ingest.source.",
     )
     parser.add_argument(
         "--dataset",
@@ -58,21 +59,26 @@ def main() -> None:
 
 
 def download(dataset: str) -> None:
-    """Download the Kaggle set `dataset`, OWNER/NAME, to data/NAME.zip, and say what is in it.
+    """Download the Kaggle set `dataset`, OWNER/NAME, to data/NAME.zip, and log what is in it.
 
-    After a cut it goes on where it was. A set that is there already is checked and left alone.
+    An interrupted download is resumed. A set that is there already is checked and left as it is.
 
     Raises:
-        UserError: if the set cannot be had, is damaged, or has not the layout that ingest reads.
+        UserError: if the set cannot be downloaded, is damaged, or has another layout than ingest
+            reads.
 
     """
     handle = _handle(dataset)
     target = paths.DATA / f"{handle.dataset}.zip"
     if not target.exists():
         paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
-        with locked(paths.DOWNLOADS / "lock") as free:
-            if not free:
-                raise UserError(f"{paths.DOWNLOADS}: another process downloads there; wait for it")
+        try:
+            lock = FileLock(paths.DOWNLOADS / "lock", timeout=0).acquire()
+        except Timeout:
+            raise UserError(
+                f"{paths.DOWNLOADS}: another process downloads there; wait for it"
+            ) from None
+        with lock:
             _fetch(handle, target)
         shutil.rmtree(paths.DOWNLOADS)
     _describe(target, handle)
@@ -83,7 +89,7 @@ def _handle(dataset: str) -> DatasetHandle:
         handle = parse_dataset_handle(dataset)
     except ValueError:
         handle = DatasetHandle("", "")
-    # The name becomes one of a file here.
+    # The name becomes the name of a file.
     if not (handle.owner and handle.dataset.strip(".")) or "\\" in dataset:
         raise UserError(
             f"--dataset: {dataset!r} is not OWNER/NAME, as in https://www.kaggle.com/datasets/{FER}"
@@ -94,7 +100,7 @@ def _handle(dataset: str) -> DatasetHandle:
 def _fetch(handle: DatasetHandle, target: Path) -> None:
     with atomic(target) as path:
         with _errors_of_kaggle(handle):
-            # Its default is in the home folder, where all of it would stay for good.
+            # The default cache is in the home folder, where all of it would stay.
             os.environ["KAGGLEHUB_CACHE"] = str(paths.DOWNLOADS.resolve())
             logging.getLogger("kagglehub").handlers = list(log.handlers)
             folder = Path(kagglehub.dataset_download(str(handle)))
@@ -103,36 +109,35 @@ def _fetch(handle: DatasetHandle, target: Path) -> None:
 
 @contextmanager
 def _errors_of_kaggle(handle: DatasetHandle) -> Iterator[None]:
-    """Make a UserError of whatever can happen between here and Kaggle."""
+    """Raise what goes wrong between here and Kaggle as a UserError."""
     by_hand = f"or download {handle.to_url()} in a browser and give its path as ingest.source"
     try:
         yield
     except HTTPError as error:
         status = None if error.response is None else error.response.status_code
         if status == 404:
-            message = f"--dataset: Kaggle has no {handle} (404); look its name up there"
+            message = f"--dataset: Kaggle has no {handle} (404); look up its name there"
         elif status in (401, 403):
             message = (
-                f"--dataset: Kaggle does not give {handle} to everybody ({status}); put a token "
-                f"of https://www.kaggle.com/settings into ~/.kaggle/access_token, {by_hand}"
+                f"--dataset: Kaggle does not let everybody download {handle} ({status}); put a "
+                f"token from https://www.kaggle.com/settings into ~/.kaggle/access_token, {by_hand}"
             )
         else:
             message = f"Kaggle refuses {handle} for now ({status}); run this again later, {by_hand}"
         raise UserError(message) from error
     except RequestException as error:
-        kept = ", and it goes on where it was" if _begun() else ""
+        resumes = ", and it resumes where it stopped" if _begun() else ""
         raise UserError(
-            f"the connection to Kaggle failed ({_reason(error)}); see to the network and run this "
-            f"again{kept}, {by_hand}"
+            f"the connection to Kaggle failed ({_reason(error)}); check the network and run this "
+            f"again{resumes}, {by_hand}"
         ) from error
     except DAMAGE as error:
         if not (_begun() or isinstance(error, DataCorruptionError)):
             raise UserError(f"kagglehub: {error}") from error
-        # It would go on from the damage, or take the archive for complete, for ever.
+        # Otherwise kagglehub would resume after the damage, or take the archive for complete.
         shutil.rmtree(paths.DOWNLOADS, ignore_errors=True)
         raise UserError(
-            f"what came of {handle} was damaged on its way, and is removed; run this again, "
-            f"{by_hand}"
+            f"the download of {handle} was damaged and is removed; run this again, {by_hand}"
         ) from error
 
 
@@ -141,19 +146,19 @@ def _begun() -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the cause in its own words, without those of the libraries around it."""
+    """Return the message of the first cause, without those of the libraries around it."""
     while error.__context__ is not None:
         error = error.__context__
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def _pack(folder: Path, path: Path, comment: str) -> None:
-    """Write the files of `folder` to the zip `path`, of which the bytes depend on them alone."""
+    """Write the files of `folder` to the zip `path`, whose bytes depend on nothing else."""
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     with zipfile.ZipFile(path, "w") as archive:
         archive.comment = comment.encode()
         for name in progress(sorted(names, key=natural_key), description="pack", unit="files"):
-            # Neither date nor owner; and stored, since images do not get any smaller.
+            # No date and no owner, and no compression, which makes images no smaller.
             info = zipfile.ZipInfo(name)
             info.external_attr = 0o644 << 16
             info.create_system = 3
@@ -161,7 +166,7 @@ def _pack(folder: Path, path: Path, comment: str) -> None:
 
 
 def _describe(path: Path, handle: DatasetHandle) -> None:
-    """Log what the zip holds, and check every byte of it on the way."""
+    """Log what the zip holds, after checking every byte of it."""
     with closing(open_source(path)) as opened:
         items = arrange(opened.contents(math.inf), path)
     with zipfile.ZipFile(path) as archive:
@@ -183,7 +188,7 @@ def _describe(path: Path, handle: DatasetHandle) -> None:
         f"{len(items) - test:,}",
         f"{test:,}",
         len({item.class_name for item in items}),
-        came_from or "put there by hand",
+        came_from or "not downloaded by this command",
         digest,
     )
 

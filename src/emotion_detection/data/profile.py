@@ -1,4 +1,4 @@
-"""What a dataset is like: balance, brightness, duplicates, leaks, conflicts and blanks."""
+"""The profile of a dataset: balance, brightness, duplicates, leaks, conflicts and blanks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,17 +7,20 @@ from typing import NamedTuple
 import numpy as np
 
 from emotion_detection.console import progress
-from emotion_detection.data.dataset import SPLITS, Dataset
+from emotion_detection.data.dataset import SPLITS, BadFile, Dataset
+from emotion_detection.data.splits import random_order
 
-# Less than one of the 256 levels: no eye or network sees anything in such an image.
+SAMPLES_PER_CLASS = 10
+# Below one of the 256 levels there is nothing to see in an image, for a person or a network.
 BLANK_DEVIATION = 1.0
 CHUNK_BYTES = 16 * 2**20
 
-DUPLICATE_COLUMNS = ("group", "file", "class", "split")
+Table = tuple[tuple[str, ...], list[tuple[object, ...]]]
+"""The header and the rows of a CSV file."""
 
 
 class Duplicate(NamedTuple):
-    """An image of which the dataset holds another one with the same pixels, of the same group."""
+    """An image that the dataset holds more than once: a row of `duplicates.csv`."""
 
     group: int
     file: str
@@ -27,7 +30,7 @@ class Duplicate(NamedTuple):
 
 @dataclass(frozen=True)
 class Profile:
-    """The measures of a dataset. An image is a duplicate of another if all pixels are equal."""
+    """The measures of a dataset. Two images are duplicates if their digests are equal."""
 
     counts: dict[str, dict[str, int]]
     """Number of images by split, then class."""
@@ -48,22 +51,22 @@ class Profile:
     """Test images to remove so that test holds every picture once."""
 
     leaked_test_images: int
-    """Test images whose pixels are also those of a train image, whatever the labels."""
+    """Test images that are also in train, whatever the labels."""
 
     dropped_leaks: int
-    """Train images that ingest left out since their pixels are also in test."""
+    """Train images that ingest left out since they are also in test."""
 
     conflicting_groups: int
-    """Sets of identical images, within or across the splits, that bear more than one label."""
+    """Sets of duplicates, within or across the splits, that have more than one label."""
 
     blank_files: tuple[str, ...]
     """Images of one colour: in each channel, pixels deviate by less than one of 256 levels."""
 
-    bad_files: int
+    bad_files: tuple[BadFile, ...]
     """Files that ingest left out."""
 
     duplicates: tuple[Duplicate, ...]
-    """Every image that is not the only one with its pixels, by group."""
+    """Every image that has a duplicate, by group."""
 
     def metrics(self) -> dict[str, object]:
         """Return the numbers as nested JSON, as `dvc metrics` shows them."""
@@ -80,12 +83,38 @@ class Profile:
                 "conflicting_labels": self.conflicting_groups,
             },
             "blank_images": len(self.blank_files),
-            "bad_files": self.bad_files,
+            "bad_files": len(self.bad_files),
         }
 
+    def tables(self) -> dict[str, Table]:
+        """Return the tables of the report by the names of their files, without `.csv`."""
+        balance = [
+            (split, name, images)
+            for split, of_class in self.counts.items()
+            for name, images in of_class.items()
+        ]
+        return {
+            "class_balance": (("split", "class", "images"), [*balance]),
+            "duplicates": (("group", "file", "class", "split"), [*self.duplicates]),
+            "bad_files": (("file", "reason"), [(bad.path, bad.reason) for bad in self.bad_files]),
+        }
 
-def profile(dataset: Dataset) -> Profile:
-    """Measure a dataset, reading its pixels once, in pieces."""
+    def summary(self) -> str:
+        """Return on one line what is to be known of duplicates and leaks."""
+        dropped = (
+            f" (ingest left out {self.dropped_leaks:,} train images that are also in test)"
+            if self.dropped_leaks
+            else ""
+        )
+        return (
+            f"{self.train_duplicates:,} exact duplicates in train, {self.test_duplicates:,} in "
+            f"test; {self.leaked_test_images:,} test images are also in train{dropped}; "
+            f"{self.conflicting_groups:,} pictures have two labels"
+        )
+
+
+def measure(dataset: Dataset) -> Profile:
+    """Return the profile of a dataset; its pixels are read once, in pieces."""
     train = ~dataset.is_test
     sizes = dataset.counts["train"].values()
     sums, squares = pixel_sums(dataset)
@@ -108,7 +137,7 @@ def profile(dataset: Dataset) -> Profile:
         dropped_leaks=dataset.dropped_leaks,
         conflicting_groups=_conflicting_groups(dataset),
         blank_files=tuple(dataset.files[row] for row in blank),
-        bad_files=len(dataset.bad_files),
+        bad_files=dataset.bad_files,
         duplicates=tuple(_duplicates(dataset)),
     )
 
@@ -151,17 +180,23 @@ def _duplicates(dataset: Dataset) -> Iterator[Duplicate]:
         )
 
 
-def sample_rows(dataset: Dataset, per_class: int, seed: int) -> np.ndarray:
-    """Choose up to `per_class` train rows of every class at random, (n,) int64."""
-    rng = np.random.default_rng(seed)
-    train = rng.permutation(np.flatnonzero(~dataset.is_test))
+def sample_rows(dataset: Dataset, seed: int) -> np.ndarray:
+    """Return up to `SAMPLES_PER_CLASS` train rows of every class at random, (n,) int64.
+
+    They run by class, and are drawn by the digests of the images, as the split is.
+    """
+    train = np.flatnonzero(~dataset.is_test)
+    train = train[random_order([dataset.digests[row] for row in train], seed)]
     return np.concatenate(
-        [train[dataset.labels[train] == label][:per_class] for label in range(len(dataset.classes))]
+        [
+            train[dataset.labels[train] == label][:SAMPLES_PER_CLASS]
+            for label in range(len(dataset.classes))
+        ]
     )
 
 
 def conflicts(dataset: Dataset) -> list[tuple[np.ndarray, list[str]]]:
-    """Return each picture that bears more than one label, (H, W, C) uint8, with its classes."""
+    """Return each picture that has more than one label, (H, W, C) uint8, with its classes."""
     pairs = np.unique(np.stack([dataset.groups, dataset.labels], axis=1), axis=0)
     groups, labels_of = np.unique(pairs[:, 0], return_counts=True)
     first_row = dict(zip(dataset.groups[::-1].tolist(), range(len(dataset))[::-1], strict=True))

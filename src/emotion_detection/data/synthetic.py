@@ -1,6 +1,6 @@
-"""Parametric grey faces, so that a fresh clone has something to learn from.
+"""Synthetic grey faces, so that a fresh clone has something to learn from.
 
-A face is an expression, a person and a shot, drawn at random and independently of each other. The
+A face is an expression, a person and a shot, chosen at random and independently of each other. The
 expression is a set of action units of the Facial Action Coding System (P. Ekman and W. Friesen,
 Facial Action Coding System, Consulting Psychologists Press, 1978), of random intensity, with a
 trace of another emotion: weak expressions overlap, as they do in the real sets, and no label is
@@ -83,7 +83,7 @@ class Person:
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
-        """Draw a person."""
+        """Choose a person at random."""
         self.age = rng.uniform(0, 1) ** 2
         self.skin = rng.uniform(150, 210)
         self.iris = rng.uniform(20, 90)
@@ -116,7 +116,7 @@ class Shot:
     """How a face was photographed; angles in radians, the noise in tones."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        """Draw a pose, a light and a camera."""
+        """Choose a pose, a light and a camera at random."""
         self.background = rng.uniform(25, 230)
         self.scale = rng.uniform(0.52, 0.56)
         self.shift = rng.normal((0, 0.01), 0.01)
@@ -189,9 +189,9 @@ def draw_backdrop(drawing: Drawing, person: Person) -> None:
     """Draw what is behind the head: hair, neck and shoulders."""
     if not person.bald:
         width = person.head_width + person.hair_volume
-        promote = ellipse(0, -0.1, width, 0.9 + person.hair_volume)[20:]
+        crown = ellipse(0, -0.1, width, 0.9 + person.hair_volume)[20:]
         tips = np.array([[1.02, person.hair_length], [-1.02, person.hair_length]]) * (width, 1)
-        drawing.fill(np.concatenate([promote, tips]), person.hair * 0.8)
+        drawing.fill(np.concatenate([crown, tips]), person.hair * 0.8)
     neck = np.array([[-0.62, 0.5], [0.62, 0.5], [0.62, 1.4], [-0.62, 1.4]])
     drawing.fill(neck * (person.head_width, 1), person.skin * 0.6)
     drawing.fill(ellipse(0, 2.0, 1.4, 0.85), person.shirt)
@@ -338,11 +338,11 @@ def draw_brow(drawing: Drawing, person: Person, units: ActionUnits, side: int) -
 def draw_hair(drawing: Drawing, person: Person, shot: Shot) -> None:
     """Draw the hair over the forehead, parted."""
     width = person.head_width + 0.7 * person.hair_volume
-    promote = ellipse(0, -0.12, width, 0.9 + person.hair_volume)[20:]
+    crown = ellipse(0, -0.12, width, 0.9 + person.hair_volume)[20:]
     temple, line, parting = 0.96 * person.head_width, person.hairline, person.parting
     right = curve((temple, -0.12), (0.85 * temple, line), (parting, line - 0.1))
     left = curve((parting, line - 0.1), (-0.85 * temple, line), (-temple, -0.12))
-    drawing.fill(np.concatenate([promote, right, left]), person.hair)
+    drawing.fill(np.concatenate([crown, right, left]), person.hair)
     for x in (-0.8, -0.4, 0.0, 0.4, 0.8):
         bend, end = (0.6 * x + 0.4 * parting, -0.85), (width * x, -0.3 - 0.5 * np.sqrt(1 - x**2))
         shine = 255 if x * shot.light[0] > 0 else 0
@@ -368,7 +368,7 @@ def draw_obstacles(drawing: Drawing, person: Person, shot: Shot) -> None:
 def photograph(
     drawing: Drawing, person: Person, shot: Shot, image_size: int, rng: np.random.Generator
 ) -> Image.Image:
-    """Take the picture of a drawing: mode L, `image_size` pixels square."""
+    """Return the picture of a drawing: mode L, `image_size` pixels square."""
     side = image_size * SUPERSAMPLING
     large = Image.new("L", (side, side), round(shot.background))
     brush = ImageDraw.Draw(large)
@@ -395,7 +395,7 @@ def photograph(
 
 
 def express(rng: np.random.Generator, emotion: str) -> ActionUnits:
-    """Draw the action units of a face that shows `emotion`, a key of `EMOTIONS`."""
+    """Return random action units of a face that shows `emotion`, a key of `EMOTIONS`."""
 
     def display(name: str) -> Array:
         notation = str(rng.choice(EMOTIONS[name].displays))
@@ -411,7 +411,7 @@ def express(rng: np.random.Generator, emotion: str) -> ActionUnits:
 
 
 def draw_face(rng: np.random.Generator, emotion: str, image_size: int) -> Image.Image:
-    """Draw one face that shows `emotion`, a key of `EMOTIONS`: mode L, `image_size` square."""
+    """Return a face that shows `emotion`, a key of `EMOTIONS`: mode L, `image_size` square."""
     units, person, shot = express(rng, emotion), Person(rng), Shot(rng)
     drawing = Drawing()
     draw_backdrop(drawing, person)
@@ -426,9 +426,9 @@ def draw_face(rng: np.random.Generator, emotion: str, image_size: int) -> Image.
 
 
 def apportion(total: int, weights: dict[str, int]) -> dict[str, int]:
-    """Share `total` images out by the largest remainders of `weights`, two at least to each.
+    """Return how many of `total` images each class has: in proportion to `weights`, at least two.
 
-    `total` must be enough for that.
+    Remainders go to the classes with the largest ones. `total` must be enough for two of each.
     """
     whole = sum(weights.values())
     counts = {name: total * weight // whole for name, weight in weights.items()}
@@ -442,15 +442,17 @@ def apportion(total: int, weights: dict[str, int]) -> dict[str, int]:
 
 
 def draw_sample(
-    target: Path, *, train: int, test: int, image_size: int, seed: int
+    folder: Path, *, train: int, test: int, image_size: int = 48, seed: int = 2013
 ) -> dict[str, dict[str, int]]:
-    """Draw a labelled set of faces as grey PNG files `target/<split>/<class>/im<index>.png`.
+    """Write `train` and `test` faces as grey PNG files `folder/<split>/<class>/im<index>.png`.
 
     The classes are as unequal as FER-2013's. A picture depends on `image_size`, `seed` and its own
     split, class and index, not on how many others there are. The folder appears when it is
-    complete, and then replaces whatever is at `target`.
+    complete, and then replaces what was there. Returns the number of images by split, then class.
 
-    Returns counts[split][class]. Raises a UserError when a number is too small.
+    Raises:
+        UserError: if a number is too small.
+
     """
     fewest = FEWEST_PER_CLASS * len(EMOTIONS)
     for name, value, least in (
@@ -460,18 +462,18 @@ def draw_sample(
         ("seed", seed, 0),
     ):
         if value < least:
-            raise UserError(f"sample.{name} is {value}: it must be at least {least}")
+            raise UserError(f"sample: {name} = {value} must be at least {least}")
     counts = {
         split: apportion(total, {name: e.images[column] for name, e in EMOTIONS.items()})
         for column, (split, total) in enumerate(zip(SPLITS, (train, test), strict=True))
     }
-    with atomic(target) as fresh:
+    with atomic(folder) as fresh:
         faces = []
         for split_number, split in enumerate(SPLITS):
             for class_number, (name, count) in enumerate(counts[split].items()):
                 (fresh / split / name).mkdir(parents=True)
                 faces += [(split_number, class_number, index) for index in range(count)]
-        for key in progress(faces, description="drawing faces", unit="images"):
+        for key in progress(faces, description="sample", unit="images"):
             split, name = SPLITS[key[0]], list(EMOTIONS)[key[1]]
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
             face = draw_face(rng, name, image_size)

@@ -1,0 +1,186 @@
+"""The split of a dataset into train, validation and test, and parts of it for quicker runs.
+
+Everything here is drawn by the digests of the images and a seed. File names, the order of rows and
+the size or colour mode that ingest packs them in make no difference: the same images land on the
+same side. Images with the same digest stay on one side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emotion_detection.console import UserError
+from emotion_detection.data.dataset import Dataset
+
+# The processes that decode images would import it for nothing, which takes half a second.
+if TYPE_CHECKING:
+    from emotion_detection import params
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Rows of a dataset by use: (n,) int64 arrays, sorted.
+
+    With `selected_on_test`, `validation` is the test rows, so what is chosen on it is chosen on
+    test.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    selected_on_test: bool
+
+
+def split(dataset: Dataset, settings: params.Split) -> Split:
+    """Return the train, validation and test rows of a dataset.
+
+    `holdout` sets a stratified `fraction` of the train rows aside for validation. `test` validates
+    on the test rows, as published notebooks on these sets do: its scores can be compared with
+    theirs, and are too good.
+
+    Raises:
+        UserError: if a class is too small to be in both train and validation.
+
+    """
+    train = np.flatnonzero(~dataset.is_test)
+    test = np.flatnonzero(dataset.is_test)
+    if settings.validation == "test":
+        return Split(train, test, test, selected_on_test=True)
+    in_validation = cut(
+        dataset.labels[train],
+        [dataset.digests[row] for row in train],
+        dataset.classes,
+        fraction=settings.fraction,
+        seed=settings.seed,
+        key="split.fraction",
+        sides="train and validation",
+    )
+    return Split(train[~in_validation], train[in_validation], test, selected_on_test=False)
+
+
+def cut(
+    labels: np.ndarray,
+    digests: Sequence[str],
+    classes: Sequence[str],
+    *,
+    fraction: float,
+    seed: int,
+    key: str,
+    sides: str,
+) -> np.ndarray:
+    """Return a `stratified_mask`, (N,) bool, that has every class on both of its sides.
+
+    `key`, the setting that `fraction` comes from, and `sides` ("train and test") are for the
+    message.
+
+    Raises:
+        UserError: if a class is too small for that.
+
+    """
+    mask = stratified_mask(labels, digests, fraction, seed)
+    for label, name in enumerate(classes):
+        own = labels == label
+        if mask[own].all() or not mask[own].any():
+            distinct = len({digests[row] for row in np.flatnonzero(own).tolist()})
+            raise UserError(
+                f"class {name!r} is too small to be in both {sides} ({key}): it has "
+                f"{np.count_nonzero(own)} images there, {distinct} of them different; "
+                "add images to it, or remove the class"
+            )
+    return mask
+
+
+def stratified_mask(
+    labels: np.ndarray, digests: Sequence[str], fraction: float, seed: int
+) -> np.ndarray:
+    """Return about `fraction` of the rows of every class, at random, as a mask (N,) bool.
+
+    `labels` is (N,) int64. Rows with the same digest form a group, which is taken whole or not at
+    all; if it carries several labels, it counts towards each. The same images, labels, fraction and
+    seed give the same choice, in any order of rows and on any platform.
+
+    A class without mixed groups has, if it has two groups or more, at least one on either side; its
+    share otherwise misses `fraction` by at most half its smallest group left out.
+    """
+    names, group_of = np.unique(np.array(digests), return_inverse=True)
+    n_groups, n_classes = len(names), int(labels.max()) + 1
+    members = np.bincount(group_of * n_classes + labels, minlength=n_groups * n_classes)
+    members = members.reshape(n_groups, n_classes)
+    totals = members.sum(axis=0)
+    target = np.maximum(np.clip(np.rint(fraction * totals), 1, totals - 1), 0).astype(np.int64)
+
+    # Random order, not largest first: otherwise every large group would land on the chosen side.
+    order = random_order(names.tolist(), seed)
+    chosen = np.zeros(n_groups, bool)
+    missing = target.copy()
+    for group in order:
+        if (members[group] <= missing).all():
+            chosen[group] = True
+            missing -= members[group]
+
+    # What is still missing is smaller than any group left; one more may yet come closer.
+    for label in np.flatnonzero(missing):
+        rest = totals - target + missing
+        candidates = order[~chosen[order] & (members[order, label] > 0)]
+        fits = ((members[candidates] < rest) | (members[candidates] == 0)).all(axis=1)
+        candidates = candidates[fits]
+        if not len(candidates):
+            continue
+        distance = np.abs(missing - members[candidates]).sum(axis=1)
+        best = int(distance.argmin())
+        is_empty = missing[label] == target[label]
+        if is_empty or distance[best] < np.abs(missing).sum():
+            chosen[candidates[best]] = True
+            missing -= members[candidates[best]]
+    return chosen[group_of]
+
+
+def random_order(digests: Sequence[str], seed: int) -> np.ndarray:
+    """Return the places of `digests` in a random order, (N,) int64.
+
+    Each digest has a random rank of its own, so which others there are and how they are arranged
+    makes no difference to the order of any two.
+    """
+    key = str(seed).encode()
+    ranks = b"".join(
+        hashlib.blake2b(digest.encode(), key=key, digest_size=8).digest() for digest in digests
+    )
+    return np.argsort(np.frombuffer(ranks, ">u8"), kind="stable")
+
+
+def part(dataset: Dataset, rows: Split, images: int | None, seed: int) -> Split:
+    """Return a stratified part of `rows` with about `images` train rows; `None` returns all.
+
+    Validation shrinks in proportion, so that scoring an epoch stays cheap beside training it.
+    """
+    if images is None or images >= len(rows.train):
+        return rows
+    share = images / len(rows.train)
+    return Split(
+        _share(dataset, rows.train, share, seed),
+        _share(dataset, rows.validation, share, seed),
+        rows.test,
+        selected_on_test=rows.selected_on_test,
+    )
+
+
+def sampled(dataset: Dataset, rows: np.ndarray, images: int | None, seed: int) -> np.ndarray:
+    """Return about `images` of `rows` (n,) int64, stratified and sorted; `None` returns all."""
+    if images is None or images >= len(rows):
+        return rows
+    return _share(dataset, rows, images / len(rows), seed)
+
+
+def _share(dataset: Dataset, rows: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return a `share` of the rows of every class, at least one, sorted."""
+    drawn = rows[random_order([dataset.digests[row] for row in rows], seed)]
+    taken = []
+    for label in range(len(dataset.classes)):
+        own = drawn[dataset.labels[drawn] == label]
+        taken.append(own[: max(1, round(share * len(own)))])
+    return np.sort(np.concatenate(taken))
