@@ -1,5 +1,7 @@
 """Score the model on the test split, and add the scores to its MLflow run."""
 
+from functools import partial
+
 import numpy as np
 
 from emotion_detection import params, paths
@@ -21,40 +23,32 @@ def main() -> None:
     from emotion_detection.stage import Stage, load_network
     from emotion_detection.tracking import runs
 
-    stage = Stage("evaluate", settings, dataset)
+    stage, seed = Stage("evaluate", settings, dataset), settings.seed
     if stage.restore():
         return
-    model = load_network(paths.MODEL, "export")
-    rows = np.flatnonzero(dataset.is_test)
+    model, rows = load_network(paths.MODEL, "export"), np.flatnonzero(dataset.is_test)
     answers = saving.predict(model, dataset.images, rows)
-    result = metrics.evaluate(
-        dataset.labels[rows],
-        answers,
-        dataset.classes,
-        leaked=dataset.leaked[rows],
-        seed=settings.seed,
-    )
-    chosen = sampled(dataset, rows, settings.evaluate.corruption_images, settings.split.seed)
-    corrupted = corruptions.measure(saving.compiled(model), dataset, chosen, seed=settings.seed)
-    scores = metrics.flat_metrics(result.metrics()) | corruptions.metrics(corrupted)
+    labels, leaked = dataset.labels[rows], dataset.leaked[rows]
+    result = metrics.evaluate(labels, answers, dataset.classes, leaked=leaked, seed=seed)
+    some = sampled(dataset, rows, settings.evaluate.corruption_images, settings.split.seed)
+    corrupted = corruptions.measure(saving.predictor(model), dataset, some, seed=seed)
     figures = evaluation_figures(result, corrupted, dataset.images, rows)
-    exported = runs.load_run_id(paths.EXPORT_RUN)
-    with stage.logging_to(runs.resumed(exported)) as run_id:
+    with stage.logging_to(runs.resumed(runs.load_run_id(paths.EXPORT_RUN))) as run_id:
         challenger = champion.Challenger(run_id, result, dataset, rows)
-        decision = champion.challenge(
-            challenger, register_model=settings.evaluate.register_model, seed=settings.seed
-        )
-        facts = report.training_facts(model, network, settings)
-        subject = report.Subject(result, dataset, corrupted, decision, facts, settings)
+        registers = settings.evaluate.register_model
+        decision = champion.challenge(challenger, register_model=registers, seed=seed)
+        facts = report.training_facts(model, network, settings, report.history(paths.TRAIN))
+        subject = report.subject(result, dataset, corrupted, decision, facts, settings)
+        scores = metrics.flat_metrics(subject.scores)
         stage.write(
             metrics.headlines(scores),
             tables=result.tables([dataset.files[row] for row in rows]) | {"corruptions": corrupted},
             figures=figures,
             more_metrics=scores | decision.metrics(),
-            more_files=lambda folder: report.write(subject, folder, figures),
+            more_files=partial(report.write, subject, figures),
             tags=decision.tags(),
         )
-    log.info("%s; see %s", result.sentence(), paths.EVALUATE)
+    log.info("%s; see %s", report.headline(result), paths.EVALUATE)
     log.info("%s", decision.sentence)
 
 

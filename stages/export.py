@@ -17,6 +17,7 @@ def main() -> None:
     dataset = Dataset.open(paths.DATASET)
     rows = split(dataset, settings.split)
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
+    from emotion_detection.evaluation.metrics import validation_scores
     from emotion_detection.inference import onnx
     from emotion_detection.models import saving
     from emotion_detection.stage import Stage, load_network
@@ -30,7 +31,7 @@ def main() -> None:
         raise UserError(f"{paths.NETWORKS}: holds no network; run `dvc repro train`")
     model = saving.combined(members, flips=settings.tta.flips, shifts=settings.tta.shifts)
     answers = saving.predict(model, dataset.images, rows.validation)
-    metrics = _scores(answers, dataset.labels[rows.validation])
+    metrics = validation_scores(dataset.labels[rows.validation], answers)
     with atomic(paths.MODEL) as path:
         saving.save(model, path, dataset.classes)
     with atomic(paths.ONNX) as folder:
@@ -50,14 +51,6 @@ def main() -> None:
         "%s: validation accuracy %.1f %% on %s images",
         *(paths.MODEL, 100 * metrics["export/val_accuracy"], f"{len(rows.validation):,}"),
     )
-
-
-def _scores(answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    of_label = np.clip(answers[np.arange(len(labels)), labels], 1e-7, 1)
-    return {
-        "export/val_accuracy": round(float((answers.argmax(axis=1) == labels).mean()), 6),
-        "export/val_loss": round(float(-np.log(of_label).mean()), 6),
-    }
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ With more tune.workers than one, this is the chief of as many processes that run
 import sys
 from functools import partial
 
-from emotion_detection.data.splits import part, split
-
 from emotion_detection import params, paths
 from emotion_detection.console import log, run
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import part, split
 from emotion_detection.params import Params
 from emotion_detection.tuning.space import save_hyperparameters, write_empty_report
 
@@ -30,24 +29,19 @@ def main() -> None:
 
 def _search(settings: Params) -> None:
     # Imported here, since TensorFlow takes seconds.
-    from emotion_detection.figures.training import trials
-
     from emotion_detection.stage import Stage
-    from emotion_detection.tracking import runs
-    from emotion_detection.tuning.search import NOTE, Task, description, search, summary
+    from emotion_detection.tuning.search import NOTE, Task, description, report, search
     from emotion_detection.tuning.trial import run_trial
     from emotion_detection.tuning.workers import worker_id
 
-    tune, worker = settings.tune, worker_id()
+    tune, seed, worker = settings.tune, settings.seed, worker_id()
     dataset = Dataset.open(paths.DATASET)
-    rows = part(dataset, split(dataset, settings.split), tune.images, settings.seed)
+    rows = part(dataset, split(dataset, settings.split), tune.images, settings.split.seed)
     stage = Stage("tune", settings, dataset)
     if worker is None and stage.restore():
         return
-    task = Task(
-        tune, settings.network, dataset.images.shape[1:], len(dataset.classes), settings.seed
-    )
-    common = {"settings": tune, "precision": stage.precision, "seed": settings.seed}
+    task = Task(tune, settings.network, dataset.images.shape[1:], len(dataset.classes), seed)
+    common = {"settings": tune, "precision": stage.precision, "seed": seed}
     train = partial(run_trial, dataset=dataset, rows=rows, **common)
     if worker is not None:
         with stage.joined(worker):
@@ -56,18 +50,9 @@ def _search(settings: Params) -> None:
     about = description(tune, rows)
     log.info("%s; %s", about, stage.computes_in)
     with stage.run(note=f"{about} of **{dataset.source}**.\n\n{NOTE}", rows=rows):
-        chosen, table = search(task, folder=stage.folder, run=train, command=WORKER)
+        chosen, trials = search(task, folder=stage.folder, run=train, command=WORKER)
         save_hyperparameters(chosen, paths.HYPERPARAMETERS)
-        metrics, tags = summary(table, chosen)
-        # Not in DVC's tables, where it would seem a change between any two experiments.
-        seconds = {"tune/seconds": float(table["seconds"].sum())}
-        stage.write(
-            metrics,
-            tables={"trials": table},
-            figures={"trials": trials(table)},
-            more_metrics=seconds,
-        )
-        runs.set_tags({**tags, "workers": str(tune.workers)})
+        stage.write(**report(trials, chosen, tune))
 
 
 if __name__ == "__main__":

@@ -245,12 +245,12 @@ class Stage:
         figures: Mapping[str, Figure] | None = None,
         more_metrics: Mapping[str, float] | None = None,
         more_files: Callable[[Path], None] | None = None,
-        of_model: bool = False,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         """Write the report folder, and log it, under the same names.
 
-        `metrics` are what DVC shows and MLflow too; `more_metrics` are for MLflow alone, where
-        those `of_model` stand beside the logged model as well. `more_files` writes into the folder.
+        `metrics` are what DVC shows and MLflow too; `more_metrics` and `tags` are for MLflow alone.
+        `more_files` writes into the folder.
         """
         with atomic(self.report) as folder:
             folder.mkdir()
@@ -264,8 +264,10 @@ class Stage:
             if more_files is not None:
                 more_files(folder)
         if self._run_id is not None:
-            logged = {**metrics, **(more_metrics or {})}
-            runs.log_metrics(logged, self.dataset if of_model else None)
+            # Those of the logged model stand beside the model as well.
+            of_model = self.dataset if self.definition.name == "evaluate" else None
+            runs.log_metrics({**metrics, **(more_metrics or {})}, of_model)
+            runs.set_tags(tags or {})
             runs.log_files(self.report, self.definition.name)
 
 

@@ -52,8 +52,8 @@ def subject(toy: Dataset) -> Subject:
 
 
 def drawn(subject: Subject) -> dict[str, Figure]:
-    test_images = subject.dataset.images[subject.dataset.is_test]
-    return evaluation_figures(subject.result, subject.corrupted, test_images)
+    rows = np.flatnonzero(subject.dataset.is_test)
+    return evaluation_figures(subject.result, subject.corrupted, subject.dataset.images, rows)
 
 
 def written(subject: Subject, folder: Path) -> tuple[str, str]:
@@ -61,7 +61,7 @@ def written(subject: Subject, folder: Path) -> tuple[str, str]:
     found = drawn(subject)
     for name, figure in found.items():
         style.save(figure, folder / f"{name}.png")
-    report.write(subject, folder, found)
+    report.write(subject, found, folder)
     page, card = ((folder / name).read_text() for name in ("report.html", "model_card.md"))
     return page, card
 
@@ -182,7 +182,7 @@ def test_what_is_not_there_is_not_shown(subject: Subject, tmp_path: Path) -> Non
     less = replace(
         subject,
         result=evaluate([0, 0], [[0.9, 0.1], [0.8, 0.2]], ("a", "b"), leaked=[1, 1], seed=0),
-        corrupted=None,
+        corrupted=corruptions.NOT_MEASURED,
         decision=Decision(None, False, "evaluate.register_model is false"),
         selected_on_test=True,
         synthetic=True,
@@ -204,7 +204,7 @@ def test_the_same_evaluation_gives_the_same_bytes(
 ) -> None:
     for path in folder.glob("*.png"):
         shutil.copy2(path, tmp_path)
-    report.write(subject, tmp_path, drawn(subject))
+    report.write(subject, drawn(subject), tmp_path)
     for name in ("report.html", "model_card.md"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emotion_detection.evaluation.corruptions import CORRUPTIONS
+from emotion_detection.evaluation.corruptions import CORRUPTIONS, NOT_MEASURED
 from emotion_detection.evaluation.metrics import Evaluation, evaluate
 from emotion_detection.figures import style
 from emotion_detection.figures.evaluation import (
@@ -166,8 +166,9 @@ def test_mistakes_show_label_and_prediction() -> None:
 
 def test_all_figures_of_an_evaluation_are_there_by_name() -> None:
     evaluation = evaluation_of(EMOTIONS)
-    images = noise(len(evaluation.labels))
-    figures = evaluation_figures(evaluation, corruptions_table(), images)
+    images = noise(len(evaluation.labels) + 9)
+    rows = np.arange(len(evaluation.labels)) + 9
+    figures = evaluation_figures(evaluation, corruptions_table(), images, rows)
     assert list(figures) == [
         "confusion_counts",
         "confusion_normalized",
@@ -180,10 +181,10 @@ def test_all_figures_of_an_evaluation_are_there_by_name() -> None:
     (axes,) = figures["mistakes"].axes
     wrong = evaluation.most_confident_mistakes(24)
     assert len(axes.images) == 24
-    np.testing.assert_array_equal(axes.images[5].get_array(), images[wrong[5], :, :, 0])
+    np.testing.assert_array_equal(axes.images[5].get_array(), images[rows[wrong[5]], :, :, 0])
     assert texts(axes)[15:18] == [
         EMOTIONS[evaluation.labels[wrong[5]]],
         f"→ {EMOTIONS[evaluation.predicted[wrong[5]]]}",
         f"{100 * evaluation.confidence[wrong[5]]:.1f} %",
     ]
-    assert "corruptions" not in evaluation_figures(evaluation, None, images)
+    assert "corruptions" not in evaluation_figures(evaluation, NOT_MEASURED, images, rows)

@@ -103,7 +103,7 @@ CORRUPTIONS = (
 )
 
 NOT_MEASURED = pd.DataFrame(columns=["condition", "accuracy"])
-"""The table to write where nothing is measured: `dvc plots` warns where there is none."""
+"""The table where nothing is measured: `dvc plots` warns where there is none."""
 
 
 def measure(
@@ -119,8 +119,11 @@ def measure(
     The table has a row a corruption and severity, the first one of the clean images, and the
     columns condition (both in words), corruption, severity, unit, images, accuracy, change (of
     accuracy, against the clean images), change_low and change_high (its 95 % bootstrap interval).
-    The images are corrupted and predicted in batches, whose size makes no difference.
+    The images are corrupted and predicted in batches, whose size makes no difference. Without
+    images the table is empty.
     """
+    if not len(rows):
+        return NOT_MEASURED
     labels = dataset.labels[rows]
     conditions = [(kind, by) for kind in (CLEAN, *CORRUPTIONS) for by in kind.severities]
     generators = [np.random.default_rng([seed, number]) for number in range(len(conditions))]
@@ -151,6 +154,11 @@ def measure(
             for (kind, by), corrupted, change in zip(conditions, correct, changes, strict=True)
         ]
     )
+
+
+def metrics(table: pd.DataFrame) -> dict[str, float]:
+    """Return what the table of `measure` comes to as a metric; none where nothing was measured."""
+    return {} if table.empty else {"corrupted_accuracy": mean_accuracy(table)}
 
 
 def mean_accuracy(table: pd.DataFrame) -> float:

@@ -16,12 +16,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from emotion_detection import paths
+from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset, are_emotions
 from emotion_detection.evaluation.bootstrap import Estimate
 from emotion_detection.evaluation.champion import Decision
-from emotion_detection.evaluation.corruptions import mean_accuracy
+from emotion_detection.evaluation.corruptions import mean_accuracy, metrics
 from emotion_detection.evaluation.metrics import Evaluation
-from emotion_detection.files import atomic
+from emotion_detection.files import atomic, write_json
 from emotion_detection.models.saving import leaves
 from emotion_detection.params import Network, Params, Section, Split, changed
 
@@ -65,18 +67,66 @@ SYNTHETIC = (
 class Subject:
     """What is reported on.
 
-    `corrupted` is a table of `corruptions.measure`, or None where nothing was measured; `facts`
-    are lines of name and text, such as `training_facts`; `selected_on_test` says that epoch and
-    network were chosen on the test images, and `synthetic` that the images are no photographs.
+    `corrupted` is a table of `corruptions.measure`; `facts` are lines of name and text, such as
+    `training_facts`; `selected_on_test` says that epoch and network were chosen on the test images,
+    and `synthetic` that the images are no photographs.
     """
 
     result: Evaluation
     dataset: Dataset
-    corrupted: pd.DataFrame | None
+    corrupted: pd.DataFrame
     decision: Decision
     facts: Sequence[tuple[str, str]]
     selected_on_test: bool
     synthetic: bool
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """All scores, those of classes nested, and the accuracy on corrupted images."""
+        return self.result.metrics() | metrics(self.corrupted)
+
+
+def subject(
+    result: Evaluation,
+    dataset: Dataset,
+    corrupted: pd.DataFrame,
+    decision: Decision,
+    facts: Sequence[tuple[str, str]],
+    settings: Params,
+) -> Subject:
+    """Return what is reported on a model that was made and evaluated with `settings`."""
+    return Subject(
+        result,
+        dataset,
+        corrupted,
+        decision,
+        facts,
+        selected_on_test=settings.split.validation == "test",
+        synthetic=Path(settings.ingest.source).resolve() == paths.SAMPLE.resolve(),
+    )
+
+
+def history(folder: Path) -> pd.DataFrame:
+    """Return the history of each member in train's report `folder`.
+
+    Raises:
+        UserError: if it is not there.
+
+    """
+    members, single = folder / "members.csv", folder / "history.csv"
+    try:
+        return pd.read_csv(members if members.exists() else single)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{single}: cannot be read ({error}); run `dvc repro train`") from error
+
+
+def headline(result: Evaluation) -> str:
+    """Return the scores in a line, for a log."""
+    accuracy, macro_f1 = result.accuracy, result.macro_f1
+    return (
+        f"test accuracy {_percent(accuracy.value)} (95 % interval {_interval(accuracy)}), macro F1 "
+        f"{macro_f1.value:.3f}, on {len(result.labels):,} images"
+    )
 
 
 @dataclass(frozen=True)
@@ -171,8 +221,8 @@ def limits(classes: Sequence[str]) -> tuple[str, ...]:
     return LIMITS_OF_EMOTIONS if are_emotions(classes) else LIMITS
 
 
-def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Write the page and the card to `folder`, which has each of `figures` as <name>.png."""
+def write(subject: Subject, figures: Mapping[str, Figure], folder: Path) -> None:
+    """Write page, card and JSON files to `folder`, which has each of `figures` as <name>.png."""
     pictures = {
         name: _picture(folder / f"{name}.png", figures[name]) for name in FIGURES if name in figures
     }
@@ -182,7 +232,7 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
         "dataset": subject.dataset,
         "corrupted": subject.corrupted,
         "corrupted_accuracy": (
-            None if subject.corrupted is None else mean_accuracy(subject.corrupted)
+            None if subject.corrupted.empty else mean_accuracy(subject.corrupted)
         ),
         "decision": subject.decision,
         "selected_on_test": subject.selected_on_test,
@@ -203,9 +253,11 @@ def write(subject: Subject, folder: Path, figures: Mapping[str, Figure]) -> None
                 ("made", "How it was made"),
                 ("limits", "Limits and misuse"),
             )
-            if anchor != "corruptions" or subject.corrupted is not None
+            if anchor != "corruptions" or not subject.corrupted.empty
         ],
     }
+    write_json(folder / "scores.json", subject.scores)
+    write_json(folder / "champion.json", subject.decision.as_json())
     for name in (PAGE, CARD):
         template = environment(escape=name == PAGE).get_template(f"{name}.j2")
         with atomic(folder / name) as path:

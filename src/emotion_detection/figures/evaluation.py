@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from emotion_detection.evaluation.bootstrap import Estimate
-from emotion_detection.evaluation.metrics import ClassScores, Evaluation
 from emotion_detection.figures.style import (
     ACCENT,
     BLUE,
@@ -39,6 +37,10 @@ from emotion_detection.figures.style import (
     thousands,
 )
 
+if TYPE_CHECKING:  # scikit-learn comes with it, and a figure reads what it is given alone.
+    from emotion_detection.evaluation.bootstrap import Estimate
+    from emotion_detection.evaluation.metrics import ClassScores, Evaluation
+
 MISTAKES = 24
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 LARGEST_MATRIX = 24  # inches
@@ -48,12 +50,16 @@ SMALLEST = 5.5  # points of text
 
 
 def evaluation_figures(
-    result: Evaluation, corrupted: pd.DataFrame | None, images: npt.NDArray[np.uint8]
+    result: "Evaluation",
+    corrupted: pd.DataFrame,
+    images: npt.NDArray[np.uint8],
+    rows: npt.NDArray[np.int64],
 ) -> dict[str, Figure]:
     """Return all figures of an evaluation by name.
 
-    `images` (N, H, W, C) uint8 are those that `result` is about, in its order, and `corrupted` is
-    a table of `corruptions.measure`; without one there is no figure corruptions.
+    `images[rows]` (N, H, W, C) uint8 are those that `result` is about, in its order; of `images`,
+    which may be a memory map, only those shown are read. `corrupted` is a table of
+    `corruptions.measure`; without rows there is no figure of it.
     """
     wrong = result.most_confident_mistakes(MISTAKES)
     figures = {
@@ -63,13 +69,13 @@ def evaluation_figures(
         "reliability": reliability(result),
         "roc": roc_curves(result),
         "mistakes": mistakes(
-            images[wrong],
+            images[rows[wrong]],
             [result.classes[label] for label in result.labels[wrong]],
             [result.classes[label] for label in result.predicted[wrong]],
             result.confidence[wrong],
         ),
     }
-    if corrupted is not None:
+    if not corrupted.empty:
         figures["corruptions"] = corruptions(corrupted)
     return figures
 
@@ -158,10 +164,10 @@ def _recall_title(matrix: npt.NDArray[np.integer], classes: Sequence[str]) -> st
     )
 
 
-def per_class_bars(evaluation: Evaluation) -> Figure:
+def per_class_bars(evaluation: "Evaluation") -> Figure:
     """Return precision, recall and F1 of each class, a panel each, with their 95 % intervals."""
     per_class = evaluation.per_class
-    measures: dict[str, tuple[str, Callable[[ClassScores], Estimate]]] = {
+    measures: dict[str, tuple[str, Callable[["ClassScores"], "Estimate"]]] = {
         "precision": ("share of the predictions that are correct", lambda of: of.precision),
         "recall": ("share of the class that is found", lambda of: of.recall),
         "F1": ("harmonic mean of the two", lambda of: of.f1),
@@ -198,7 +204,7 @@ def per_class_bars(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _f1_title(evaluation: Evaluation) -> str:
+def _f1_title(evaluation: "Evaluation") -> str:
     per_class, macro = evaluation.per_class, evaluation.macro_f1
     worst = min(per_class, key=lambda of_class: of_class.f1.value)
     best = max(per_class, key=lambda of_class: of_class.f1.value)
@@ -209,7 +215,7 @@ def _f1_title(evaluation: Evaluation) -> str:
     )
 
 
-def roc_curves(evaluation: Evaluation) -> Figure:
+def roc_curves(evaluation: "Evaluation") -> Figure:
     """Return the ROC curve of each class against the rest; without one it is in the legend only."""
     per_class = evaluation.per_class
     columns = math.ceil(len(per_class) / 26)
@@ -260,7 +266,7 @@ def roc_curves(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def reliability(evaluation: Evaluation) -> Figure:
+def reliability(evaluation: "Evaluation") -> Figure:
     """Return accuracy against confidence in bins, with the number of images of each bin below.
 
     After Guo et al. (2017), cited at `Evaluation.calibration_error`: every bar of a calibrated

@@ -19,6 +19,9 @@ CLASSES_MEMBER = "classes.json"
 BATCH_PIXELS = 256 * 48 * 48
 """Of the images that are predicted at once, so that memory does not grow with their size."""
 
+ROWS_AT_ONCE = 1024
+"""Images that are read from a memory map at once."""
+
 
 def save(model: keras.Model, path: Path, classes: Sequence[str]) -> None:
     """Save `model`, and `classes` in the order of its outputs, as the .keras file `path`."""
@@ -54,15 +57,26 @@ def compiled(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: graph(images).numpy()
 
 
+def predictor(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what `compiled` does, for any number of images: they are predicted in batches."""
+    probabilities = compiled(model)
+    size = max(1, BATCH_PIXELS // int(np.prod(model.input_shape[1:3])))
+
+    def predict_in_batches(images: np.ndarray) -> np.ndarray:
+        starts = range(0, len(images), size)
+        return np.concatenate([probabilities(images[start : start + size]) for start in starts])
+
+    return predict_in_batches
+
+
 def predict(model: keras.Model, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return the probabilities (len(rows), classes) float32 of `images[rows]`, read in batches.
 
     `images` (N, H, W, C) uint8 may be a memory map, `rows` are integers.
     """
-    probabilities = compiled(model)
-    size = max(1, BATCH_PIXELS // int(np.prod(images.shape[1:3])))
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return np.concatenate([probabilities(np.asarray(images[batch])) for batch in batches])
+    probabilities = predictor(model)
+    chunks = np.array_split(rows, max(1, len(rows) // ROWS_AT_ONCE))
+    return np.concatenate([probabilities(np.asarray(images[chunk])) for chunk in chunks])
 
 
 def combined(

@@ -21,6 +21,7 @@ import pandas as pd
 
 from emotion_detection.console import UserError, log
 from emotion_detection.data.splits import Split
+from emotion_detection.figures import training as figures
 from emotion_detection.files import atomic
 from emotion_detection.models.network import forward_gflops
 from emotion_detection.params import Network, Tune
@@ -442,13 +443,19 @@ def description(settings: Tune, rows: Split) -> str:
     )
 
 
-def summary(table: pd.DataFrame, chosen: Network) -> tuple[dict[str, float], dict[str, str]]:
-    """Return the metrics of a search with `table`, and tags that say what was chosen."""
-    metrics = {
-        "tune/trials": len(table),
-        "tune/failed": int((table["status"] != "COMPLETED").sum()),
-        "tune/best_val_accuracy": float(table["val_accuracy"].max()),
-    }
+def report(table: pd.DataFrame, chosen: Network, settings: Tune) -> dict[str, Any]:
+    """Return what `Stage.write` writes of a search with the trials `table`."""
     best = int(table["trial"][table["val_accuracy"].idxmax()])
     of_best = {f"best.{name}": str(value) for name, value in columns_of(chosen).items()}
-    return metrics, {"best.trial": f"{best:02d}", **of_best}
+    return {
+        "metrics": {
+            "tune/trials": len(table),
+            "tune/failed": int((table["status"] != "COMPLETED").sum()),
+            "tune/best_val_accuracy": float(table["val_accuracy"].max()),
+        },
+        "tables": {"trials": table},
+        "figures": {"trials": figures.trials(table)},
+        # Not in DVC's tables, where it would seem a change between any two experiments.
+        "more_metrics": {"tune/seconds": float(table["seconds"].sum())},
+        "tags": {"best.trial": f"{best:02d}", **of_best, "workers": str(settings.workers)},
+    }
