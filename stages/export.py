@@ -1,11 +1,9 @@
 """Make the model that is used from the trained networks: ensemble, tta, ONNX; and log it."""
 
-import numpy as np
-from emotion_detection.data.splits import split
-
 from emotion_detection import params, paths
 from emotion_detection.console import UserError, log, run
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import split
 from emotion_detection.files import atomic
 
 NOTE = "Its model is that of an earlier training, averaged over other views of an image."
@@ -17,7 +15,6 @@ def main() -> None:
     dataset = Dataset.open(paths.DATASET)
     rows = split(dataset, settings.split)
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
-    from emotion_detection.evaluation.metrics import validation_scores
     from emotion_detection.inference import onnx
     from emotion_detection.models import saving
     from emotion_detection.stage import Stage, load_network
@@ -31,7 +28,7 @@ def main() -> None:
         raise UserError(f"{paths.NETWORKS}: holds no network; run `dvc repro train`")
     model = saving.combined(members, flips=settings.tta.flips, shifts=settings.tta.shifts)
     answers = saving.predict(model, dataset.images, rows.validation)
-    metrics = validation_scores(dataset.labels[rows.validation], answers)
+    metrics = saving.validation_scores(dataset.labels[rows.validation], answers)
     with atomic(paths.MODEL) as path:
         saving.save(model, path, dataset.classes)
     with atomic(paths.ONNX) as folder:

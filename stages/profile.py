@@ -1,9 +1,11 @@
 """Describe the dataset: class balance, samples, pixels, duplicates and leaks."""
 
-from emotion_detection import figures, params, paths
+from emotion_detection import params, paths
 from emotion_detection.console import log, run
 from emotion_detection.data import profile
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.figures.data import class_balance, duplicates_grid, sample_grid
+from emotion_detection.figures.style import save
 from emotion_detection.files import atomic, write_csv, write_json
 
 
@@ -14,14 +16,14 @@ def main() -> None:
     found = profile.measure(dataset)
     rows = profile.sample_rows(dataset, seed)
     plots = {
-        "class_balance": figures.class_balance(found.counts),
-        "samples": figures.sample_grid(
+        "class_balance": class_balance(found.counts),
+        "samples": sample_grid(
             dataset.images[rows],
             dataset.labels[rows],
             dataset.classes,
             profile.SAMPLES_PER_CLASS,
         ),
-        "conflicts": figures.duplicates_grid(profile.conflicts(dataset)),
+        "conflicts": duplicates_grid(profile.conflicts(dataset)),
     }
     with atomic(paths.PROFILE) as folder:
         folder.mkdir()
@@ -29,7 +31,7 @@ def main() -> None:
         for name, (header, table) in found.tables().items():
             write_csv(folder / f"{name}.csv", header, table)
         for name, figure in plots.items():
-            figures.save(figure, folder / f"{name}.png")
+            save(figure, folder / f"{name}.png")
     log.info("%s; see %s", found.summary(), paths.PROFILE)
 
 

@@ -328,16 +328,6 @@ def evaluate(
     )
 
 
-def validation_scores(labels: Ints, probabilities: Floats) -> dict[str, float]:
-    """Return what export reports of `probabilities` (N, K) against `labels` (N,) of validation."""
-    of_label = probabilities[np.arange(len(labels)), labels].clip(min=SMALLEST_PROBABILITY)
-    scores = {
-        "export/val_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
-        "export/val_loss": float(-np.log(of_label).mean()),
-    }
-    return _rounded(scores)
-
-
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return what `Evaluation.metrics` gave by the names that MLflow and DVC share.
 

@@ -167,7 +167,7 @@ def _recall_title(matrix: npt.NDArray[np.integer], classes: Sequence[str]) -> st
 def per_class_bars(evaluation: "Evaluation") -> Figure:
     """Return precision, recall and F1 of each class, a panel each, with their 95 % intervals."""
     per_class = evaluation.per_class
-    measures: dict[str, tuple[str, Callable[["ClassScores"], "Estimate"]]] = {
+    measures: dict[str, tuple[str, Callable[[ClassScores], Estimate]]] = {
         "precision": ("share of the predictions that are correct", lambda of: of.precision),
         "recall": ("share of the class that is found", lambda of: of.recall),
         "F1": ("harmonic mean of the two", lambda of: of.f1),

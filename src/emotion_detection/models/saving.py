@@ -19,6 +19,9 @@ CLASSES_MEMBER = "classes.json"
 BATCH_PIXELS = 256 * 48 * 48
 """Of the images that are predicted at once, so that memory does not grow with their size."""
 
+SMALLEST_PROBABILITY = 1e-7
+"""Below it a probability counts as this in the loss, as Keras has it."""
+
 ROWS_AT_ONCE = 1024
 """Images that are read from a memory map at once."""
 
@@ -77,6 +80,15 @@ def predict(model: keras.Model, images: np.ndarray, rows: np.ndarray) -> np.ndar
     probabilities = predictor(model)
     chunks = np.array_split(rows, max(1, len(rows) // ROWS_AT_ONCE))
     return np.concatenate([probabilities(np.asarray(images[chunk])) for chunk in chunks])
+
+
+def validation_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Return what export reports of `probabilities` (N, classes) against `labels` (N,) int64."""
+    of_label = probabilities[np.arange(len(labels)), labels].clip(min=SMALLEST_PROBABILITY)
+    return {
+        "export/val_accuracy": round(float((probabilities.argmax(axis=1) == labels).mean()), 6),
+        "export/val_loss": round(float(-np.log(of_label).mean()), 6),
+    }
 
 
 def combined(
