@@ -229,9 +229,9 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _send(_: argparse.Namespace) -> None:
-    from emotion_detection import tracking
+    from emotion_detection.tracking.delivery import send
 
-    tracking.send()
+    send()
 
 
 def _refuse_overwriting(found: "Sequence[Picture]", folder: Path) -> None:

@@ -129,7 +129,7 @@ def run(name: str, changed: Sequence[Change], options: Sequence[str]) -> int:
     """
     # A name of its own each time: DVC refuses a second experiment of the same name.
     experiment = f"{name}-{datetime.now():%m%d-%H%M%S}"
-    settings = [f"{change.name}={_override(change.after)}" for change in changed]
+    settings = [f"{change.name}={override(change.after)}" for change in changed]
     command = [
         *(sys.executable, "-m", "dvc", "exp", "run", "--name", experiment),
         *(part for setting in settings for part in ("--set-param", setting)),
@@ -237,10 +237,10 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _override(value: Any) -> str:
+def override(value: Any) -> str:
     """Return `value` in Hydra's grammar, which DVC reads settings in."""
     if isinstance(value, list):
-        return f"[{','.join(map(_override, value))}]"
+        return f"[{','.join(map(override, value))}]"
     if isinstance(value, str):
         # A backslash means itself there, but before a quote, where two mean one.
         quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)

@@ -34,7 +34,7 @@ from emotion_detection.evaluation.report import environment, limits
 from emotion_detection.figures.style import class_colour
 from emotion_detection.inference import predict, saliency
 from emotion_detection.inference.predict import Network, Picture, Prediction
-from emotion_detection.tracking import Origin
+from emotion_detection.tracking.models import Origin
 
 HOST = "127.0.0.1"
 PAGE = "demo.html.j2"

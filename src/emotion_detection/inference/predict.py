@@ -28,7 +28,7 @@ from emotion_detection.inference.faces import Box, FaceFinder, boxes
 if TYPE_CHECKING:
     import keras
 
-    from emotion_detection.tracking import Origin
+    from emotion_detection.tracking.models import Origin
 
 ANNOTATED_SUFFIXES = (".jpg", ".jpeg", ".png")
 BATCH_FACES = 64
@@ -130,11 +130,11 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
 
 def origin(model: str | None) -> "Origin":
     """Return where the network that `load` loads comes from."""
-    from emotion_detection import tracking
+    from emotion_detection.tracking import models
 
     if _is_logged(model):
-        return tracking.origin(model or tracking.CHAMPION)
-    return tracking.Origin(str(model), None)
+        return models.origin(model or models.CHAMPION)
+    return models.Origin(str(model), None)
 
 
 def _is_logged(model: str | None) -> bool:
@@ -166,12 +166,12 @@ def _absent(*packages: str) -> Iterator[None]:
 
 def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:
     _saving()
-    from emotion_detection import tracking
+    from emotion_detection.tracking.models import load_network
 
     if uri is not None:
-        return tracking.load_network(uri)
+        return load_network(uri)
     try:
-        return tracking.load_network()
+        return load_network()
     except UserError as error:
         raise UserError(
             f"{error}; give a version of the model the alias champion in MLflow, or name a file "
