@@ -56,23 +56,33 @@ def album(toy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_help_is_quick_since_it_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["--help"], "recipe"),
+        (["recipe", "--help"], "--reset"),
+        (["predict", "--help"], "--annotate FOLDER"),
+        (["send", "--help"], "MLflow"),
+    ],
+)
+def test_help_is_quick_since_it_loads_nothing_heavy(command: list[str], expected: str) -> None:
+    heavy = {"tensorflow", "keras", "mlflow", "cv2", "numpy", "pydantic", "dvc", "ruamel"}
     code = (
-        "import sys; sys.argv[1:] = ['predict', '--help']\n"
+        f"import sys; sys.argv[1:] = {command!r}\n"
         "from emotion_detection.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "print(sorted({'tensorflow', 'keras', 'mlflow', 'cv2', 'numpy'} & sys.modules.keys()))"
+        f"print(sorted({heavy} & sys.modules.keys()))"
     )
     printed = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert "--annotate FOLDER" in printed
+    assert expected in printed
     assert printed.splitlines()[-1] == "[]"
 
 
 def test_a_network_is_loaded_without_what_keras_has_no_use_for_here(store: Path) -> None:
     code = (
         "import sys\n"
-        "from emotion_detection import predict\n"
+        "from emotion_detection.inference import predict\n"
         f"predict.load({str(store / paths.MODEL)!r}, None)\n"
         "print(sorted({'matplotlib', 'sklearn', 'mlflow'} & sys.modules.keys()))\n"
         "import matplotlib.pyplot, sklearn\n"
@@ -135,8 +145,8 @@ def test_pictures_are_annotated_under_their_own_names(
 
 def test_no_picture_is_overwritten_by_its_annotation(command: Command, album: Path) -> None:
     before = {path: path.read_bytes() for path in album.rglob("*.*")}
-    for paths, folder in (((album,), album), ((album / "photo.jpg",), album / "faces" / "..")):
-        status, _, err = command("predict", *paths, "--model", paths.MODEL, "--annotate", folder)
+    for given, folder in (((album,), album), ((album / "photo.jpg",), album / "faces" / "..")):
+        status, _, err = command("predict", *given, "--model", paths.MODEL, "--annotate", folder)
         assert status == 1
         assert f"--annotate {folder}: it would overwrite {album}" in err
     assert {path: path.read_bytes() for path in album.rglob("*.*")} == before
@@ -196,3 +206,9 @@ def test_something_to_look_at_must_be_named(command: Command) -> None:
     status, _, err = command("predict")
     assert status == 2
     assert "give a PATH or --camera" in err
+
+
+def test_nothing_is_sent_where_mlflow_has_missed_nothing(command: Command) -> None:
+    status, out, err = command("send")
+    assert (status, out) == (0, "")
+    assert len(err.splitlines()) <= 1

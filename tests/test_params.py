@@ -1,14 +1,17 @@
-"""params.yaml: what is read, and what is said about a wrong value."""
+"""params.yaml: what is declared, what is read, and what is said about a wrong value."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import modify_yaml
+from ruamel.yaml import YAML
 
 from emotion_detection import params
 from emotion_detection.console import UserError
-from emotion_detection.models.network import Architecture, build
+from emotion_detection.params import Params, Section
 
 REPOSITORY = Path(__file__).parents[1] / "params.yaml"
 
@@ -21,10 +24,13 @@ def file(tmp_path: Path) -> Path:
 
 
 def put(file: Path, key: str, value: str) -> None:
-    """Return `key` (section.name) another value, as a person does in an editor."""
+    """Write another value after `key` (section.name), as a person does in an editor."""
     text, end = file.read_text(), 0
     for depth, part in enumerate(key.split(".")):
-        line = re.compile(rf"^{'  ' * depth}{part}:(.*)$", re.MULTILINE).search(text, end)
+        # With the lines of a list.
+        line = re.compile(rf"^{'  ' * depth}{part}:(.*(?:\n *- .*)*)$", re.MULTILINE).search(
+            text, end
+        )
         assert line is not None
         start, end = line.span(1)
     file.write_text(f"{text[:start]} {value}{text[end:]}")
@@ -40,6 +46,9 @@ def complaint(file: Path) -> str:
     return message.replace(f"{file}: ", "")
 
 
+# --- What is declared.
+
+
 def test_the_repositorys_own_file_is_valid() -> None:
     values = params.load(REPOSITORY)
     assert values.train.lr == 3e-3
@@ -51,53 +60,104 @@ def test_the_repositorys_own_file_is_valid() -> None:
     assert network.dense_dropout in space.dense_dropout
 
 
-def put_recipe(file: Path, name: str) -> set[str]:
-    """Change `file` as `$(cat recipes/NAME)` does, and give the keys."""
-    changed = set()
-    for line in (REPOSITORY.parent / "recipes" / name).read_text().splitlines():
-        key, _, value = line.removeprefix("-S ").partition("=")
-        put(file, key, value)
-        changed.add(key)
-    return changed
+def declared(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    """Yield each section and setting of params.py by its dotted name, with what it means."""
+    for name, field in section.model_fields.items():
+        of = field.annotation
+        if isinstance(of, type) and issubclass(of, Section):
+            yield f"{prefix}{name}", of.__doc__
+            yield from declared(of, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.description
 
 
-def test_finish_goes_on_from_the_network_of_best(file: Path) -> None:
-    put_recipe(file, "best")
-    first = params.load(file)
-    put_recipe(file, "finish")
-    put(file, "train.init_from", "models:/emotion-detection/2")
-    then = params.load(file)
-    assert (first.train.epochs, first.train.no_aug_epochs) == (52, 6)
-    assert then.train.no_aug_epochs == then.train.epochs == 5
-    # One that takes its weights, and is validated on images that it has not seen.
-    of_no_weight = {"conv_dropout", "dense_dropout"}
-    networks = [each.network.model_dump(exclude=of_no_weight) for each in (first, then)]
-    assert networks[0] == networks[1]
-    assert (first.seed, first.split) == (then.seed, then.split)
+def commented(text: str) -> Iterator[tuple[str, str | None]]:
+    """Yield each section and setting of params.yaml by its dotted name, with its comment."""
+    parents: list[str] = []
+    name, comment = "", None
+    for line in text.splitlines():
+        if key := re.match(r"( *)(\w+):(?:[^#]*)(?:# (.*))?$", line):
+            if name:
+                yield name, comment
+            del parents[len(key[1]) // 2 :]
+            parents.append(key[2])
+            name, comment = ".".join(parents), key[3]
+        elif (further := re.match(r" +# (.*)$", line)) and comment:
+            comment += f" {further[1]}"
+        else:
+            assert re.match(r" *- \S+$|# .*$|$", line), line
+    yield name, comment
 
 
-def test_the_notebooks_recipe_leaves_nothing_of_the_default_one(file: Path) -> None:
-    changed = put_recipe(file, "notebook")
-    values = params.load(file)
-    architecture = Architecture(**dict(values.network))
-    model = build(architecture, image_shape=(48, 48, 3), classes=7)
-    assert (values.ingest.color_mode, model.count_params()) == ("rgb", 557_799)
-    assert values.split.validation == "test"
-    assert (values.train.lr, values.train.batch_size, values.train.epochs) == (5e-4, 256, 50)
-    assert set(values.train.augment.model_dump(exclude={"fill_mode"}).values()) == {0}
+def test_params_yaml_names_every_setting_once_with_what_params_py_says_it_means() -> None:
+    expected = [(name, text and " ".join(text.split())) for name, text in declared(Params)]
+    assert all(text for _, text in expected)
+    assert list(commented(REPOSITORY.read_text())) == expected
+    leaves = params.flat(params.load(REPOSITORY))
+    assert set(leaves) <= {name for name, _ in expected}
 
-    def keys(section: str, values: dict[str, Any]) -> set[str]:
-        return {
-            name
-            for key, value in values.items()
-            for name in (
-                keys(f"{section}.{key}", value) if isinstance(value, dict) else {f"{section}.{key}"}
-            )
-        }
 
-    for section in ("network", "train"):
-        unused = {"train.warmup", "train.distillation.weight", "train.augment.fill_mode"}
-        assert keys(section, values.model_dump()[section]) - unused <= changed
+def differing_lines(before: str, after: str) -> int:
+    old, new = before.splitlines(), after.splitlines()
+    assert len(old) == len(new)
+    return sum(one != other for one, other in zip(old, new, strict=True))
+
+
+SCALARS = [
+    name
+    for name, value in params.flat(params.load(REPOSITORY)).items()
+    if not isinstance(value, tuple)
+]
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_dvc_changes_the_line_of_a_setting_and_no_other(file: Path, name: str) -> None:
+    before = file.read_text()
+    *parents, last = name.split(".")
+    with modify_yaml(file) as values:
+        for parent in parents:
+            values = values[parent]
+        values[last] = 12345
+    assert differing_lines(before, file.read_text()) == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.lr=5e-5",
+        "train.epochs=52",
+        "train.early_stopping_patience=8",
+        "train.init_from=models:/emotion-detection/2",
+        "ingest.source='data/archive (1).zip'",
+        "ingest.image_size=[48,64]",
+        "network.filters=[16,64,128,512]",
+        "tune.space.dense_dropout=[0.3,0.4,0.5,0.6,0.8]",
+        "evaluate.corruption_images=null",
+    ],
+)
+def test_a_setting_of_dvc_exp_run_changes_its_line_and_no_other(file: Path, override: str) -> None:
+    before = file.read_text()
+    apply_overrides(file, [override])
+    assert differing_lines(before, file.read_text()) == 1
+    params.load(file)
+
+
+def test_what_differs_from_the_defaults_is_told_apart() -> None:
+    augment = params.Augment(rotation=10.0, horizontal_flip=True)
+    assert params.changed(augment) == {"rotation": 10.0, "horizontal_flip": True}
+    train = params.Train(epochs=3, augment=augment)
+    assert params.changed(train) == {
+        "epochs": 3,
+        "augment.rotation": 10.0,
+        "augment.horizontal_flip": True,
+    }
+    # Every default means "off".
+    for of in (params.Tta, params.Augment):
+        off = params.flat(of())
+        assert not any(value for name, value in off.items() if name != "fill_mode")
+
+
+# --- What is read.
 
 
 @pytest.mark.parametrize("typed", ["5e-4", "5E-4", "0.5e-3", "5.e-4", ".0005", "+5e-4", "0.0005"])
@@ -114,13 +174,16 @@ def test_other_spellings_of_numbers(file: Path, typed: str, value: float) -> Non
     assert isinstance(lr, float)
 
 
-@pytest.mark.parametrize(("typed", "value"), [("010", 10), ("09", 9), ("0o10", 8), ("0x10", 16)])
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [("010", 10), ("09", 9), ("0o10", 8), ("0x10", 16), ("1_000", 1000)],
+)
 def test_whole_numbers_are_those_of_yaml_1_2(file: Path, typed: str, value: int) -> None:
     put(file, "seed", typed)
     assert params.load(file).seed == value
 
 
-@pytest.mark.parametrize("word", ["no", "on", "2013-01-01", "y"])
+@pytest.mark.parametrize("word", ["no", "on", "off", "y", "1:30"])
 def test_words_that_old_yaml_takes_for_something_else_stay_words(file: Path, word: str) -> None:
     put(file, "ingest.source", word)
     assert params.load(file).ingest.source == word
@@ -148,7 +211,8 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
         ("train.epochs", "true", "train.epochs = true: must be a whole number"),
         ("train.epochs", "10.0", "train.epochs = 10.0: must be a whole number"),
         ("train.epochs", "", "train.epochs = null: must be a whole number"),
-        ("train.epochs", "1_000", 'train.epochs = "1_000": must be a whole number'),
+        ("train.epochs", "1 000", 'train.epochs = "1 000": must be a whole number'),
+        ("train.epochs", "2013-01-01", "train.epochs = 2013-01-01: must be a whole number"),
         ("train.epochs", "0", "train.epochs = 0: must be at least 1"),
         ("train.epochs", "2147483648", "train.epochs = 2147483648: must be less than 2147483648"),
         ("train.epochs", "-5", "train.epochs = -5: must be at least 1"),
@@ -159,7 +223,7 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
         ("train.lr", ".nan", "train.lr = NaN: must be a finite number"),
         ("train.lr", ".inf", "train.lr = Infinity: must be a finite number"),
         ("train.lr", "1e999", "train.lr = Infinity: must be a finite number"),
-        ("train.reduce_lr_factor", "1.0", "train.reduce_lr_factor = 1.0: must be less than 1"),
+        ("network.bn_momentum", "1.0", "network.bn_momentum = 1.0: must be less than 1"),
         ("train.augment.rotation", "200", "train.augment.rotation = 200: must be at most 180"),
         (
             "train.augment.horizontal_flip",
@@ -178,9 +242,19 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "evaluate.corruption_images = -1: must be at least 0",
         ),
         ("export.onnx", "yes", 'export.onnx = "yes": must be true or false'),
-        ("export.tolerance", "0", "export.tolerance = 0: must be more than 0"),
+        ("ingest.max_unpacked_gib", "0", "ingest.max_unpacked_gib = 0: must be more than 0"),
+        ("ingest.test_fraction", "1", "ingest.test_fraction = 1: must be less than 1"),
+        ("tta.shifts", "33", "tta.shifts = 33: must be at most 32"),
+        ("tta.flips", "2", "tta.flips = 2: must be true or false"),
+        ("ensemble.members", "0", "ensemble.members = 0: must be at least 1"),
         ("tune.oracle", "grid", "tune.oracle = \"grid\": must be 'random', 'bayesian' or 'hyper"),
-        ("ingest.source", "3", "ingest.source = 3: must be text"),
+        ("ingest.source", "3", "ingest.source = 3: must be text; put it in quotes"),
+        # DVC refuses it too, in other words.
+        (
+            "ingest.source",
+            "2013-01-01",
+            "ingest.source = 2013-01-01: must be text; put it in quotes",
+        ),
         ("ingest.source", "''", 'ingest.source = "": must not be empty'),
         ("ingest.image_size", "48", "ingest.image_size = 48: must be a list in [ ]"),
         ("ingest.image_size", "[48]", "ingest.image_size.1: missing"),
@@ -189,56 +263,48 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "[48, 48, 3]",
             "ingest.image_size = [48, 48, 3]: has 3 entries and may have 2",
         ),
+        (
+            "ingest.image_size",
+            "[1, 2013-01-01, 3]",
+            'ingest.image_size = [1, "2013-01-01", 3]: has 3 entries and may have 2',
+        ),
         ("network.filters", "[]", "network.filters = []: has 0 entries and needs at least 1"),
         ("network.filters", "[32, 8, 0, 8]", "network.filters.2 = 0: must be at least 1"),
         (
             "network.filters",
             "[32, 64]",
-            "network: filters has 2 entries and kernel_sizes 4; each needs one a block",
+            "network: filters has 2 entries and kernel_sizes 4; each needs one per block",
         ),
-        (
-            "network.convolutions",
-            "[2, 2, 4]",
-            "network: filters has 4 entries and convolutions 3; each needs one a block",
-        ),
+        ("network.convolutions", "0", "network.convolutions = 0: must be at least 1"),
+        ("network.convolutions", "9", "network.convolutions = 9: must be at most 8"),
         *(
             (
                 "network.convolutions",
                 written,
-                f"network.convolutions = {written}: must be a whole number from 1 to 8, "
-                "or a list of them, one a block",
+                f"network.convolutions = {written}: must be a whole number",
             )
-            for written in ("0", "9", "true", "2.0", "[]", "[2, 2, 0, 2]", '"2 2"')
+            for written in ("true", "2.0", "[]", "[2, 2, 3, 2]", '"2 2"')
         ),
         (
-            "train.progressive_resizing.epochs",
+            "train.progressive_resizing",
             "21",
-            "train: progressive_resizing.epochs = 21 is more than epochs = 20; lower it, or raise epochs",
+            "train: progressive_resizing = 21 is more than epochs = 20; lower it, or raise epochs",
         ),
         (
             "train.no_aug_epochs",
             "21",
             "train: no_aug_epochs = 21 is more than epochs = 20; lower it, or raise epochs",
         ),
-        (
-            "train.init_from",
-            "models:/emotion-detection@champion",
-            'train.init_from = "models:/emotion-detection@champion": must be a model in MLflow',
-        ),
-        (
-            "train.members_from",
-            "[models:/emotion-detection/latest]",
-            'train.members_from.0 = "models:/emotion-detection/latest": must be a model in MLflow',
-        ),
         *(
             (
-                "train.distillation.teachers",
-                f"[{teacher}]",
-                f'train.distillation.teachers.0 = "{teacher}": must be a model in MLflow',
+                "train.init_from",
+                model,
+                f'train.init_from = "{model}": must be a model in MLflow that stays the same',
             )
-            for teacher in (
+            for model in (
                 "models:/emotion-detection@champion",
                 "models:/emotion-detection/latest",
+                "models:/emotion-detection/Production",
                 "models/model.keras",
             )
         ),
@@ -250,31 +316,33 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
         ),
         ("seed", "-1", "seed = -1: must be at least 0"),
         ("seed", "3000000000", "seed = 3000000000: must be less than 2147483648"),
-        ("profile", "10 #", "profile = 10: must be a section of samples_per_class"),
+        ("ensemble", "10 #", "ensemble = 10: must be a section of members"),
+        ("train.augment", "10 #", "train.augment = 10: must be a section of rotation, shift"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_may_be(
     file: Path, key: str, typed: str, message: str
 ) -> None:
-    if key == "profile":
-        file.write_text(re.sub(r"profile:\n.*\n", f"profile: {typed}\n", file.read_text()))
+    if typed.endswith("#"):
+        *_, name = key.split(".")
+        section = rf"(?m)^( *){name}:.*\n(?:\1 .*\n)+"
+        file.write_text(re.sub(section, rf"\1{name}: {typed}\n", file.read_text()))
     else:
         put(file, key, typed)
     assert complaint(file).startswith(message)
 
 
-def test_teachers_and_smaller_images_are_refused_together(file: Path) -> None:
-    put(file, "train.distillation.teachers", "[models:/emotion-detection/2]")
-    put(file, "train.progressive_resizing.epochs", "3")
-    assert complaint(file) == (
-        "train: progressive_resizing.epochs = 3: distillation.teachers see the images of a training, and "
-        "know them in full size alone; set it to 0"
-    )
+@pytest.mark.parametrize(
+    "model", ["models:/emotion-detection/2", "models:/m-0a1b", "runs:/0a/model"]
+)
+def test_a_model_that_stays_the_same_may_be_started_from(file: Path, model: str) -> None:
+    put(file, "train.init_from", model)
+    assert params.load(file).train.init_from == model
 
 
 def test_a_misspelt_key_is_named_with_the_one_that_was_meant(file: Path) -> None:
     file.write_text(file.read_text().replace("  trials: 10", "  trails: 10"))
-    assert complaint(file) == "tune.trials: missing; tune.trails: unknown key; did you mean trials?"
+    assert complaint(file) == "tune.trails: unknown key; did you mean trials?"
 
 
 @pytest.mark.parametrize(
@@ -303,8 +371,32 @@ def test_every_wrong_key_is_named_at_once(file: Path) -> None:
 
 
 def test_a_missing_section_is_named(file: Path) -> None:
-    file.write_text(re.sub(r"profile:\n.*\n", "", file.read_text()))
-    assert complaint(file) == "profile: missing"
+    file.write_text(re.sub(r"(?m)^export:.*\n(?: .*\n)+", "", file.read_text()))
+    assert complaint(file) == "export: missing"
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_a_missing_key_is_named_although_it_has_a_default(file: Path, name: str) -> None:
+    written = YAML(typ="safe")
+    values = written.load(file)
+    *parents, last = name.split(".")
+    section = values
+    for parent in parents:
+        section = section[parent]
+    del section[last]
+    written.dump(values, file)
+    assert complaint(file) == f"{name}: missing"
+
+
+def test_several_missing_keys_are_named_at_once(file: Path) -> None:
+    text = re.sub(r"(?m)^  (?:lr|  rotation): 0?\.?\d+ .*\n", "", file.read_text())
+    file.write_text(text)
+    assert complaint(file) == "tune.lr: missing; train.lr: missing; train.augment.rotation: missing"
+
+
+def test_a_key_that_is_there_twice_is_refused(file: Path) -> None:
+    file.write_text(file.read_text().replace("  test: 400 ", "  train: 400 "))
+    assert re.match(r'not YAML \(.*duplicate key "train"', complaint(file))
 
 
 @pytest.mark.parametrize("text", ["tune: {a: b\n", "a: b: c", "\0", "&a [*b]", "a: !!python/x y"])

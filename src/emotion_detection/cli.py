@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -22,13 +22,26 @@ if TYPE_CHECKING:
 DIGITS = 6
 
 Write = Callable[["Prediction"], None]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main() -> None:
     """Run the command as the terminal gave it."""
     parser = argparse.ArgumentParser(
-        prog="emotion-detection", description="Facial emotions, with a network that was trained."
+        prog="emotion-detection",
+        description="Train networks that recognize facial emotions, and use them.",
     )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    network = _network_arguments()
+    _add_recipe(commands)
+    _add_predict(commands, network)
+    _add_demo(commands, network)
+    _add_send(commands)
+    arguments = parser.parse_args()
+    run(lambda: _until_nobody_reads(lambda: arguments.act(arguments)))
+
+
+def _network_arguments() -> argparse.ArgumentParser:
     network = argparse.ArgumentParser(add_help=False)
     network.add_argument(
         "--model",
@@ -42,7 +55,34 @@ def main() -> None:
         metavar="A,B,...",
         help="the classes of a file that does not name them, in the order of its outputs",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    return network
+
+
+def _add_recipe(commands: Commands) -> None:
+    command = commands.add_parser(
+        "recipe",
+        help="train with the settings of a recipe",
+        description="Write a recipe, recipes/NAME.yaml, into params.yaml, and print what changes. "
+        "A setting that the recipe does not name gets the value that Git has committed, but "
+        "ingest.source, which stays. Without NAME, list the recipes.",
+    )
+    command.add_argument("name", nargs="?", metavar="NAME", help="a recipe, as quick")
+    command.add_argument(
+        "--run",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="run it as an experiment: what follows goes to `dvc exp run`, as "
+        "-S train.epochs=30 or --queue",
+    )
+    command.add_argument(
+        "--reset",
+        action="store_true",
+        help="bring the committed params.yaml back, but for ingest.source",
+    )
+    command.set_defaults(act=_recipe, error=command.error)
+
+
+def _add_predict(commands: Commands, network: argparse.ArgumentParser) -> None:
     command = commands.add_parser(
         "predict",
         parents=[network],
@@ -74,23 +114,30 @@ def main() -> None:
         metavar="FOLDER",
         help="write the pictures there with boxes and labels drawn on them",
     )
-    page = commands.add_parser(
+    command.set_defaults(act=_predict, error=command.error)
+
+
+def _add_demo(commands: Commands, network: argparse.ArgumentParser) -> None:
+    command = commands.add_parser(
         "demo",
         parents=[network],
         help="show a page that labels the faces in a photo",
         description="Serve a page, on this machine alone, that labels the faces in a photo or "
         "before the camera and shows what the network looked at.",
     )
-    page.add_argument(
+    command.add_argument(
         "--port", type=int, default=5002, metavar="N", help="0 is any (default: %(default)s)"
     )
-    arguments = parser.parse_args()
-    if arguments.command == "demo":
-        run(lambda: _demo(arguments))
-        return
-    if not arguments.paths and arguments.camera is None:
-        command.error("give a PATH or --camera")
-    run(lambda: _until_nobody_reads(lambda: _predict(arguments)))
+    command.set_defaults(act=_demo)
+
+
+def _add_send(commands: Commands) -> None:
+    command = commands.add_parser(
+        "send",
+        help="send MLflow what it has missed",
+        description="Send MLflow what was logged while its server could not be reached.",
+    )
+    command.set_defaults(act=_send)
 
 
 def _until_nobody_reads(command: Callable[[], None]) -> None:
@@ -102,7 +149,38 @@ def _until_nobody_reads(command: Callable[[], None]) -> None:
         sys.exit(1)
 
 
+def _recipe(arguments: argparse.Namespace) -> None:
+    if arguments.name is None and arguments.run is not None:
+        arguments.error("give a NAME before --run")
+    if arguments.reset and arguments.name is not None:
+        arguments.error("give a NAME or --reset, not both")
+    from emotion_detection import recipes
+
+    if arguments.reset:
+        changed = recipes.reset()
+    elif arguments.name is None:
+        heads = recipes.heads()
+        width = max(map(len, heads), default=0)
+        for name, head in heads.items():
+            print(f"{name:<{width}}  {head}".rstrip())
+        return
+    else:
+        changed = recipes.changes(arguments.name)
+    for change in changed:
+        print(change, flush=True)
+    if arguments.run is not None:
+        sys.exit(recipes.run(arguments.name, changed, arguments.run))
+    if not arguments.reset:
+        recipes.write(changed)
+    if changed:
+        log.info("params.yaml: %d settings changed; `dvc repro` runs the pipeline", len(changed))
+    else:
+        log.info("params.yaml: has these settings already")
+
+
 def _predict(arguments: argparse.Namespace) -> None:
+    if not arguments.paths and arguments.camera is None:
+        arguments.error("give a PATH or --camera")
     from emotion_detection.data.dataset import BadFile, are_emotions
     from emotion_detection.inference import predict
 
@@ -112,7 +190,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     if not found:
         raise UserError(f"{', '.join(map(str, arguments.paths))}: there is no picture in it")
     if arguments.annotate is not None:
-        _spare(found, arguments.annotate)
+        _refuse_overwriting(found, arguments.annotate)
     network = predict.load(arguments.model, arguments.classes)
     # A name may hold any bytes, and the terminal may know few characters.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -150,13 +228,19 @@ def _demo(arguments: argparse.Namespace) -> None:
     demo.serve(network, predict.origin(arguments.model), arguments.port)
 
 
-def _spare(found: "Sequence[Picture]", folder: Path) -> None:
+def _send(_: argparse.Namespace) -> None:
+    from emotion_detection.tracking.delivery import send
+
+    send()
+
+
+def _refuse_overwriting(found: "Sequence[Picture]", folder: Path) -> None:
     """Refuse to write annotated pictures over pictures that are read."""
-    from emotion_detection.inference.predict import drawn_name
+    from emotion_detection.inference.predict import annotated_name
 
     read = {os.path.realpath(picture.path): picture.path for picture in found if picture.path}
     for picture in found:
-        if over := read.get(os.path.realpath(folder / drawn_name(picture.file))):
+        if over := read.get(os.path.realpath(folder / annotated_name(picture.file))):
             raise UserError(f"--annotate {folder}: it would overwrite {over}; give another folder")
 
 

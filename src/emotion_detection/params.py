@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -207,10 +208,10 @@ class Tune(Section):
     batch_size: Count = 64
     """smaller than train's: more steps from fewer images"""
 
+    space: Space
+
     max_gflops: Positive | None = None
     """forward pass of one image; more expensive networks are not drawn; null: no limit"""
-
-    space: Space
 
 
 class Augment(Section):
@@ -324,7 +325,7 @@ class Export(Section):
     """What the trained networks are exported to."""
 
     onnx: bool = False
-    """true: models/export/model.onnx too; needs the packages of the extra onnx"""
+    """true: models/onnx/model.onnx too; needs the packages of the extra onnx"""
 
 
 class Params(Section):
@@ -352,15 +353,19 @@ class Params(Section):
 
 
 def load(path: Path = PARAMS) -> Params:
-    """Return the settings in `path`, which has to name every one.
+    """Return the settings in `path`, as `read` and `check` do."""
+    return check(read(path), path)
+
+
+def check(values: dict[str, Any], path: Path) -> Params:
+    """Return the settings `values`, which were read from `path` and have to name every one.
 
     Raises:
         UserError: with a line for each wrong key: its name, its value and what is allowed.
 
     """
-    params = validate(Params, read(path), path)
-    absent = list(_absent(params))
-    if absent:
+    params = validate(Params, values, path)
+    if absent := list(_absent(params)):
         raise UserError("; ".join(f"{path}: {key}: missing" for key in absent))
     return params
 
@@ -376,6 +381,16 @@ def read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> dict[str, Any]:
+    """Return the sections of the YAML `text`, which is that of `path`, as `read` does.
+
+    Raises:
+        UserError: if it is not YAML or holds no sections.
+
+    """
     try:
         values = YAML(typ="safe").load(text)
     except (YAMLError, RecursionError, ValueError) as error:
@@ -435,7 +450,7 @@ _ALLOWED = {
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
-    "string_type": "must be text",
+    "string_type": "must be text; put it in quotes",
     "string_too_short": "must not be empty",
     "tuple_type": "must be a list in [ ]",
     "literal_error": "must be {expected}",
@@ -473,7 +488,9 @@ def _on_one_line(text: str) -> str:
 
 
 def _as_written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    # JSON would show a date in quotes, and the quotes are what it needs.
+    plain = isinstance(value, date)
+    return str(value) if plain else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _keys_of(root: type[Section], section: Sequence[int | str]) -> list[str]:

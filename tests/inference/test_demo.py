@@ -26,7 +26,7 @@ from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.inference import demo, predict
 from emotion_detection.inference.predict import Network
-from emotion_detection.tracking import Origin
+from emotion_detection.tracking.models import Origin
 from tests.support.environment import without_settings
 
 ORIGIN = Origin("emotion-detection, <b>version 7</b>", "toy.zip")
@@ -56,7 +56,7 @@ def gate() -> Gate:
 
 
 @contextlib.contextmanager
-def serving(network: Network, gate: Gate, *, patience: float) -> Iterator[int]:
+def serving(network: Network, gate: Gate, *, timeout: float) -> Iterator[int]:
     """Run a demo of which the network waits at `gate`, and give its port."""
 
     def probabilities(images: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ def serving(network: Network, gate: Gate, *, patience: float) -> Iterator[int]:
         return network.probabilities(images)
 
     with socket.create_server((demo.HOST, 0)) as listening:
-        app = demo.app(replace(network, probabilities=probabilities), ORIGIN, patience=patience)
+        app = demo.app(replace(network, probabilities=probabilities), ORIGIN, timeout=timeout)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -77,7 +77,7 @@ def serving(network: Network, gate: Gate, *, patience: float) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def port(network: Network, gate: Gate) -> Iterator[int]:
-    with serving(network, gate, patience=60) as port:
+    with serving(network, gate, timeout=60) as port:
         yield port
 
 
@@ -221,7 +221,7 @@ def test_a_picture_without_a_face_may_be_taken_whole(seen: Seen, album: Path) ->
 def test_a_network_of_other_things_is_not_said_to_see_faces(
     browser: Browser, network: Network, gate: Gate, album: Path
 ) -> None:
-    with serving(replace(network, classes=("cat", "dog", "owl")), gate, patience=60) as port:
+    with serving(replace(network, classes=("cat", "dog", "owl")), gate, timeout=60) as port:
         seen = Seen(browser, port)
         seen.give(album / "photo.jpg")
         expect(seen.page.get_by_role("status")).to_have_text("1 picture")
@@ -253,7 +253,7 @@ def test_one_picture_is_looked_at_at_a_time(
 ) -> None:
     gate = Gate()
     gate.open.clear()
-    with serving(network, gate, patience=0.1) as port:
+    with serving(network, gate, timeout=0.1) as port:
         try:
             first, second = Seen(browser, port), Seen(browser, port)
             first.give(album / "photo.jpg")

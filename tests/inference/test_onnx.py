@@ -1,52 +1,41 @@
 """A network in one .onnx file, which answers as Keras does where there is no TensorFlow."""
 
-import importlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-import yaml
+from onnx import TensorProto, helper
 from PIL import Image
 
-from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.inference import onnx, predict
 from emotion_detection.models import saving
-from emotion_detection.models.network import build, export
+from tests.support.untrained import untrained
 
-ROOT = Path(__file__).parents[1]
 CLASSES = ("très triste", "怒り", "happy")
 
 
-def network(architecture: Any, **options: Any) -> keras.Model:
-    chosen = architecture(**options)
-    return export(build(chosen, image_shape=(16, 16, 3), classes=3, seed=0), chosen)
-
-
 @pytest.mark.parametrize(
-    "options",
+    ("options", "members", "views"),
     [
-        {"family": "notebook"},
-        {"family": "plain", "average_flips": True, "average_shifts": 2, "soften": 0.5},
-        {"family": "residual", "squeeze_excitation": True, "average_flips": True},
-        {"family": "depthwise"},
-        {"family": "plain", "average_flips": True, "members": 2},
+        ({"arch": "notebook"}, 1, {}),
+        ({"arch": "plain"}, 1, {"flips": True, "shifts": 2}),
+        ({"arch": "residual", "squeeze_excitation": True}, 1, {"flips": True}),
+        ({"arch": "plain"}, 2, {"flips": True}),
     ],
 )
 def test_it_answers_as_keras_for_any_number_of_images(
-    architecture: Any, toy: Dataset, tmp_path: Path, options: dict[str, Any]
+    toy: Dataset, tmp_path: Path, options: dict[str, Any], members: int, views: dict[str, Any]
 ) -> None:
-    model = network(architecture, **options)
+    networks = [untrained((16, 16, 3), seed=seed, **options) for seed in range(members)]
+    model = saving.combined(networks, **views)
     path = tmp_path / "model.onnx"
     onnx.save(model, path, CLASSES)
     loaded, classes = onnx.load(path)
@@ -64,10 +53,10 @@ def test_it_answers_as_keras_for_any_number_of_images(
 
 
 @pytest.fixture(scope="module")
-def saved(architecture: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the same network as model.onnx and model.keras."""
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the same network as model.onnx and model.keras."""
     folder = tmp_path_factory.mktemp("saved")
-    model = network(architecture)
+    model = untrained((16, 16, 3))
     onnx.save(model, folder / "model.onnx", CLASSES)
     saving.save(model, folder / "model.keras", CLASSES)
     return folder
@@ -106,13 +95,12 @@ def test_a_file_that_cannot_serve_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.onnx: cannot be loaded \("):
         predict.load(str(path), None)
     shape = ["N", 16, 16, 3]
-    given, made = (
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy"
-    )
-    node = onnx.helper.make_node("Relu", ["x"], ["y"])
-    graph = onnx.helper.make_graph([node], "floats", [given], [made])
-    opset = [onnx.helper.make_opsetid("", 15)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
+    node = helper.make_node("Relu", ["x"], ["y"])
+    graph = helper.make_graph([node], "floats", [given], [made])
+    opset = [helper.make_opsetid("", 15)]
+    file = helper.make_model(graph, opset_imports=opset, ir_version=8)
+    path.write_bytes(file.SerializeToString())
     with pytest.raises(UserError, match=r"takes tensor\(float\), not uint8"):
         predict.load(str(path), None)
 
@@ -135,19 +123,23 @@ def test_a_missing_package_names_the_extra_and_the_command(
     assert "make .venv/.extras" in line
 
 
-def test_what_differs_too_much_is_not_exported(
-    saved: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["export"] = {"onnx": True, "tolerance": 1e-12}
-    Path("params.yaml").write_text(yaml.safe_dump(params))
-    paths.MODEL.parent.mkdir()
-    shutil.copytree(packed, paths.DATASET)
-    shutil.copy2(saved / "model.keras", paths.MODEL)
+def test_an_export_tells_how_it_compares_with_keras(toy: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    metrics = onnx.export(untrained((16, 16, 3)), path, toy)
+    assert onnx.load(path)[1] == toy.classes
+    assert 0 <= metrics.pop("export/onnx_largest_difference") < 1e-5
+    assert set(metrics) == {
+        f"export/{name}_images_per_second{suffix}"
+        for name in ("keras", "onnx")
+        for suffix in ("", "_one_by_one")
+    }
+    assert all(speed > 0 for speed in metrics.values())
+
+
+def test_what_differs_too_much_is_not_exported(toy: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
-        importlib.import_module("stages.export").main()
+        onnx.export(untrained((16, 16, 3)), tmp_path / "model.onnx", toy, tolerance=1e-12)
     message = str(raised.value)
-    assert re.match(r"models/export/model\.onnx: a probability is \d\.\de-\d\d from ", message)
-    assert "export.tolerance = 1e-12" in message
-    assert not paths.EXPORT.exists()
+    assert re.match(r"model\.onnx: a probability differs from Keras's by \d\.\de-\d\d, ", message)
+    assert "at most 1e-12 is allowed" in message
+    assert "export.onnx = false" in message

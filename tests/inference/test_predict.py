@@ -1,7 +1,6 @@
 """From pictures, whatever is on them, to labelled faces."""
 
 import errno
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,41 +10,33 @@ import cv2
 import keras
 import numpy as np
 import pytest
-import skimage.data
 from PIL import Image
 
+from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import BadFile, Dataset
 from emotion_detection.data.ingest import ingest
-from emotion_detection.inference import annotate, predict
-from emotion_detection.inference.predict import Box, FaceFinder, Network, Picture, Prediction
+from emotion_detection.inference import predict
+from emotion_detection.inference.faces import Box
+from emotion_detection.inference.predict import Network, Picture, Prediction
 from emotion_detection.models import saving
-from emotion_detection.models.network import build, export
+from tests.support.astronaut import around_the_face, astronaut
+from tests.support.untrained import untrained
 
 CLASSES = ("angry", "happy", "sad")
 SIDE = 16
-# Where her face is: what a box around it must hold, and must not reach beyond.
-EYES_AND_MOUTH = (190, 90, 250, 155)
-HEAD = (140, 10, 310, 210)
 
 
 @pytest.fixture(scope="module")
-def model(architecture: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    chosen = architecture()
-    network = export(build(chosen, image_shape=(SIDE, SIDE, 3), classes=3, seed=0), chosen)
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model.keras"
-    saving.save(network, path, CLASSES)
+    saving.save(untrained((SIDE, SIDE, 3)), path, CLASSES)
     return path
 
 
 @pytest.fixture(scope="module")
 def network(model: Path) -> Network:
     return predict.load(str(model), None)
-
-
-@pytest.fixture(scope="module")
-def astronaut() -> Image.Image:
-    return Image.fromarray(skimage.data.astronaut())
 
 
 def noise(seed: int, size: int = SIDE) -> Image.Image:
@@ -59,24 +50,11 @@ def ran(
     return list(predict.predict(predict.pictures(paths), network, detect=detect, keep=keep))
 
 
-def around_the_face(box: Box, shift: int = 0) -> bool:
-    left, top, right, bottom = box.corners
-    inner, outer = EYES_AND_MOUTH, HEAD
-    return (
-        outer[0] <= left - shift <= inner[0]
-        and outer[1] <= top <= inner[1]
-        and inner[2] <= right - shift <= outer[2]
-        and inner[3] <= bottom <= outer[3]
-    )
-
-
 # --- Faces.
 
 
-def test_the_face_of_a_photo_is_found(
-    astronaut: Image.Image, network: Network, tmp_path: Path
-) -> None:
-    astronaut.save(tmp_path / "photo.jpg")
+def test_the_face_of_a_photo_is_found(network: Network, tmp_path: Path) -> None:
+    astronaut().save(tmp_path / "photo.jpg")
     (found,) = ran([tmp_path / "photo.jpg"], network)
     assert isinstance(found, Prediction)
     (face,) = found.faces
@@ -86,41 +64,13 @@ def test_the_face_of_a_photo_is_found(
     assert face.confidence == face.probabilities[face.label] == face.probabilities.max()
 
 
-def test_faces_are_numbered_from_left_to_right(astronaut: Image.Image) -> None:
-    both = Image.new("RGB", (1024, 512))
-    both.paste(astronaut, (0, 0))
-    both.paste(astronaut, (512, 0))
-    first, second = FaceFinder()(both)
-    assert around_the_face(first)
-    assert around_the_face(second, shift=512)
-
-
-def test_a_large_photo_has_its_boxes_in_its_own_pixels(astronaut: Image.Image) -> None:
-    large = Image.new("L", (2600, 1300), 190)
-    large.paste(astronaut.resize((1024, 1024)).convert("L"), (1000, 200))
-    (box,) = FaceFinder()(large)
-    moved = Box((box.left - 1000) // 2, (box.top - 200) // 2, box.width // 2, box.height // 2)
-    assert around_the_face(moved)
-
-
-def test_a_photo_is_turned_upright_first(
-    astronaut: Image.Image, network: Network, tmp_path: Path
-) -> None:
+def test_a_photo_is_turned_upright_first(network: Network, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held on its side
-    astronaut.rotate(90).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    astronaut().rotate(90).save(tmp_path / "photo.jpg", exif=exif, quality=95)
     (found,) = ran([tmp_path / "photo.jpg"], network)
     assert isinstance(found, Prediction)
     assert around_the_face(found.faces[0].box)
-
-
-def test_a_face_at_the_edge_is_cut_out_inside_the_picture(astronaut: Image.Image) -> None:
-    edge = astronaut.crop((165, 45, 290, 180))
-    (box,) = FaceFinder()(edge)
-    left, top, right, bottom = box.corners
-    assert 0 <= left < right <= edge.width
-    assert 0 <= top < bottom <= edge.height
-    assert box.width == box.height > 90
 
 
 def test_a_picture_without_a_face_is_told(network: Network, tmp_path: Path) -> None:
@@ -142,17 +92,10 @@ def test_a_face_that_was_cut_out_is_prepared_as_in_training(
     for number, place in enumerate(("train/a", "train/b", "test/a", "test/b")):
         (source / place).mkdir(parents=True)
         noise(number, size).save(source / place / "face.png")
-    ingest(
-        source,
-        tmp_path / "dataset",
-        image_size=(SIDE, SIDE),
-        color_mode="rgb",
-        max_bad_fraction=0.0,
-        max_unpacked_gib=1.0,
-        test_fraction=0.5,
-        drop_leaks=False,
-        seed=0,
+    settings = params.Ingest(
+        image_size=(SIDE, SIDE), color_mode="rgb", max_bad_fraction=0.0, test_fraction=0.5
     )
+    ingest(source, tmp_path / "dataset", settings, seed=0)
     dataset = Dataset.open(tmp_path / "dataset")
     expected = network.probabilities(np.asarray(dataset.images))
     for row, found in enumerate(ran([source / name for name in dataset.files], network)):
@@ -180,9 +123,9 @@ def test_folders_are_listed_in_natural_order(tmp_path: Path) -> None:
         "im10.png",
         "im9-2.PNG",
     ]
-    # Both would be drawn on as a.bmp.png.
+    # Both would be annotated as a.bmp.png.
     found = predict.pictures([Path("a.bmp"), Path("a.bmp.png")])
-    assert len({predict.drawn_name(picture.file) for picture in found}) == 2
+    assert len({predict.annotated_name(picture.file) for picture in found}) == 2
 
 
 def test_a_folder_that_cannot_be_listed_is_told(
@@ -252,15 +195,15 @@ def test_pictures_are_opened_as_results_are_taken(network: Network, keep: bool) 
     assert len(opened) < 500
 
 
-def test_a_camera_gives_its_last_frame(tmp_path: Path, astronaut: Image.Image) -> None:
+def test_a_camera_gives_its_last_frame(tmp_path: Path) -> None:
     video = str(tmp_path / "video.avi")
     writer = cv2.VideoWriter(video, cv2.VideoWriter.fourcc(*"MJPG"), 10, (512, 512))
     for level in (0, 40):
         writer.write(np.full((512, 512, 3), level, np.uint8))
-    writer.write(cv2.cvtColor(np.asarray(astronaut), cv2.COLOR_RGB2BGR))
+    writer.write(cv2.cvtColor(np.asarray(astronaut()), cv2.COLOR_RGB2BGR))
     writer.release()
     picture = predict.camera(video)
-    difference = np.asarray(picture.open()).astype(int) - np.asarray(astronaut)
+    difference = np.asarray(picture.open()).astype(int) - np.asarray(astronaut())
     assert np.abs(difference).mean() < 10
     with pytest.raises(UserError, match="no picture comes from camera 99"):
         predict.camera(99)
@@ -269,10 +212,8 @@ def test_a_camera_gives_its_last_frame(tmp_path: Path, astronaut: Image.Image) -
 # --- Networks.
 
 
-def test_a_grey_network_sees_grey_pictures(architecture: Any, tmp_path: Path) -> None:
-    chosen = architecture()
-    grey = export(build(chosen, image_shape=(SIDE, SIDE, 1), classes=3, seed=0), chosen)
-    saving.save(grey, tmp_path / "grey.keras", CLASSES)
+def test_a_grey_network_sees_grey_pictures(tmp_path: Path) -> None:
+    saving.save(untrained((SIDE, SIDE, 1)), tmp_path / "grey.keras", CLASSES)
     network = predict.load(str(tmp_path / "grey.keras"), None)
     noise(0).save(tmp_path / "face.png")
     (found,) = ran([tmp_path / "face.png"], network)
@@ -303,43 +244,3 @@ def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:
     saving.save(vectors, tmp_path / "vectors.keras", CLASSES)
     with pytest.raises(UserError, match="not images of one size"):
         predict.load(str(tmp_path / "vectors.keras"), None)
-
-
-# --- Annotations.
-
-
-def test_boxes_and_labels_are_drawn(astronaut: Image.Image) -> None:
-    faces = tuple(
-        predict.Face(box, np.eye(3, dtype=np.float32)[label])
-        for label, box in enumerate((Box(168, 58, 112, 112), Box(180, 60, 112, 112)))
-    )
-    drawn = np.asarray(annotate.annotated(astronaut, faces, CLASSES)).astype(int)
-    changed = np.abs(drawn - np.asarray(astronaut)).sum(axis=2) > 0
-    assert changed[58, 168:280].all()  # the first box's upper edge
-    assert changed[60:172, 180].all()  # the second one's left edge
-    assert not changed[300:].any()
-    assert not changed[:, 400:].any()
-    # Labels do not cover each other: the second is below its box.
-    assert changed[172:190, 180:240].mean() > 0.5
-    assert changed[40:56, 168:230].mean() > 0.5
-
-
-def test_a_small_picture_is_enlarged_for_its_label() -> None:
-    face = predict.Face(Box(0, 0, 48, 48), np.array([0.1, 0.8, 0.1], np.float32))
-    drawn = annotate.annotated(Image.new("L", (48, 48)), (face,), CLASSES)
-    assert drawn.size == (240, 240)
-    assert (np.asarray(drawn) == 255).all(axis=2).sum() > 1000  # the label's ground
-    narrow = annotate.annotated(Image.new("L", (8, 900)), (face,), CLASSES)
-    assert narrow.size == (32, 3600)
-
-
-@pytest.mark.parametrize(
-    ("name", "kept", "kind"),
-    [("a/b.JPG", "a/b.JPG", "JPEG"), ("b.png", "b.png", "PNG"), ("b.webp", "b.webp.png", "PNG")],
-)
-def test_an_annotated_picture_keeps_its_name(
-    tmp_path: Path, name: str, kept: str, kind: str
-) -> None:
-    annotate.save(noise(0), tmp_path / "out", Path(name))
-    data = (tmp_path / "out" / kept).read_bytes()
-    assert Image.open(io.BytesIO(data)).format == kind

@@ -26,7 +26,7 @@ from emotion_detection.data.dataset import Dataset
 from tests.support.environment import without_settings
 from tests.support.servers import free_port
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
 
 

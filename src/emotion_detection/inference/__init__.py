@@ -1,1 +1,1 @@
-"""The use of a model: photos, pages, other programs."""
+"""What a trained model is used for: photos, a page in the browser, other programs."""

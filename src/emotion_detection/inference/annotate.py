@@ -4,9 +4,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from emotion_detection.figures import INK, class_colour, font_file
+from emotion_detection.figures.style import INK, class_colour, font_file
 from emotion_detection.files import atomic
-from emotion_detection.inference.predict import Face, drawn_name
+from emotion_detection.inference.predict import Face, annotated_name
 
 # A face that was cut out is enlarged to so many pixels, else its label would not fit.
 SMALLEST_SIDE = 240
@@ -60,6 +60,6 @@ def _overlap(
 
 
 def save(image: Image.Image, folder: Path, file: Path) -> None:
-    """Write a picture to `folder`, as `predict.drawn_name` calls it."""
-    with atomic(folder / drawn_name(file)) as temporary:
+    """Write a picture to `folder`, as `predict.annotated_name` calls it."""
+    with atomic(folder / annotated_name(file)) as temporary:
         image.save(temporary, quality=90)

@@ -1,6 +1,6 @@
-"""A page that shows what a network says of the faces in a photo, and where it finds that.
+"""A page that shows what a network predicts for the faces in a photo, and where it looks.
 
-It is for one person at this machine: it answers on the loopback address alone, keeps nothing, and
+It is for one person at this machine: it answers on the loopback address alone, stores nothing, and
 looks at one picture at a time.
 """
 
@@ -31,15 +31,15 @@ from emotion_detection.console import Terminated, UserError, log
 from emotion_detection.data.dataset import CHANNELS, are_emotions
 from emotion_detection.data.image import BadImageError, decode, open_image, prepare
 from emotion_detection.evaluation.report import environment, limits
-from emotion_detection.figures import class_colour
+from emotion_detection.figures.style import class_colour
 from emotion_detection.inference import predict, saliency
 from emotion_detection.inference.predict import Network, Picture, Prediction
-from emotion_detection.tracking import Origin
+from emotion_detection.tracking.models import Origin
 
 HOST = "127.0.0.1"
 PAGE = "demo.html.j2"
 MAX_MIB = 25
-PATIENCE = 20.0  # seconds that a picture waits for the one before it
+TIMEOUT = 20.0  # seconds that a picture waits for the one before it
 SHOWN_SIDE = 1280
 HEAT_SCALE = 4  # of the network's pixels, so that the heat is smooth
 HEAT_OPACITY = 0.75
@@ -77,14 +77,14 @@ def serve(network: Network, origin: Origin, port: int) -> None:
             return  # as the line above says
 
 
-def app(network: Network, origin: Origin, *, patience: float = PATIENCE) -> Starlette:
+def app(network: Network, origin: Origin, *, timeout: float = TIMEOUT) -> Starlette:
     """Make the web application: a page at /, and what its script asks at /faces and /saliency.
 
     Both take the bytes of an image file and answer with JSON: {"error": why} where they can make
-    nothing of it, or after they waited `patience` seconds for another. With /faces?whole=1 the
+    nothing of it, or after they waited `timeout` seconds for another. With /faces?whole=1 the
     picture is taken for a face.
     """
-    answers = _Answers(network, _page(network, origin), patience)
+    answers = _Answers(network, _page(network, origin), timeout)
     return Starlette(
         routes=[
             Route("/", answers.page),
@@ -121,8 +121,8 @@ def _page(network: Network, origin: Origin) -> str:
 class _Answers:
     """Answers requests with one network, which looks at one picture at a time."""
 
-    def __init__(self, network: Network, html: str, patience: float) -> None:
-        self._network, self._html, self._patience = network, html, patience
+    def __init__(self, network: Network, html: str, timeout: float) -> None:
+        self._network, self._html, self._timeout = network, html, timeout
         self._turn = threading.Lock()
 
     async def page(self, request: Request) -> Response:
@@ -138,7 +138,7 @@ class _Answers:
         return await run_in_threadpool(lambda: self._in_turn(lambda: self._saliency(data)))
 
     def _in_turn(self, answer: Callable[[], dict[str, Any]]) -> Response:
-        if not self._turn.acquire(timeout=self._patience):
+        if not self._turn.acquire(timeout=self._timeout):
             return _error("It is busy with another picture: try again in a moment.")
         try:
             with warnings.catch_warnings():
@@ -208,7 +208,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _heat(lost: np.ndarray) -> Image.Image:
-    """Draw what `saliency.occlusion` gave, to be laid over the image: the more, the brighter."""
+    """Draw what `saliency.occlusion` returns, to be laid over the image: the more, the brighter."""
     share = np.clip(lost / max(float(lost.max()), 1e-6), 0, 1).astype(np.float32)
     height, width = lost.shape
     size = (HEAT_SCALE * width, HEAT_SCALE * height)

@@ -1,6 +1,7 @@
 """A network and the names of its classes in one .onnx file, for programs without TensorFlow.
 
-The packages for it are the extra `onnx`, and imported where they are needed: most people have none.
+Its packages are the extra `onnx`. They are imported in the functions that need them, since most
+installations have none.
 """
 
 import contextlib
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emotion_detection.console import UserError, progress
+from emotion_detection.console import UserError, log, progress
+from emotion_detection.data.dataset import Dataset
 
 if TYPE_CHECKING:
     import keras
@@ -24,6 +26,8 @@ CLASSES_KEY = "classes"
 INPUT, OUTPUT = "images", "probabilities"
 BATCH = 256
 TIMED_SECONDS = 1.0
+# Of a probability: a larger difference from Keras on a test image is an error.
+TOLERANCE = 1e-4
 
 Probabilities = Callable[[np.ndarray], np.ndarray]
 
@@ -42,8 +46,8 @@ def _extra() -> Iterator[None]:
 def save(model: "keras.Model", path: Path, classes: tuple[str, ...]) -> None:
     """Save `model`, and `classes` in the order of its outputs, as the ONNX file `path`.
 
-    It takes `images` (N, H, W, C) uint8 and gives `probabilities` (N, classes) float32, for any N;
-    the names of the classes are its metadata `classes`, as a JSON list.
+    The file takes `images` (N, H, W, C) uint8 and returns `probabilities` (N, classes) float32, for
+    any N. The names of the classes are its metadata `classes`, as a JSON list.
 
     Raises:
         UserError: if a package of the extra onnx is missing.
@@ -51,7 +55,7 @@ def save(model: "keras.Model", path: Path, classes: tuple[str, ...]) -> None:
     """
     with _extra():
         import onnx
-        import tf2onnx  # noqa: F401  Keras would tell less well that it is missing.
+        import tf2onnx  # noqa: F401  Keras's own error would not name the extra.
     import keras
 
     images = keras.InputSpec(shape=(None, *model.input_shape[1:]), dtype="uint8", name=INPUT)
@@ -60,16 +64,57 @@ def save(model: "keras.Model", path: Path, classes: tuple[str, ...]) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         model.export(path, format="onnx", verbose=False, input_signature=[images])
     file = onnx.load(path)
-    (given,) = file.graph.output
+    (output,) = file.graph.output
     for node in file.graph.node:
         for names in (node.input, node.output):
-            names[:] = [OUTPUT if name == given.name else name for name in names]
-    given.name = OUTPUT
-    for of in (*file.graph.input, given):
-        of.type.tensor_type.shape.dim[0].dim_param = "N"
+            names[:] = [OUTPUT if name == output.name else name for name in names]
+    output.name = OUTPUT
+    for value in (*file.graph.input, output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
     file.metadata_props.add(key=CLASSES_KEY, value=json.dumps(classes, ensure_ascii=False))
     onnx.checker.check_model(file, full_check=True)
     onnx.save(file, path)
+
+
+def export(
+    model: "keras.Model", path: Path, dataset: Dataset, *, tolerance: float = TOLERANCE
+) -> dict[str, float]:
+    """Save `model` as the ONNX file `path`, and return how it compares with Keras on test images.
+
+    The metrics are the largest difference in a probability, and the images per second of each, in
+    batches of `BATCH` and one by one.
+
+    Raises:
+        UserError: if a package of the extra onnx is missing, or if a probability differs by more
+            than `tolerance`.
+
+    """
+    from emotion_detection.models import saving
+
+    save(model, path, dataset.classes)
+    networks: dict[str, Probabilities] = {"keras": saving.compiled(model), "onnx": load(path)[0]}
+    rows = dataset.is_test.nonzero()[0]
+    difference = largest_difference(networks["keras"], networks["onnx"], dataset.images, rows)
+    if not difference <= tolerance:
+        raise UserError(
+            f"{path.name}: a probability differs from Keras's by {difference:.1e}, and at most "
+            f"{tolerance:g} is allowed; export.onnx = false leaves the file out"
+        )
+    metrics = {"export/onnx_largest_difference": difference}
+    for size, suffix in ((BATCH, ""), (1, "_one_by_one")):
+        images = np.resize(dataset.images[rows[:size]], (size, *dataset.images.shape[1:]))
+        for name, probabilities in networks.items():
+            key = f"export/{name}_images_per_second{suffix}"
+            metrics[key] = images_per_second(probabilities, images)
+    log.info(
+        "%s: a probability differs from Keras's by at most %.1e on %s test images; images per "
+        "second, Keras and ONNX: %.0f and %.0f in batches of %d, %.0f and %.0f one by one",
+        *(path.name, difference, f"{len(rows):,}"),
+        *list(metrics.values())[1:3],
+        BATCH,
+        *list(metrics.values())[3:],
+    )
+    return metrics
 
 
 @dataclass(frozen=True)
@@ -89,11 +134,10 @@ class OnnxNetwork:
 def load(path: Path) -> tuple[OnnxNetwork, tuple[str, ...] | None]:
     """Load a network and the names of its classes, None for those if the file holds none.
 
-    Raises what onnxruntime does if there is no sound ONNX file at `path`.
-
     Raises:
         UserError: if the package onnxruntime is missing.
-        ValueError: if it takes no uint8.
+        ValueError: if the network takes no uint8.
+        Exception: what onnxruntime raises, if there is no sound ONNX file at `path`.
 
     """
     with _extra():
@@ -114,19 +158,20 @@ def _shape(of: Any) -> tuple[Any, ...]:
 def largest_difference(
     one: Probabilities, other: Probabilities, images: np.ndarray, rows: np.ndarray
 ) -> float:
-    """Return how far two networks are apart, at most, in a probability of `images[rows]`."""
+    """Return the largest difference between two networks in a probability of `images[rows]`."""
     batches = np.split(rows, range(BATCH, len(rows), BATCH))
-    apart = []
+    differences = []
     for batch in progress(batches, description="compare", unit="batches", total=len(batches)):
         pixels = np.asarray(images[batch])
-        apart.append(np.abs(one(pixels) - other(pixels)).max())
-    return float(np.max(apart))
+        differences.append(np.abs(one(pixels) - other(pixels)).max())
+    return float(np.max(differences))
 
 
 def images_per_second(probabilities: Probabilities, images: np.ndarray) -> float:
-    """Measure the speed of a network, given `images` in one batch.
+    """Return the speed of a network with `images` as one batch.
 
-    It is that of the fastest of many, since what else runs makes them slower alone.
+    It is measured over about a second, and that of the fastest batch, since other processes can
+    only slow one down.
     """
     probabilities(images)
     fastest, end = math.inf, time.perf_counter() + TIMED_SECONDS

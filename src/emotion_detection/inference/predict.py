@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import sys
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,48 +16,25 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
-from cv2.data import haarcascades
 from PIL import Image
 
 from emotion_detection.console import UserError, log, silence
 from emotion_detection.data.dataset import CHANNELS, BadFile, ColorMode
 from emotion_detection.data.image import FORMATS, BadImageError, open_image, prepare
-from emotion_detection.data.ingest import FolderSource, natural_key
-from emotion_detection.inference.onnx import OnnxNetwork
+from emotion_detection.data.source import FolderSource, natural_key
+from emotion_detection.inference import onnx
+from emotion_detection.inference.faces import Box, FaceFinder, boxes
 
 if TYPE_CHECKING:
     import keras
 
-    from emotion_detection.tracking import Origin
+    from emotion_detection.tracking.models import Origin
 
-CASCADE = "haarcascade_frontalface_alt2.xml"
-# A large photo is searched in this size, since the time grows with the area. The cascade knows
-# faces from 20 pixels on, but takes much else for ones so small.
-SEARCHED_SIDE = 1000
-SMALLEST_FACE = 30
-DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png")
-# Of the box that the cascade draws from eyebrow to chin; FER-2013's faces have some more around.
-MARGIN = 0.1
-# Square pictures up to so many times the network's are taken for faces that were cut out before.
-CROP_FACTOR = 2
+ANNOTATED_SUFFIXES = (".jpg", ".jpeg", ".png")
 BATCH_FACES = 64
 # Pictures are kept only to be annotated, and a batch ends where they become so many pixels.
 BATCH_PIXELS = 100_000_000
 CAMERA_FRAMES = 10
-
-
-class Box(NamedTuple):
-    """A part of a picture, in its pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-    @property
-    def corners(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom; the last two are just outside."""
-        return self.left, self.top, self.left + self.width, self.top + self.height
 
 
 @dataclass(frozen=True)
@@ -96,7 +72,7 @@ class Picture(NamedTuple):
     """A picture still to be read.
 
     `name` is for people, and `file` for what is written of it: no two of a list have the same
-    `drawn_name`. `path` is where it is, if it is a file.
+    `annotated_name`. `path` is where it is, if it is a file.
     """
 
     name: str
@@ -126,7 +102,7 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
         UserError: if it cannot be loaded, or takes no images or names no classes.
 
     """
-    network: keras.Model | OnnxNetwork
+    network: keras.Model | onnx.OnnxNetwork
     if _is_logged(model):
         if classes:
             raise UserError("--classes: only for a file, since a model in MLflow names its classes")
@@ -144,7 +120,7 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
         )
     return Network(
         probabilities=(
-            network if isinstance(network, OnnxNetwork) else _modelfile().compiled(network)
+            network if isinstance(network, onnx.OnnxNetwork) else _saving().compiled(network)
         ),
         classes=names,
         image_size=shape[1:3],
@@ -153,23 +129,23 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
 
 
 def origin(model: str | None) -> "Origin":
-    """Say where the network that `load` loads comes from."""
-    from emotion_detection import tracking
+    """Return where the network that `load` loads comes from."""
+    from emotion_detection.tracking import models
 
     if _is_logged(model):
-        return tracking.origin(model or tracking.CHAMPION)
-    return tracking.Origin(str(model), None)
+        return models.origin(model or models.CHAMPION)
+    return models.Origin(str(model), None)
 
 
 def _is_logged(model: str | None) -> bool:
     return model is None or re.match(r"[a-z]{2,}:/", model) is not None
 
 
-def _modelfile() -> ModuleType:
-    # TensorFlow's C++ writes to stderr whatever it is told.
+def _saving() -> ModuleType:
+    # TensorFlow's C++ writes to stderr, whatever its variables say.
     with silence(), _absent("matplotlib", "sklearn"):
-        pass
-    return modelfile
+        from emotion_detection.models import saving
+    return saving
 
 
 @contextlib.contextmanager
@@ -189,13 +165,13 @@ def _absent(*packages: str) -> Iterator[None]:
 
 
 def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:
-    _modelfile()
-    from emotion_detection import tracking
+    _saving()
+    from emotion_detection.tracking.models import load_network
 
     if uri is not None:
-        return tracking.load_network(uri)
+        return load_network(uri)
     try:
-        return tracking.load_network()
+        return load_network()
     except UserError as error:
         raise UserError(
             f"{error}; give a version of the model the alias champion in MLflow, or name a file "
@@ -205,9 +181,9 @@ def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:
 
 def _saved(
     path: Path, classes: Sequence[str] | None
-) -> tuple["keras.Model | OnnxNetwork", tuple[str, ...]]:
+) -> tuple["keras.Model | onnx.OnnxNetwork", tuple[str, ...]]:
     try:
-        network, found = (onnxfile if path.suffix == ".onnx" else _modelfile()).load(path)
+        network, found = (onnx if path.suffix == ".onnx" else _saving()).load(path)
     except UserError:
         raise
     except Exception as error:  # Keras lets nearly any exception out of a malformed file.
@@ -224,13 +200,13 @@ def _saved(
 # --- Pictures: files, folders and a camera.
 
 
-def drawn_name(file: Path) -> Path:
-    """Say how a picture with boxes drawn on it is called: JPEG stays JPEG, all else becomes PNG."""
-    return file if file.suffix.lower() in DRAWN_SUFFIXES else Path(f"{file}.png")
+def annotated_name(file: Path) -> Path:
+    """Return the name of a picture with boxes on it: JPEG stays JPEG, all else becomes PNG."""
+    return file if file.suffix.lower() in ANNOTATED_SUFFIXES else Path(f"{file}.png")
 
 
 def pictures(paths: Sequence[Path]) -> list[Picture]:
-    """List files, and of folders every image file at any depth, in natural name order.
+    """Return files, and of folders every image file at any depth, in natural name order.
 
     Hidden files and folders are passed over, links to folders are not followed, and a folder that
     cannot be listed is warned of.
@@ -246,10 +222,10 @@ def pictures(paths: Sequence[Path]) -> list[Picture]:
 
     def add(path: Path, file: Path) -> None:
         stem, number = file.stem, 1
-        while drawn_name(file) in taken:
+        while annotated_name(file) in taken:
             number += 1
             file = file.with_stem(f"{stem}-{number}")
-        taken.add(drawn_name(file))
+        taken.add(annotated_name(file))
         found.append(Picture(str(path), file, partial(_open_file, path), path))
 
     for path in paths:
@@ -295,49 +271,6 @@ def camera(source: int | str) -> Picture:
     return Picture(f"camera {source}", Path(f"camera_{source}.png"), lambda: image)
 
 
-# --- Faces.
-
-
-class FaceFinder:
-    """OpenCV's cascade of Haar features for frontal faces (Viola and Jones 2001).
-
-    It misses faces that are turned, tilted, covered, or smaller than 30 pixels, in a large picture
-    those smaller than a thirtieth of its longer side; and now and then it takes something else for
-    a face.
-    """
-
-    def __init__(self) -> None:
-        """Remember nothing yet: a cascade must not be shared between threads."""
-        self._own = threading.local()
-
-    def __call__(self, image: Image.Image) -> list[Box]:
-        """Return the boxes of the faces, from left to right."""
-        if not hasattr(self._own, "cascade"):
-            self._own.cascade = cv2.CascadeClassifier(str(Path(haarcascades, CASCADE)))
-        scale = min(1.0, SEARCHED_SIDE / max(image.size))
-        grey = image.convert("L")
-        if scale < 1:
-            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            grey = grey.resize(size, Image.Resampling.BILINEAR)
-        found = self._own.cascade.detectMultiScale(
-            cv2.equalizeHist(np.asarray(grey)),
-            scaleFactor=1.1,
-            minNeighbors=4,
-            minSize=(SMALLEST_FACE, SMALLEST_FACE),
-        )
-        return sorted(_with_margin(np.asarray(box) / scale, image.size) for box in found)
-
-
-def _with_margin(box: np.ndarray, size: tuple[int, int]) -> Box:
-    """Widen a box (left, top, width, height) to a square with a margin, inside the picture."""
-    side = min(round(float(box[2:].max()) * (1 + 2 * MARGIN)), *size)
-    left, top = (
-        int(np.clip(round(start + extent / 2 - side / 2), 0, whole - side))
-        for start, extent, whole in zip(box[:2], box[2:], size, strict=True)
-    )
-    return Box(left, top, side, side)
-
-
 # --- From pictures to predictions.
 
 
@@ -351,7 +284,7 @@ class _Examined(NamedTuple):
 
 
 def predict(
-    found: Sequence[Picture], network: Network, *, detect: bool, keep: bool
+    listed: Sequence[Picture], network: Network, *, detect: bool, keep: bool
 ) -> Generator[Prediction | BadFile]:
     """Predict the faces of pictures, one after the other, in their order.
 
@@ -366,19 +299,18 @@ def predict(
             image = picture.open()
         except BadImageError as error:
             return BadFile(picture.name, str(error))
-        whole = Box(0, 0, image.width, image.height)
-        boxes = [whole] if finder is None or _is_crop(image, network) else finder(image)
-        if not boxes:
+        found = boxes(image, network.image_size, finder)
+        if not found:
             return BadFile(picture.name, "no face found; --no-detect takes a picture whole")
         pixels = [
             prepare(image.crop(box.corners), network.image_size, network.color_mode)
-            for box in boxes
+            for box in found
         ]
-        return _Examined(picture, boxes, pixels, image if keep else None)
+        return _Examined(picture, found, pixels, image if keep else None)
 
     batch: list[_Examined | BadFile] = []
     faces = kept = 0
-    with contextlib.closing(_in_threads(examine, found)) as results:
+    with contextlib.closing(_in_threads(examine, listed)) as results:
         for result in results:
             batch.append(result)
             if isinstance(result, _Examined):
@@ -390,13 +322,8 @@ def predict(
     yield from _labelled(batch, network)
 
 
-def _is_crop(image: Image.Image, network: Network) -> bool:
-    largest = CROP_FACTOR * max(network.image_size)
-    return image.width == image.height and image.width <= largest
-
-
 def _in_threads(
-    examine: Callable[[Picture], _Examined | BadFile], found: Sequence[Picture]
+    examine: Callable[[Picture], _Examined | BadFile], listed: Sequence[Picture]
 ) -> Generator[_Examined | BadFile]:
     """Examine pictures in their order, few of them at a time."""
     workers = min(os.cpu_count() or 1, 16)
@@ -408,7 +335,7 @@ def _in_threads(
         with warnings.catch_warnings():
             # Pillow warns of flaws that it can work around: the pixels are sound.
             warnings.simplefilter("ignore")
-            for picture in found:
+            for picture in listed:
                 under_way.append(pool.submit(examine, picture))
                 if len(under_way) > 2 * workers:
                     yield under_way.popleft().result()

@@ -1,4 +1,4 @@
-"""Where in an image a network finds what it says of it."""
+"""Which parts of an image a network's prediction rests on."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
 """The model as MLflow serves it: images in, labels and probabilities out.
 
-MLflow copies this file and the two it imports into a logged model and runs them from there, where
-there is no package. `tracking.log_model` says what goes with them.
+MLflow copies this file and the two it imports, data/image.py and models/saving.py, into a logged
+model and runs them from there, where there is no package. `tracking.log_model` lists them.
 """
 
 import base64
@@ -25,12 +25,12 @@ class BadRequestError(MlflowException):
     """A request that cannot be answered, with HTTP status 400."""
 
     def __init__(self, reason: str) -> None:
-        """Make an error of which the `reason` is all that the client is told."""
+        """Make an error whose message to the client is `reason` alone."""
         super().__init__(reason, BAD_REQUEST)
         self._reason = reason
 
     def serialize_as_json(self) -> str:
-        """Return the response; the server had put the whole request before the message."""
+        """Return the response, without the request that the server puts before the message."""
         self.message = self._reason
         return str(super().serialize_as_json())
 
@@ -41,18 +41,21 @@ class EmotionModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the network, ready to answer the first request as quickly as the next."""
         # Modules of their own in a logged model, and importable only once MLflow loads it.
-        self._imagefile = importlib.import_module("imagefile")
-        modelfile = importlib.import_module("modelfile")
-        model, self._classes = modelfile.load(Path(context.artifacts["network"]))
+        self._image = importlib.import_module("image")
+        saving = importlib.import_module("saving")
+        model, self._classes = saving.load(Path(context.artifacts["network"]))
         self._shape: tuple[int, int, int] = model.input_shape[1:]
-        self._network = modelfile.compiled(model)
+        self._network = saving.compiled(model)
 
     def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         """Return a row an image: its label, and the probability of every class by name.
 
         The images are the column `image`: encoded as `open_image` takes them, of any size, or
-        pixels (H, W, C) as the network takes them. Raises BadRequestError with the number of the
-        first that is neither.
+        pixels (H, W, C) as the network takes them.
+
+        Raises:
+            BadRequestError: with the number of the first that is neither.
+
         """
         images = _images(model_input)
         rows: list[dict[str, Any]] = []
@@ -76,7 +79,7 @@ class EmotionModel(PythonModel):
         """Return the pixels of one image, (H, W, C) uint8."""
         if isinstance(image, str):
             try:
-                # Of many programs base64 comes in lines.
+                # Many programs break base64 into lines.
                 image = base64.b64decode("".join(image.split()), validate=True)
             except (binascii.Error, ValueError) as error:
                 raise BadRequestError(f"image {number}: not base64 ({error})") from error
@@ -84,8 +87,8 @@ class EmotionModel(PythonModel):
             height, width, channels = self._shape
             mode = "grayscale" if channels == 1 else "rgb"
             try:
-                pixels = self._imagefile.decode(image, (height, width), mode)
-            except self._imagefile.BadImageError as error:
+                pixels = self._image.decode(image, (height, width), mode)
+            except self._image.BadImageError as error:
                 raise BadRequestError(f"image {number}: {error}") from error
             return np.frombuffer(pixels, np.uint8).reshape(self._shape)
         if isinstance(image, (list, np.ndarray)):
