@@ -244,7 +244,12 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
         ("export.onnx", "yes", 'export.onnx = "yes": must be true or false'),
         ("ingest.max_unpacked_gib", "0", "ingest.max_unpacked_gib = 0: must be more than 0"),
         ("ingest.test_fraction", "1", "ingest.test_fraction = 1: must be less than 1"),
-        ("tta.shifts", "33", "tta.shifts = 33: must be at most 32"),
+        (
+            "tta.shifts",
+            "49",
+            "tta.shifts = 49 is more pixels than images of ingest.image_size have a side; use at "
+            "most 48",
+        ),
         ("tta.flips", "2", "tta.flips = 2: must be true or false"),
         ("ensemble.members", "0", "ensemble.members = 0: must be at least 1"),
         ("tune.oracle", "grid", "tune.oracle = \"grid\": must be 'random', 'bayesian' or 'hyper"),

@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -34,16 +33,13 @@ Float = Annotated[float, BeforeValidator(_finite)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
 OpenFraction = Annotated[Float, Field(gt=0, lt=1)]
 Positive = Annotated[Float, Field(gt=0)]
-Size = Annotated[int, Field(ge=8, le=4096)]
-KernelSize = Annotated[int, Field(ge=1, le=15)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Arch = Literal["notebook", "plain", "residual"]
-Precision = Literal["auto", "float32", "mixed_bfloat16"]
-
+Side = Annotated[int, Field(ge=8, le=4096)]
 
 # A YAML list becomes a tuple, which strict models would refuse.
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
-KernelSizes = Annotated[tuple[KernelSize, ...], Field(strict=False, min_length=1)]
+KernelSizes = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=15)], ...], Field(strict=False, min_length=1)
+]
 Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
 
 
@@ -71,7 +67,7 @@ class Ingest(Section):
     source: Annotated[str, Field(min_length=1)] = "data/sample"
     """a Kaggle .zip, or the folder it unpacks to, with train/ and test/ in it"""
 
-    image_size: Annotated[tuple[Size, Size], Field(strict=False)] = (48, 48)
+    image_size: Annotated[tuple[Side, Side], Field(strict=False)] = (48, 48)
     """height, width in pixels; other sizes are resized"""
 
     color_mode: Literal["grayscale", "rgb"] = "grayscale"
@@ -99,14 +95,14 @@ class Split(Section):
     fraction: OpenFraction = 0.15
     """of train, for holdout"""
 
-    seed: Seed = 2013
+    seed: WholeNumber = 2013
     """draws validation and a cut test split, by the images' pixels"""
 
 
 class Network(Section):
     """One network, as it is trained; an entry of a list is a block or a layer."""
 
-    arch: Arch = "plain"
+    arch: Literal["notebook", "plain", "residual"] = "plain"
     """notebook, plain or residual; see src/emotion_detection/models/network.py"""
 
     filters: Counts = (16, 64, 128, 256)
@@ -156,7 +152,7 @@ class Tta(Section):
     flips: bool = False
     """the image and its mirror image"""
 
-    shifts: Annotated[int, Field(ge=0, le=32)] = 0
+    shifts: WholeNumber = 0
     """pixels by which the image is also shifted, to four corners; 0: off"""
 
 
@@ -172,9 +168,7 @@ class Space(Section):
     kernel_size: KernelSizes
     """of a block"""
 
-    dense_layers: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)
-    ]
+    dense_layers: Annotated[tuple[WholeNumber, ...], Field(strict=False, min_length=1)]
     """number of dense layers"""
 
     dense_units: Counts
@@ -331,10 +325,10 @@ class Export(Section):
 class Params(Section):
     """All of params.yaml."""
 
-    seed: Seed = 2013
+    seed: WholeNumber = 2013
     """of the search and the training"""
 
-    precision: Precision = "auto"
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     """auto, float32 or mixed_bfloat16; auto takes bfloat16 where hardware has it"""
 
     deterministic: bool = False
@@ -350,6 +344,15 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     export: Export
+
+    @model_validator(mode="after")
+    def _shifts_within_images(self) -> Self:
+        if self.tta.shifts > (side := min(self.ingest.image_size)):
+            raise ValueError(
+                f"tta.shifts = {self.tta.shifts} is more pixels than images of "
+                f"ingest.image_size have a side; use at most {side}"
+            )
+        return self
 
 
 def load(path: Path = PARAMS) -> Params:
@@ -479,18 +482,13 @@ def _describe(detail: Any, root: type[Section]) -> str:
         message = _ALLOWED[detail["type"]].format(**detail.get("ctx", {}))
     else:
         message = detail["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(detail["input"], dict) else f" = {_as_written(detail['input'])}"
+    given = json.dumps(detail["input"], ensure_ascii=False, default=str)
+    value = "" if isinstance(detail["input"], dict) else f" = {given}"
     return f"{key}{value}: {message}".lstrip(" :")
 
 
 def _on_one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _as_written(value: Any) -> str:
-    # JSON would show a date in quotes, and the quotes are what it needs.
-    plain = isinstance(value, date)
-    return str(value) if plain else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _keys_of(root: type[Section], section: Sequence[int | str]) -> list[str]:
