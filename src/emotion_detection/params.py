@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -244,9 +245,6 @@ def _fixed_model(value: Any) -> Any:
     return value
 
 
-FixedModel = Annotated[str, BeforeValidator(_fixed_model)]
-
-
 class Train(Section):
     """The training of a network."""
 
@@ -289,7 +287,7 @@ class Train(Section):
     no_aug_epochs: WholeNumber = 0
     """last epochs with flips and shifts by whole pixels as the only augmentation"""
 
-    init_from: FixedModel | None = None
+    init_from: Annotated[str, BeforeValidator(_fixed_model)] | None = None
     """a model in MLflow to start from, as models:/emotion-detection/2; null: random weights"""
 
     augment: Augment = Augment()
@@ -482,7 +480,10 @@ def _describe(detail: Any, root: type[Section]) -> str:
         message = _ALLOWED[detail["type"]].format(**detail.get("ctx", {}))
     else:
         message = detail["msg"].removeprefix("Value error, ")
-    given = json.dumps(detail["input"], ensure_ascii=False, default=str)
+    given = detail["input"]
+    # JSON would show a date in quotes, and the quotes are what it needs.
+    if not isinstance(given, date):
+        given = json.dumps(given, ensure_ascii=False, default=str)
     value = "" if isinstance(detail["input"], dict) else f" = {given}"
     return f"{key}{value}: {message}".lstrip(" :")
 

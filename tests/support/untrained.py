@@ -3,9 +3,9 @@
 from typing import Any
 
 import keras
-from emotion_detection.models.layers import plain
 
 from emotion_detection import params
+from emotion_detection.models.layers import plain
 from emotion_detection.models.network import build
 
 SMALL = {"arch": "notebook", "filters": (8, 8), "kernel_sizes": (3, 3), "dense_units": (8,)}
