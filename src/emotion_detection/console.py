@@ -18,7 +18,7 @@ TRACEBACK_VARIABLE = "EMOTION_DETECTION_TRACEBACK"
 
 
 class UserError(Exception):
-    """An error that a user can fix: the message names the file or key, what is wrong and the fix."""
+    """An error that a user can fix; the message names the file or key and says what to do."""
 
 
 class Terminated(KeyboardInterrupt):

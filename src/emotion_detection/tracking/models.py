@@ -222,17 +222,18 @@ def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Vers
         model_id = logged_model(client, run)
         if model_id is None:
             raise ValueError(f"run {run_id} logged no model")
+        source = f"models:/{model_id}"
         versions = client.search_model_versions(
             f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'"
         )
-        numbers = [int(version.version) for version in versions if version.model_id == model_id]
+        numbers = [int(version.version) for version in versions if version.source == source]
         if numbers:
             number = max(numbers)
             for key, value in tags.items():
                 client.set_model_version_tag(REGISTERED_MODEL, str(number), key, value)
         else:
             number = client.create_model_version(
-                REGISTERED_MODEL, f"models:/{model_id}", run_id, tags, model_id=model_id
+                REGISTERED_MODEL, source, run_id, tags, model_id=model_id
             ).version
             # As mlflow.register_model does: the page of the logged model links to the version.
             link = json.dumps([{"name": REGISTERED_MODEL, "version": str(number)}])
