@@ -1,8 +1,8 @@
-"""`python -m benchmarks.workers`: a search by one process, and by a chief and two workers.
+"""Search by one process, and by two workers of which one is killed, and compare the trials.
 
-MLflow is on PostgreSQL and S3 on loopback. In the last search a worker is killed in the middle. The
-exit status is 1 where a trial is missing or there twice, or the workers find other scores than one
-process with as many threads as each of them has.
+`python -m tests.soak.workers` keeps MLflow's runs on PostgreSQL and S3 on loopback. The exit status
+is 1 if a trial is missing or there twice, or if the workers' scores differ from those of one process
+with as many threads as each of them has.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,13 +27,13 @@ import pandas as pd
 import psutil
 import yaml
 
-from emotion_detection import paths, stage
+from emotion_detection import paths
 from emotion_detection.console import run
 from emotion_detection.tuning.workers import share
 from tests.support import servers
 from tests.support.environment import without_settings
+from tests.support.project import ROOT
 
-ROOT = Path(__file__).parents[1]
 WORKERS = 2
 TRIALS, EPOCHS = 6, 5
 KILLED = 3
@@ -41,7 +42,7 @@ KILLED = 3
 
 @dataclass(frozen=True)
 class Search:
-    """What a search took and came to; `runs` are MLflow's runs of trials, by name and status."""
+    """The time and results of a search; `runs` counts MLflow's runs of trials by name and status."""
 
     seconds: float
     processor_seconds: float
@@ -51,7 +52,7 @@ class Search:
 
     @property
     def missing(self) -> list[str]:
-        """Name the trials that are not there once, in the table and in MLflow."""
+        """The trials that are missing or there twice, in the table or in MLflow."""
         names = [f"trial {number:02d}" for number in range(1, TRIALS + 1)]
         in_table = Counter(f"trial {number:02d}" for number in self.trials["trial"])
         return [
@@ -60,10 +61,10 @@ class Search:
 
 
 class Project:
-    """A folder with the drawn faces, in which stages run."""
+    """A folder with the synthetic faces, in which stages run."""
 
     def __init__(self, root: Path, tracking_uri: str) -> None:
-        """Draw and pack the faces."""
+        """Draw the faces, and pack them."""
         self._root, self._client = root, mlflow.MlflowClient(tracking_uri)
         self._env = without_settings() | {
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
@@ -83,10 +84,10 @@ class Project:
         (self._root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
 
     def search(self, workers: int, *, threads: int | None = None, kill: bool = False) -> Search:
-        """Run tune on all threads or so many, and `kill` the worker of trial KILLED meanwhile."""
+        """Run tune with that many threads, or all; `kill` kills the worker of trial KILLED."""
         self._set_workers(workers)
-        # It is the same search each time, and what the last one made is not noted.
-        stage.forget(self._root / paths.SEARCH_STATE)
+        # It is the same search each time, whose state and completed outputs would be reused.
+        shutil.rmtree(self._root / paths.STATE, ignore_errors=True)
         limits = {} if threads is None else dict.fromkeys(share(0, 1), str(threads))
         began, used = time.perf_counter(), _processor_seconds()
         chief = subprocess.Popen(
@@ -129,7 +130,7 @@ class Project:
 
 
 def _processor_seconds() -> float:
-    """Return what the processes took that this one started and waited for, and theirs."""
+    """Return the processor time of all processes that this one started, and of theirs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -144,7 +145,7 @@ def _worker_of(chief: subprocess.Popen[str], name: str) -> psutil.Process:
 
 @contextlib.contextmanager
 def _tracking() -> Iterator[str]:
-    """Run an MLflow server on PostgreSQL and S3 while the block lasts, and give its address."""
+    """Run an MLflow server on PostgreSQL and S3 while the block lasts, and yield its address."""
     with contextlib.closing(servers.ObjectStore()) as objects, servers.postgresql() as address:
         server = servers.mlflow_server(address, objects.uri, env=objects.env)
         with contextlib.closing(server):
@@ -154,7 +155,7 @@ def _tracking() -> Iterator[str]:
 
 def main() -> None:
     """Search three times, compare, and print a summary."""
-    argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__).parse_args()
+    argparse.ArgumentParser(prog="python -m tests.soak.workers", description=__doc__).parse_args()
     if reason := servers.missing_postgresql():
         sys.exit(reason)
     with tempfile.TemporaryDirectory(prefix="workers.") as root, _tracking() as uri:
