@@ -1,7 +1,7 @@
 """Kill every stage at random moments until the pipeline ends, and compare with an undisturbed run.
 
-It works in a copy of the project with few images: `python -m tests.soak.faults --kills 50`, which
-takes about a quarter of a minute for a kill on idle cores. The exit status is 1 if anything differs.
+It works in a copy of the project with few images: `python -m tests.soak.faults --kills 50`. A kill
+takes about a quarter of a minute on idle cores. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -95,6 +95,7 @@ class Stopped(Project):
                 "SELECT count(*) FROM runs WHERE status = 'RUNNING'"
             ).fetchone()
         run_id = self.json("models/networks/mlflow_run.json")["run_id"]
+        export_id = self.json("models/export_run.json")["run_id"]
         artifacts = self.root / "mlruns" / run_id / "artifacts"
         return {
             "history": self._table("reports/train/history.csv"),
@@ -104,8 +105,7 @@ class Stopped(Project):
             "metrics": self.json("reports/evaluate/metrics.json"),
             "predictions": (self.root / "reports/evaluate/predictions.csv").read_bytes(),
             "export": self.json("reports/export/metrics.json")["export/val_accuracy"],
-            "export in the run of the training": self.json("models/export_run.json")["run_id"]
-            == run_id,
+            "export in the training's run": export_id == run_id,
             "ONNX": self._probabilities(),
             "weights": weights,
             "MLflow's runs": stages,
@@ -206,9 +206,8 @@ def main() -> int:
     project = Stopped.begin(folder, CHANGES)
     seconds = undisturbed(project)
     expected = project.outcome()
-    print(
-        "undisturbed", "  ".join(f"{stage} {seconds[stage]:.1f} s" for stage in STAGES), flush=True
-    )
+    took = "  ".join(f"{stage} {seconds[stage]:.1f} s" for stage in STAGES)
+    print(f"undisturbed  {took}", flush=True)
 
     total: Counter[str] = Counter()
     differing = 0
