@@ -38,7 +38,7 @@ class Server:
         env: Mapping[str, str] | None = None,
         user: str | None = None,
     ) -> None:
-        """Take `command`, which answers at `port`; over HTTP at the path `health` if one is given."""
+        """Take `command`, which answers at `port`; `health` is a path to ask by HTTP, or empty."""
         self.port = port
         self.uri = f"http://127.0.0.1:{port}"
         self._command, self._env, self._user, self._health = command, env or {}, user, health
