@@ -1,55 +1,57 @@
-# Everything a person runs, with the environment made on the way. PYTHON=python3.12 picks another.
+# The project's commands. Each makes the environment that it needs; PYTHON=python3.12 picks another.
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 LOCK := pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# What Ctrl-C is the way to end: in a terminal it gets a process group of its own, or make would die of it too.
+# For a command that Ctrl-C ends: in a terminal it gets a process group of its own, so that make does not end with it.
 UNTIL_CTRL_C = @[ ! -t 0 ] || set -m; $(1) || [ $$? -eq 130 ]
-# MLflow's queue for jobs of its own, which evaluate language models: two processes less, and no traceback at Ctrl-C.
+# Without MLflow's job queue, which evaluates language models: two processes less, and no traceback at Ctrl-C.
 NO_JOBS = MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 
-.PHONY: help repro data tune-workers test lint audit bench ui demo send faults lock clean
+.PHONY: help repro data tune-workers ui demo send test soak lint audit bench lock clean
 
-help:  ## what there is
+help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
-repro: .venv/.repro  ## make the environment and run the pipeline
+repro: .venv/.repro  ## run the pipeline
 	dvc repro
 
-data: .venv/.repro  ## download the faces from Kaggle, into data/; DATASET=owner/name downloads that set
-	python -m emotion_detection.download $(if $(DATASET),--dataset $(DATASET))
+data: .venv/.repro  ## download the faces from Kaggle into data/; DATASET=owner/name takes another data set
+	python -m emotion_detection.data.kaggle $(if $(DATASET),--dataset $(DATASET))
 
-tune-workers: .venv/.repro  ## search in N=2 processes at once, as tune.workers does
+tune-workers: .venv/.repro  ## search for a network with N=2 processes
 	dvc exp run -S tune.workers=$(or $(N),2) tune
 
-test: .venv/.dev  ## make the environment and run the tests
+ui: .venv/.repro  ## open MLflow's pages at http://127.0.0.1:5000
+	$(call UNTIL_CTRL_C,$(NO_JOBS) mlflow ui --host 127.0.0.1 --port 5000)
+
+demo: .venv/.repro  ## open a page that labels faces in photos; MODEL=models/model.keras, PORT=5002
+	$(call UNTIL_CTRL_C,emotion-detection demo $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)))
+
+send: .venv/.repro  ## send MLflow what it missed during an outage
+	emotion-detection send
+
+test: .venv/.dev  ## run the tests
 	python -m pytest
 
-lint: .venv/.dev  ## format check, lint and types
+soak: .venv/.dev  ## test for about half an hour: kill stages, crowd the store, kill search workers
+	python -m tests.soak.faults --kills 50
+	python -m tests.soak.together --minutes 10
+	python -m tests.soak.workers
+
+lint: .venv/.dev  ## check format, style and types
 	ruff format --check .
 	ruff check .
 	mypy
 
-bench: .venv/.extras  ## measure the speed, into docs/benchmarks.md; SOURCE=archive.zip measures on that
+audit: .venv/.dev  ## look up the pinned packages among known vulnerabilities
+	pip-audit --requirement requirements-dev.txt --require-hashes --disable-pip --progress-spinner off
+
+bench: .venv/.dev  ## measure the speed and write docs/benchmarks.md; SOURCE=archive.zip takes other images
 	python -m benchmarks $(if $(SOURCE),--source $(SOURCE))
 
-audit: .venv/.dev  ## look up what is pinned among known vulnerabilities
-	python .ci/audit.py
-
-ui: .venv/.repro  ## browse the runs, at http://127.0.0.1:5000
-	$(call UNTIL_CTRL_C,$(NO_JOBS) mlflow ui --host 127.0.0.1 --port 5000)
-
-demo: .venv/.repro  ## label the faces in photos on a page; MODEL=models/model.keras, PORT=5002
-	$(call UNTIL_CTRL_C,emotion-detection demo $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)))
-
-send: .venv/.repro  ## send MLflow what it missed while it was away
-	python -m emotion_detection.send
-
-faults: .venv/.extras  ## kill every stage at random moments, and compare with an unbroken run
-	python -m benchmarks.faults
-
-lock:  ## resolve requirements*.txt anew, with uv
+lock:  ## resolve requirements*.txt again, with uv
 	uv pip compile $(LOCK) --output-file requirements.txt
 	uv pip compile $(LOCK) --extra onnx --extra scale --constraint requirements.txt --output-file requirements-extras.txt
 	uv pip compile $(LOCK) --extra onnx --extra scale --extra dev --constraint requirements-extras.txt --output-file requirements-dev.txt

@@ -1,4 +1,4 @@
-"""What this project's speed is, always beside other code doing the same work on the same machine.
+"""The speed of this project, beside other code that does the same work on the same machine.
 
 `make bench` runs every section and writes docs/benchmarks.md.
 """

@@ -1,4 +1,4 @@
-"""The input: how long steps wait for it, and how fast images are changed."""
+"""The input: how long steps wait for it, and how fast images are augmented."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def run(material: Material, turns: int) -> Section:
         {
             name: partial(
                 ours.waiting,
-                architecture=NOTEBOOK,
+                network=NOTEBOOK,
                 packed=packed,
                 rows=rows,
                 batch_size=BATCH_SIZE,
@@ -48,7 +48,7 @@ def run(material: Material, turns: int) -> Section:
     section.say("The share of an epoch that its steps wait for their batch, in batches of 256:")
     section.table(("", "share"), [(name, f"{rate.median:.2%}") for name, rate in shares.items()])
     section.say(
-        "Images changed a second, by rotation, shifts, shear, zoom and flips, and nothing else "
+        "Images augmented a second, by rotation, shifts, shear, zoom and flips, with nothing else "
         "running:"
     )
     section.table(

@@ -1,4 +1,4 @@
-"""What is measured on: the notebook's network, and a source packed by the project's own ingest."""
+"""What the benchmarks run on: the notebook's network, and images packed by the project's ingest."""
 
 import zipfile
 from dataclasses import dataclass
@@ -6,27 +6,22 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from emotion_detection.data.splits import Split, split
 
 from emotion_detection import params
-from emotion_detection.data import ingest
-from emotion_detection.data.dataset import Dataset, Split, split
-from emotion_detection.models.network import Architecture
+from emotion_detection.data.dataset import ColorMode, Dataset
+from emotion_detection.data.ingest import ingest
 
 SEED = 1
-NOTEBOOK = Architecture(
-    family="notebook",
+NOTEBOOK = params.Network(
+    arch="notebook",
     filters=(32, 128, 128, 32),
     kernel_sizes=(3, 3, 3, 3),
     convolutions=2,
     dense_units=(64,),
-    squeeze_excitation=False,
     conv_dropout=0.2,
     dense_dropout=0.5,
     bn_momentum=0.8,
-    average_flips=False,
-    average_shifts=0,
-    soften=0.0,
-    members=1,
 )
 """The notebook's last network."""
 TRANSFORMS = {
@@ -38,19 +33,8 @@ TRANSFORMS = {
     "horizontal_flip": True,
     "fill_mode": "nearest",
 }
-AUGMENT = params.Augment(
-    rotation=15,
-    width_shift=0.1,
-    height_shift=0.1,
-    shear=10,
-    zoom=0.1,
-    horizontal_flip=True,
-    fill_mode="nearest",
-    random_erasing=0,
-    mixup=0,
-    cutmix=0,
-)
-"""What TRANSFORMS says to Keras, said to this project."""
+AUGMENT = params.Augment(rotation=15, shift=0.1, shear=10, zoom=0.1, horizontal_flip=True)
+"""The same as TRANSFORMS in this project's settings."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +57,12 @@ class Material:
     @cached_property
     def packed(self) -> Path:
         """Return the folder of the packed dataset, in colour as the notebook read it."""
-        folder = self.scratch / "dataset"
-        settings = params.load().ingest.model_dump(exclude={"source"}) | {"color_mode": "rgb"}
-        ingest.ingest(self.source, folder, **settings, seed=SEED)
+        return self.pack(self.scratch / "dataset", "rgb")
+
+    def pack(self, folder: Path, color_mode: ColorMode) -> Path:
+        """Pack the source into `folder` as params.yaml says, but in `color_mode`."""
+        settings = params.load().ingest.model_copy(update={"color_mode": color_mode})
+        ingest(self.source, folder, settings, seed=SEED)
         return folder
 
     @cached_property
@@ -86,7 +73,7 @@ class Material:
     @cached_property
     def rows(self) -> Split:
         """Return the clean split."""
-        return split(self.dataset, validation="holdout", fraction=0.15, seed=SEED)
+        return split(self.dataset, params.Split(fraction=0.15, seed=SEED))
 
     def some(self, count: int) -> np.ndarray:
         """Return `count` train rows, drawn with a seed."""

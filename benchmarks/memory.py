@@ -1,17 +1,17 @@
 """The memory that training takes, on the source and on a set that is larger than the memory."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
+from emotion_detection.data.splits import Split
 
 from benchmarks import ours
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import alone
 from emotion_detection.data.dataset import IMAGES_FILE, Dataset, set_digest
-from emotion_detection.models.network import Architecture
+from emotion_detection.params import Network
 from emotion_detection.training.fit import fit
 
 LARGE_GIB = 12
@@ -19,8 +19,8 @@ LIMIT_GIB = 3
 SIZE = 96
 
 
-def _train(packed: Path, architecture: Architecture, images: int, limit_gib: float | None) -> float:
-    """Train an epoch on `images` rows drawn from all of the set; gives images a second."""
+def _train(packed: Path, network: Network, images: int, limit_gib: float | None) -> float:
+    """Train an epoch on `images` rows drawn from all of the set; return images a second."""
     if limit_gib is not None:
         import resource
 
@@ -29,20 +29,18 @@ def _train(packed: Path, architecture: Architecture, images: int, limit_gib: flo
     dataset = Dataset.open(packed)
     rows = np.random.default_rng(SEED).choice(len(dataset), images, replace=False)
     history = fit(
-        ours.make(architecture, dataset),
+        ours.make(network, dataset),
         dataset,
-        train=rows,
-        validation=rows[:256],
-        recipe=ours.recipe(256, 1),
+        Split(train=rows, validation=rows[:256], test=rows[:0], selected_on_test=False),
+        ours.settings(256, 1),
         seed=SEED,
-        log_epoch=lambda figures, epoch: None,
         verbose=False,
     )
     return float(images / history["seconds"].sum())
 
 
 def _make_large(folder: Path) -> int:
-    """Write a packed dataset of LARGE_GIB to `folder`, of noise; gives its number of images."""
+    """Write a packed dataset of LARGE_GIB to `folder`, of noise; return its number of images."""
     count = int(LARGE_GIB * 2**30 / (SIZE * SIZE * 3))
     folder.mkdir(parents=True)
     random = np.random.default_rng(SEED)
@@ -79,21 +77,19 @@ def run(material: Material, turns: int) -> Section:
     real = alone(
         _train,
         packed=material.packed,
-        architecture=NOTEBOOK,
+        network=NOTEBOOK,
         images=len(material.rows.train),
         limit_gib=None,
     )
     large = material.scratch / "large"
     count = _make_large(large)
-    small = dataclasses.replace(NOTEBOOK, filters=(4, 4, 4, 4))
-    limited = alone(
-        _train, packed=large, architecture=small, images=count // 2, limit_gib=LIMIT_GIB
-    )
+    small = NOTEBOOK.model_copy(update={"filters": (4, 4, 4, 4)})
+    limited = alone(_train, packed=large, network=small, images=count // 2, limit_gib=LIMIT_GIB)
     shutil.rmtree(large)
     section = Section("Memory")
     section.say(
-        "Private resident memory at its highest during one epoch of training; pages of the "
-        "mapped images are the system's to drop, and not in it. The large set is "
+        "Peak private resident memory during one epoch of training. Pages of the memory-mapped "
+        "images do not count, since the system can drop them. The large set is "
         f"{count:,} images of {SIZE}x{SIZE}x3, {LARGE_GIB} GiB on disk, of which the epoch reads "
         f"half, drawn from all of it, with a network of 4 filters a block and RLIMIT_DATA at "
         f"{LIMIT_GIB} GiB."

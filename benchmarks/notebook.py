@@ -1,4 +1,4 @@
-"""The notebook's own code, written anew from its description: Keras as it comes, in float32."""
+"""The notebook's code, rewritten from its description: plain Keras in float32."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import psutil
 import tensorflow as tf
 
 from benchmarks.turns import Turn
-from emotion_detection.models.network import Architecture
+from emotion_detection.params import Network
 
 # Keras 3 keeps it for old code, and only TensorFlow's alias still says where it is.
 ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator
@@ -18,12 +18,12 @@ ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator
 LR = 5e-4
 
 
-def network(architecture: Architecture, image_shape: tuple[int, int, int], classes: int) -> Any:
+def build(network: Network, image_shape: tuple[int, int, int], classes: int) -> Any:
     """Build and compile the network as the notebook did."""
     layers = keras.layers
     model = keras.Sequential([keras.Input(image_shape)])
-    for filters, kernel, convolutions in architecture.blocks():
-        for _ in range(convolutions):
+    for filters, kernel in zip(network.filters, network.kernel_sizes, strict=True):
+        for _ in range(network.convolutions):
             model.add(
                 layers.Conv2D(
                     filters,
@@ -35,12 +35,12 @@ def network(architecture: Architecture, image_shape: tuple[int, int, int], class
             )
             model.add(layers.BatchNormalization())
         model.add(layers.MaxPooling2D())
-        model.add(layers.Dropout(architecture.conv_dropout))
+        model.add(layers.Dropout(network.conv_dropout))
     model.add(layers.Flatten())
-    for units in architecture.dense_units:
+    for units in network.dense_units:
         model.add(layers.Dense(units, activation="relu", kernel_initializer="he_normal"))
         model.add(layers.BatchNormalization())
-        model.add(layers.Dropout(architecture.dense_dropout))
+        model.add(layers.Dropout(network.dense_dropout))
     model.add(layers.Dense(classes, activation="softmax"))
     model.compile(keras.optimizers.Adam(LR), "categorical_crossentropy", metrics=["accuracy"])
     return model
@@ -66,12 +66,10 @@ class _Turns(keras.callbacks.Callback):
         self._turn.end(self._images)
 
 
-def train(
-    turn: Turn, architecture: Architecture, folder: Path, batch_size: int, steps: int
-) -> None:
+def train(turn: Turn, network: Network, folder: Path, batch_size: int, steps: int) -> None:
     """Train for ever, a turn of `steps` steps after the other, on the images of `folder`."""
     data = batches(folder, batch_size, (48, 48))
-    model = network(architecture, (48, 48, 3), data.num_classes)
+    model = build(network, (48, 48, 3), data.num_classes)
     model.fit(
         data,
         steps_per_epoch=steps,
@@ -84,7 +82,7 @@ def train(
 def augment(
     turn: Turn, images: np.ndarray, transforms: dict[str, Any], batch_size: int, steps: int
 ) -> None:
-    """Return batches of changed images for ever, and do nothing with them."""
+    """Make batches of augmented images for ever, and do nothing with them."""
     generator = ImageDataGenerator(rescale=1 / 255, **transforms)
     stream = generator.flow(images, batch_size=batch_size, seed=1)
     while True:
@@ -95,7 +93,7 @@ def augment(
 
 
 def search(
-    architectures: list[Architecture],
+    networks: list[Network],
     x: np.ndarray,
     y: np.ndarray,
     validation: tuple[np.ndarray, np.ndarray],
@@ -103,7 +101,7 @@ def search(
     epochs: int,
     folder: str,
 ) -> list[float]:
-    """Look at `architectures` with plain KerasTuner; gives the memory, in GiB, after each trial."""
+    """Try `networks` with plain KerasTuner; return the memory, in GiB, after each trial."""
     memory = []
 
     class Watched(keras_tuner.GridSearch):
@@ -115,14 +113,14 @@ def search(
             # It imports TensorBoard, whether it is used or not, and the project has none.
             pass
 
-    def build(hp: keras_tuner.HyperParameters) -> Any:
-        chosen = architectures[hp.Int("network", 0, len(architectures) - 1)]
-        return network(chosen, x.shape[1:], y.shape[1])
+    def hypermodel(hp: keras_tuner.HyperParameters) -> Any:
+        chosen = networks[hp.Int("network", 0, len(networks) - 1)]
+        return build(chosen, x.shape[1:], y.shape[1])
 
     tuner = Watched(
-        build,
+        hypermodel,
         objective="val_accuracy",
-        max_trials=len(architectures),
+        max_trials=len(networks),
         directory=folder,
         project_name="notebook",
         overwrite=True,

@@ -1,4 +1,4 @@
-"""This project's own code, taking turns."""
+"""This project's code, taking turns."""
 
 import time
 from collections.abc import Mapping
@@ -9,25 +9,26 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow as tf
+from emotion_detection.data.splits import Split
 
 from benchmarks.material import SEED
 from benchmarks.turns import Turn
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.models import network
+from emotion_detection.models import layers, saving
 from emotion_detection.models.hardware import resolve_precision
-from emotion_detection.models.network import Architecture, build, load
-from emotion_detection.params import Augment
-from emotion_detection.training.fit import Recipe, fit, predict
-from emotion_detection.training.loader import training_batches, untuned
+from emotion_detection.models.network import build
+from emotion_detection.params import Augment, Network, Train
+from emotion_detection.training.fit import fit
+from emotion_detection.training.loader import training_batches, without_autotune
 
 
-def recipe(batch_size: int, epochs: int) -> Recipe:
-    """Return the notebook's recipe, which never stops early here."""
-    return Recipe(lr=5e-4, batch_size=batch_size, epochs=epochs, early_stopping_patience=None)
+def settings(batch_size: int, epochs: int, augment: Augment | None = None) -> Train:
+    """Return the notebook's settings, without early stopping."""
+    return Train(lr=5e-4, batch_size=batch_size, epochs=epochs, augment=augment or Augment())
 
 
 def make(
-    architecture: Architecture,
+    network: Network,
     dataset: Dataset,
     precision: str = "auto",
     fast: bool = True,
@@ -35,7 +36,7 @@ def make(
 ) -> keras.Model:
     """Build the network as train does, or of plain Keras layers where not `fast`."""
     return build(
-        architecture,
+        network,
         image_shape=dataset.images.shape[1:],
         classes=len(dataset.classes),
         precision=resolve_precision(precision)[0],
@@ -46,7 +47,7 @@ def make(
 
 def train(
     turn: Turn,
-    architecture: Architecture,
+    network: Network,
     packed: Path,
     rows: np.ndarray,
     batch_size: int,
@@ -61,26 +62,25 @@ def train(
 
     turn.begin()
     fit(
-        make(architecture, dataset, precision),
+        make(network, dataset, precision),
         dataset,
-        train=rows,
-        validation=rows[:batch_size],
-        recipe=recipe(batch_size, 1000),
+        Split(train=rows, validation=rows[:batch_size], test=rows[:0], selected_on_test=False),
+        settings(batch_size, 1000),
         seed=SEED,
         log_epoch=next_turn,
         verbose=False,
     )
 
 
-def train_by_onednn(turn: Turn, **settings: Any) -> None:
+def train_by_onednn(turn: Turn, **arguments: Any) -> None:
     """Train as `train` does, with oneDNN's gradients of every convolution, AMX or not."""
-    with mock.patch.object(network, "has_amx", return_value=False):
-        train(turn, **settings)
+    with mock.patch.object(layers, "has_amx", return_value=False):
+        train(turn, **arguments)
 
 
 def step(
     turn: Turn,
-    architecture: Architecture,
+    network: Network,
     packed: Path,
     rows: np.ndarray,
     batch_size: int,
@@ -91,7 +91,7 @@ def step(
 ) -> None:
     """Train for ever on one batch that is there already, a turn as many steps as `rows` have."""
     dataset = Dataset.open(packed)
-    model = make(architecture, dataset)
+    model = make(network, dataset)
     model.compile(
         optimizer,
         keras.losses.CategoricalCrossentropy(),
@@ -99,8 +99,8 @@ def step(
         steps_per_execution=steps_per_execution,
         jit_compile=False,
     )
-    batch = next(iter(training_batches(dataset, rows, batch_size, seed=SEED)))
-    batches = untuned(tf.data.Dataset.from_tensors(batch).repeat())
+    batch = next(iter(training_batches(dataset, rows, settings(batch_size, 1), seed=SEED)))
+    batches = without_autotune(tf.data.Dataset.from_tensors(batch).repeat())
     steps = len(rows) // batch_size
     while True:
         turn.begin()
@@ -109,10 +109,9 @@ def step(
 
 
 def feed(turn: Turn, packed: Path, rows: np.ndarray, batch_size: int, augment: Augment) -> None:
-    """Return batches of changed images for ever, and do nothing with them."""
-    stream = iter(
-        training_batches(Dataset.open(packed), rows, batch_size, seed=SEED, augmentation=augment)
-    )
+    """Make batches of augmented images for ever, and do nothing with them."""
+    chosen = settings(batch_size, 1, augment)
+    stream = iter(training_batches(Dataset.open(packed), rows, chosen, seed=SEED))
     steps = len(rows) // batch_size
     while True:
         turn.begin()
@@ -123,7 +122,7 @@ def feed(turn: Turn, packed: Path, rows: np.ndarray, batch_size: int, augment: A
 
 def waiting(
     turn: Turn,
-    architecture: Architecture,
+    network: Network,
     packed: Path,
     rows: np.ndarray,
     batch_size: int,
@@ -131,14 +130,14 @@ def waiting(
 ) -> None:
     """Give, a turn, the share of its time that an epoch's steps spend waiting for their batch."""
     dataset = Dataset.open(packed)
-    model = make(architecture, dataset)
+    model = make(network, dataset)
     model.compile(
         keras.optimizers.Adam(5e-4),
         keras.losses.CategoricalCrossentropy(),
         metrics=["accuracy"],
         jit_compile=False,
     )
-    stream = iter(training_batches(dataset, rows, batch_size, seed=SEED, augmentation=augment))
+    stream = iter(training_batches(dataset, rows, settings(batch_size, 1, augment), seed=SEED))
     while True:
         turn.begin()
         began = time.perf_counter()
@@ -151,14 +150,14 @@ def waiting(
         turn.give(waited / (time.perf_counter() - began))
 
 
-def score(turn: Turn, packed: Path, model: Path, batch_size: int) -> None:
+def score(turn: Turn, packed: Path, model: Path) -> None:
     """Predict the test images for ever with a saved model, as evaluate does."""
     dataset = Dataset.open(packed)
-    loaded = load(model)
+    loaded, _ = saving.load(model)
     rows = dataset.is_test.nonzero()[0]
     while True:
         turn.begin()
-        predict(loaded, dataset, rows, batch_size)
+        saving.predict(loaded, dataset.images, rows)
         turn.end(len(rows))
 
 

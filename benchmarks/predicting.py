@@ -1,4 +1,4 @@
-"""How fast a trained network scores images: arrays, files, and over HTTP."""
+"""How fast a network scores images: arrays, files, and over HTTP."""
 
 import base64
 import json
@@ -17,18 +17,16 @@ import keras
 import numpy as np
 import psutil
 import requests
+from emotion_detection.models.layers import plain
 from PIL import Image
 
 from benchmarks import ours
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import Turn, alone, measure, unshared
-from emotion_detection import params
-from emotion_detection.data import ingest
 from emotion_detection.data.dataset import CHANNELS, Dataset
 from emotion_detection.inference import onnx
 from emotion_detection.models import saving
-from emotion_detection.models.network import export
 from tests.support.servers import free_port
 
 IMAGES = 2_048
@@ -37,19 +35,19 @@ BAD = 10
 """Of the files: empty, cut short and no image in turn."""
 REQUESTS = 1_000
 COMMAND = (sys.executable, "-m", "emotion_detection.cli", "predict")
-# What the command does, with a look at the clock after each step.
+# The steps of the command, timed.
 COLD = """
 import json, sys, time
 times = [time.perf_counter()]
 from pathlib import Path
-from emotion_detection.inference import predict
+from emotion_detection.inference import faces, predict
 times.append(time.perf_counter())
-predict._modelfile()
+from emotion_detection.models import saving
 times.append(time.perf_counter())
 network = predict.load(sys.argv[1], None)
 times.append(time.perf_counter())
 found = predict.pictures([Path(sys.argv[2])])
-predict.FaceFinder()(found[0].open())
+faces.FaceFinder()(found[0].open())
 times.append(time.perf_counter())
 list(predict.predict(found, network, detect=False, keep=False))
 times.append(time.perf_counter())
@@ -70,7 +68,7 @@ def _plain(turn: Turn, model: str, images: np.ndarray) -> None:
 
 
 def _label(model: Path, folder: Path, output: Path) -> tuple[int, int, float, float]:
-    """Label `folder` by the command; gives files labelled and left out, seconds, and peak GiB."""
+    """Label `folder` by the command; return files labelled and left out, seconds, and peak GiB."""
     began = time.perf_counter()
     with output.open("w") as out, output.with_suffix(".log").open("w") as err:
         running = subprocess.Popen(
@@ -85,7 +83,7 @@ def _label(model: Path, folder: Path, output: Path) -> tuple[int, int, float, fl
 
 
 def _cold(model: Path, file: Path) -> dict[str, float]:
-    """Label one file in a fresh Python; gives the seconds until it has done each step."""
+    """Label one file in a new process; return the seconds of each step."""
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", COLD, str(model), str(file)],
@@ -102,14 +100,14 @@ def _log(root: Path, packed: Path, model: str) -> None:
     """Make the network the champion of an MLflow store in `root`."""
     os.environ["DVC_ROOT"] = str(root)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    from emotion_detection import tracking
+    from emotion_detection.tracking import models, runs
 
     dataset = Dataset.open(packed)
-    with tracking.run("train", note="", dataset=dataset, params={}, tags={}) as run_id:
+    with runs.run("train", note="", dataset=dataset, params={}, tags={}) as run_id:
         network, classes = saving.load(Path(model))
         assert classes is not None
-        tracking.log_model(network, np.asarray(dataset.images[:2]), classes)
-    tracking.promote(tracking.register(run_id, dataset, scores={}))
+        runs.log_model(network, np.asarray(dataset.images[:2]), classes)
+    models.promote(models.register(run_id, dataset, scores={}))
 
 
 def _wrong(image: bytes) -> dict[str, Any]:
@@ -130,10 +128,10 @@ def _wrong(image: bytes) -> dict[str, Any]:
 
 
 def _serve(root: Path, file: Path) -> tuple[float, list[float], list[tuple[str, int, str]]]:
-    """Serve the champion in `root` and ask by curl.
+    """Serve the champion in `root` and send it requests with curl.
 
-    Gives the seconds until it answers, the milliseconds of each of REQUESTS, and what wrong
-    requests get: what is wrong, the status and the message.
+    Returns the seconds until it answers, the milliseconds of each of REQUESTS, and for each wrong
+    request what is wrong with it, the status and the message.
     """
     port = str(free_port())
     began = time.perf_counter()
@@ -195,7 +193,7 @@ def _serve(root: Path, file: Path) -> tuple[float, list[float], list[tuple[str, 
 
 
 def _export(model: str, packed: Path, path: str) -> tuple[int, float]:
-    """Write the network as ONNX; gives the test images, and how far apart both are on them."""
+    """Write the network as ONNX; return the number of test images and the largest difference."""
     network, classes = saving.load(Path(model))
     assert classes is not None
     onnx.save(network, Path(path), classes)
@@ -238,13 +236,11 @@ def run(material: Material, turns: int) -> Section:
     """Measure and describe."""
     dataset = material.dataset
     path = material.scratch / "model.keras"
-    saving.save(export(ours.make(NOTEBOOK, dataset), NOTEBOOK), path, dataset.classes)
+    saving.save(plain(ours.make(NOTEBOOK, dataset)), path, dataset.classes)
     test = dataset.is_test.nonzero()[0][:IMAGES]
     rates = measure(
         {
-            "evaluate, batches of 256": partial(
-                ours.score, packed=material.packed, model=path, batch_size=256
-            ),
+            "evaluate": partial(ours.score, packed=material.packed, model=path),
             "`model.predict` of an array, batches of 32": partial(
                 _plain, model=str(path), images=np.asarray(dataset.images[test])
             ),
@@ -262,11 +258,10 @@ def run(material: Material, turns: int) -> Section:
         f"({'trained' if material.model else 'the same, untrained'}), which sees "
         f"{'×'.join(map(str, network.input_shape[1:]))} pixels."
     )
-    packed = material.scratch / "dataset-of-the-network"
-    settings = params.load().ingest.model_dump(exclude={"source"})
-    channels = {count: mode for mode, count in CHANNELS.items()}
-    settings |= {"color_mode": channels[network.input_shape[-1]]}
-    ingest.ingest(material.source, packed, **settings, seed=SEED)
+    modes = {count: mode for mode, count in CHANNELS.items()}
+    packed = material.pack(
+        material.scratch / "dataset-of-the-network", modes[network.input_shape[-1]]
+    )
     onnx = material.scratch / "model.onnx"
     root = material.scratch / "served"
     root.mkdir()
@@ -287,10 +282,10 @@ def _say_files(section: Section, material: Material, model: Path) -> None:
         rate = f"{count / seconds:,.0f}"
         rows.append((f"{count:,}", f"{labelled:,}", told, f"{seconds:.1f}", rate, f"{peak:.2f}"))
     section.say(
-        "`emotion-detection predict` on a folder of cut-out faces, its start in the seconds; "
-        "memory is private and resident, at its highest, TensorFlow's own in it:"
+        "`emotion-detection predict` on a folder of cropped faces; the seconds include its start, "
+        "the memory is the peak of private resident memory, with TensorFlow's:"
     )
-    section.table(("files", "labelled", "bad, and told", "seconds", "files/s", "GiB"), rows)
+    section.table(("files", "labelled", "bad, and reported", "seconds", "files/s", "GiB"), rows)
 
 
 def _say_onnx(section: Section, packed: Path, model: Path, onnx: Path, turns: int) -> None:
@@ -306,8 +301,8 @@ def _say_onnx(section: Section, packed: Path, model: Path, onnx: Path, turns: in
         turns=turns,
     )
     section.say(
-        f"As ONNX, a probability is at most {difference:.1e} from Keras's, over all {count:,} test "
-        "images. Images a second:"
+        f"The probabilities of the ONNX file and of Keras differ by at most {difference:.1e} over "
+        f"all {count:,} test images. Images a second:"
     )
     section.table(
         ("", *(f"batches of {size}" for size in sizes)),
@@ -340,7 +335,7 @@ def _say_cold(
         return time.perf_counter() - began
 
     section.say(
-        f"`emotion-detection predict` of one photo of 640×480, all in all (medians of {turns}):"
+        f"`emotion-detection predict` of one photo of 640×480, in all (medians of {turns}):"
     )
     section.table(
         ("network", "seconds"),

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.turns import Turn
-from emotion_detection.models.network import Architecture
+from emotion_detection.params import Network
 
 
 def train(
     turn: Turn,
-    architecture: Architecture,
+    network: Network,
     images: np.ndarray,
     labels: np.ndarray,
     batch_size: int,
@@ -24,24 +24,24 @@ def train(
 
     channels, size = images.shape[3], images.shape[1]
     layers: list[Any] = []
-    for filters, kernel, convolutions in architecture.blocks():
-        for _ in range(convolutions):
+    for filters, kernel in zip(network.filters, network.kernel_sizes, strict=True):
+        for _ in range(network.convolutions):
             layers += [
                 nn.Conv2d(channels, filters, kernel, padding="same"),
                 nn.ReLU(),
                 nn.BatchNorm2d(filters),
             ]
             channels = filters
-        layers += [nn.MaxPool2d(2), nn.Dropout(architecture.conv_dropout)]
+        layers += [nn.MaxPool2d(2), nn.Dropout(network.conv_dropout)]
         size //= 2
     layers.append(nn.Flatten())
     units_before = channels * size * size
-    for units in architecture.dense_units:
+    for units in network.dense_units:
         layers += [
             nn.Linear(units_before, units),
             nn.ReLU(),
             nn.BatchNorm1d(units),
-            nn.Dropout(architecture.dense_dropout),
+            nn.Dropout(network.dense_dropout),
         ]
         units_before = units
     layers.append(nn.Linear(units_before, int(labels.max()) + 1))

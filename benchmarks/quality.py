@@ -1,12 +1,14 @@
-"""That what is fast learns as well: the notebook's experiment, shortened, in both ways."""
+"""Whether the faster layers learn as well: the notebook's training, shortened, with and without."""
 
 import numpy as np
+from emotion_detection.data.splits import Split, part
+from emotion_detection.training.callbacks import best_epoch
 
 from benchmarks import ours
 from benchmarks.material import NOTEBOOK, Material
 from benchmarks.report import Section
-from emotion_detection.data.dataset import Dataset, Split, part
-from emotion_detection.training.fit import best_epoch, fit
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.training.fit import fit
 
 IMAGES = 4000
 EPOCHS = 8
@@ -50,14 +52,5 @@ def _train(
     material: Material, dataset: Dataset, rows: Split, seed: int, precision: str, fast: bool
 ) -> float:
     model = ours.make(NOTEBOOK, dataset, precision, fast, seed)
-    history = fit(
-        model,
-        dataset,
-        train=rows.train,
-        validation=rows.validation,
-        recipe=ours.recipe(64, EPOCHS),
-        seed=seed,
-        log_epoch=lambda figures, epoch: None,
-        verbose=False,
-    )
+    history = fit(model, dataset, rows, ours.settings(64, EPOCHS), seed=seed, verbose=False)
     return float(best_epoch(history)["val_accuracy"])

@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md, kept a section a file so that one can be measured anew."""
+"""The tables of docs/benchmarks.md, a file for each section so that one can be measured alone."""
 
 import importlib.metadata
 import importlib.util
@@ -14,10 +14,10 @@ from emotion_detection.files import atomic
 
 SECTIONS = Path("reports/benchmarks")
 ORDER = (
-    *("training", "families", "quality", "feeding", "searching", "stages", "memory"),
+    *("training", "architectures", "quality", "feeding", "searching", "stages", "memory"),
     *("predicting", "rivals"),
 )
-"""Of the sections in the document."""
+"""The sections in the order of the document."""
 DOCUMENT = Path("docs/benchmarks.md")
 PACKAGES = ("tensorflow", "keras", "keras-tuner", "numpy", "pillow", "torch")
 
@@ -40,7 +40,7 @@ class Section:
 
 
 def keep(name: str, section: Section) -> None:
-    """Keep a section just measured, and put the document together from all there are."""
+    """Write a section that was just measured to its file."""
     measured = f"*{time.strftime('%Y-%m-%d')}, commit {_commit()}, {machine()}; {versions()}.*"
     text = "\n\n".join([f"## {section.title}", *section.parts, measured])
     SECTIONS.mkdir(parents=True, exist_ok=True)
@@ -49,17 +49,16 @@ def keep(name: str, section: Section) -> None:
 
 
 def assemble() -> None:
-    """Write the document from the sections kept."""
+    """Write the document from the files of its sections."""
     kept = [SECTIONS / f"{name}.md" for name in ORDER]
     texts = [path.read_text(encoding="utf-8") for path in kept if path.exists()]
     head = (
         "# Benchmarks\n\n"
         "Written by `python -m benchmarks --source data/emotion-detection-fer.zip --model "
-        "models/model.keras`, a section at a time with `--only`, and the last section by "
-        "`python -m benchmarks.rivals`. PyTorch's rows are there where it is installed. "
-        "Contenders run in processes of their own and take turns; the "
-        "first turn of each is left out. A figure is the median of the turns, with the lowest and "
-        "the highest.\n"
+        "models/model.keras` (`--only` measures one section) and, for the last section, by "
+        "`python -m benchmarks.rivals`. PyTorch is measured where it is installed. Each contender "
+        "runs in a process of its own, and they take turns; the first turn is left out. A number "
+        "is the median of the turns, with the lowest and the highest in brackets.\n"
     )
     DOCUMENT.parent.mkdir(exist_ok=True)
     with atomic(DOCUMENT) as path:
@@ -67,7 +66,7 @@ def assemble() -> None:
 
 
 def machine() -> str:
-    """Say what this machine is."""
+    """Return the cores, processor and system of this machine."""
     model = platform.processor() or platform.machine()
     features = ""
     info = Path("/proc/cpuinfo")
@@ -81,7 +80,7 @@ def machine() -> str:
 
 
 def versions() -> str:
-    """Return the versions of what is measured."""
+    """Return the versions of Python and of the packages that are measured."""
     there = [name for name in PACKAGES if importlib.util.find_spec(_module(name))]
     return f"Python {platform.python_version()}, " + ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in there
@@ -97,6 +96,6 @@ def _commit() -> str:
         done = subprocess.run(["git", *command], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    # What a benchmark writes is no change of what it measures.
+    # What a benchmark writes does not change what it measures.
     changed = git("status", "--porcelain", "--", "src", "stages", "benchmarks", "params.yaml")
     return git("describe", "--always") + ("-dirty" if changed else "")

@@ -1,4 +1,4 @@
-"""What the network last trained here scores, beside other classifiers on the same test images.
+"""The scores of the model last trained here, beside other classifiers on the same test images.
 
 `python -m benchmarks.rivals --minutes 6 --python rivals/bin/python` reads the dataset, the network
 and the MLflow run that train left, and gives the images to Ultralytics and `fer` where the Python
@@ -8,6 +8,7 @@ named has them. The section in docs/benchmarks.md says how to install them.
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,17 +19,16 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from emotion_detection.data.splits import Split, split
 from PIL import Image
 
 from benchmarks.report import Section, assemble, keep
-from emotion_detection import paths
+from emotion_detection import params, paths
 from emotion_detection.console import UserError, log, progress, run
-from emotion_detection.data.dataset import Dataset, Split, split
-from emotion_detection.evaluation.metrics import metrics
-from emotion_detection.models import network
-from emotion_detection.training.fit import predict
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.evaluation import metrics
+from emotion_detection.models import saving
 
-BATCH_SIZE = 256
 HERE = Path(__file__).parent
 INSTALL = """\
 ```sh
@@ -38,12 +38,12 @@ rivals/bin/pip install --no-deps fer
 python -m benchmarks.rivals --minutes 6 --python rivals/bin/python
 ```"""
 FER_CLASSES = {"disgust": "disgusted", "fear": "fearful", "surprise": "surprised"}
-"""What `fer` calls otherwise than FER-2013's folders do."""
+"""The names of `fer` that differ from those of FER-2013's folders."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A classifier and what it makes of the test images: probabilities (N, classes) float."""
+    """A classifier and its probabilities (N, classes) float for the test images."""
 
     name: str
     parameters: int
@@ -53,7 +53,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Trained:
-    """The network that train left, and the rows it learnt from."""
+    """The model that the pipeline made, and the rows it was trained on."""
 
     contender: Contender
     dataset: Dataset
@@ -67,36 +67,48 @@ def ours(project: Path) -> Trained:
     """Read what the pipeline left in `project`, and classify its test images.
 
     Raises:
-        UserError: if something is missing there, or its network was chosen on the test images.
+        UserError: if something is missing there, or the network was selected on test.
 
     """
     dataset = Dataset.open(project / paths.DATASET)
-    model = network.load(project / paths.MODEL)
+    run_file = project / paths.NETWORKS / paths.RUN_FILE
     try:
-        left = json.loads((project / paths.TRAIN_RUN).read_text(encoding="utf-8"))
+        model, _ = saving.load(project / paths.MODEL)
+        left = json.loads(run_file.read_text(encoding="utf-8"))
         client = mlflow.MlflowClient(left["tracking_uri"])
         tracked = client.get_run(left["run_id"])
-        seconds = client.get_metric_history(left["run_id"], "epoch/seconds")
+        seconds = _epoch_seconds(client, tracked)
     except (OSError, ValueError, KeyError, mlflow.MlflowException) as error:
         raise UserError(
-            f"{project / paths.TRAIN_RUN}: its run cannot be read ({error}); run `dvc repro train`"
+            f"{run_file}: the model or its run cannot be read ({error}); run `dvc repro export`"
         ) from error
-    params, tags = tracked.data.params, tracked.data.tags
-    if params["split.validation"] != "holdout" or tags["dataset.digest"] != dataset.digest:
+    logged, tags = tracked.data.params, tracked.data.tags
+    if logged["split.validation"] != "holdout" or tags["dataset.digest"] != dataset.digest:
         raise UserError(
-            f"{project / paths.MODEL}: trained on other images, or chosen on the test images; "
-            "train it anew with split.validation holdout"
+            f"{project / paths.MODEL}: trained on other images, or selected on test; train it "
+            "again with split.validation holdout"
         )
-    seed = int(params["seed"])
-    rows = split(dataset, validation="holdout", fraction=float(params["split.fraction"]), seed=seed)
+    seed = int(logged["split.seed"])
+    fraction = float(logged["split.fraction"])
+    rows = split(dataset, params.Split(validation="holdout", fraction=fraction, seed=seed))
     contender = Contender(
-        f"this project, {params['network.family']} {params['network.filters'].replace(' ', '-')}",
+        f"this project, {logged['network.arch']} {logged['network.filters'].replace(' ', '-')}",
         model.count_params(),
-        f"{sum(each.value for each in seconds) / 60:.1f} min, {len(seconds)} epochs",
-        predict(model, dataset, rows.test, BATCH_SIZE),
+        f"{sum(seconds) / 60:.1f} min, {len(seconds)} epochs",
+        saving.predict(model, dataset.images, rows.test),
     )
     commit = tags.get("git.commit", "unknown")[:7]
     return Trained(contender, dataset, rows, seed, tracked.info.run_name, commit)
+
+
+def _epoch_seconds(client: mlflow.MlflowClient, run: mlflow.entities.Run) -> list[float]:
+    """Return how long each epoch took, of all members."""
+    return [
+        point.value
+        for name in run.data.metrics
+        if re.fullmatch(r"(epoch|member_\d+)/seconds", name)
+        for point in client.get_metric_history(run.info.run_id, name)
+    ]
 
 
 def write(dataset: Dataset, rows: Split, folder: Path) -> None:

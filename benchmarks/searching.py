@@ -1,20 +1,21 @@
-"""The search: the same networks, by this project and by plain KerasTuner on the notebook's code."""
+"""The same networks tried by this project, and by plain KerasTuner with the notebook's code."""
 
 from pathlib import Path
 
 import keras
 import numpy as np
 import psutil
+from emotion_detection.data.splits import Split, part
+from emotion_detection.training.callbacks import best_epoch
 
 from benchmarks import notebook, ours
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import alone
 from emotion_detection import params
-from emotion_detection.data.dataset import Dataset, part
-from emotion_detection.models.network import Architecture
-from emotion_detection.training.fit import best_epoch, fit
-from emotion_detection.tuning.search import Outcome, Trial, search
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.training.fit import fit
+from emotion_detection.tuning.search import Outcome, Task, Trial, search
 
 TRIALS = 10
 IMAGES = 1024
@@ -22,28 +23,20 @@ EPOCHS = 2
 BATCH_SIZE = 64
 
 
-def _search(
-    packed: Path, rows: np.ndarray, validation: np.ndarray, folder: Path
-) -> tuple[list[Architecture], list[float]]:
-    """Search as tune does; gives the networks and the memory, in GiB, after each trial."""
+def _search(packed: Path, rows: Split, folder: Path) -> tuple[list[params.Network], list[float]]:
+    """Search as tune does; return the networks and the memory, in GiB, after each trial."""
     dataset = Dataset.open(packed)
-    values = params.load()
+    settings = params.load().tune.model_copy(
+        update={"oracle": "random", "trials": TRIALS, "epochs": EPOCHS, "workers": 1}
+    )
     networks, memory = [], []
 
     def run(trial: Trial) -> Outcome:
-        model = ours.make(trial.architecture, dataset)
-        history = fit(
-            model,
-            dataset,
-            train=rows,
-            validation=validation,
-            recipe=ours.recipe(BATCH_SIZE, EPOCHS),
-            seed=SEED,
-            log_epoch=lambda figures, epoch: None,
-            verbose=False,
-        )
+        model = ours.make(trial.network, dataset)
+        chosen = ours.settings(BATCH_SIZE, EPOCHS)
+        history = fit(model, dataset, rows, chosen, seed=SEED, verbose=False)
         best = best_epoch(history)
-        networks.append(trial.architecture)
+        networks.append(trial.network)
         memory.append(psutil.Process().memory_info().rss / 2**30)
         return Outcome(
             val_accuracy=float(best["val_accuracy"]),
@@ -52,19 +45,8 @@ def _search(
             epochs=EPOCHS,
         )
 
-    search(
-        space=values.tune.space,
-        baseline=NOTEBOOK,
-        oracle="random",
-        trials=TRIALS,
-        epochs=EPOCHS,
-        max_gflops=values.tune.max_gflops,
-        image_shape=dataset.images.shape[1:],
-        classes=len(dataset.classes),
-        seed=SEED,
-        folder=folder,
-        run=run,
-    )
+    task = Task(settings, NOTEBOOK, dataset.images.shape[1:], len(dataset.classes), SEED)
+    search(task, folder=folder, run=run)
     return networks, memory
 
 
@@ -75,8 +57,7 @@ def run(material: Material, turns: int) -> Section:
     mine = alone(
         _search,
         packed=material.packed,
-        rows=rows.train,
-        validation=rows.validation,
+        rows=rows,
         folder=material.scratch / "search",
     )
     networks, memory = mine.value
@@ -88,7 +69,7 @@ def run(material: Material, turns: int) -> Section:
     x, y = arrays(rows.train)
     plain = alone(
         notebook.search,
-        architectures=networks,
+        networks=networks,
         x=x,
         y=y,
         validation=arrays(rows.validation),
@@ -99,7 +80,7 @@ def run(material: Material, turns: int) -> Section:
     section = Section("Search")
     section.say(
         f"The same {len(networks)} networks of the default space, {EPOCHS} epochs each on "
-        f"{len(rows.train):,} images in batches of {BATCH_SIZE}, start of the process and all:"
+        f"{len(rows.train):,} images in batches of {BATCH_SIZE}, with the start of the process:"
     )
     section.table(
         (

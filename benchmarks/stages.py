@@ -1,4 +1,4 @@
-"""What the stages without training take."""
+"""How long the stages without training take."""
 
 import os
 import shutil
@@ -106,8 +106,7 @@ def run(material: Material, turns: int) -> Section:
         rates |= measure({"`dvc repro` with nothing to do": _nothing}, turns=turns)
     section = Section("Stages")
     section.say(
-        f"{len(material.dataset):,} images; the stages' times have Python's start in them, "
-        "the others' have not."
+        f"{len(material.dataset):,} images; the times of stages include the start of Python."
     )
     section.table(("", "seconds"), [(name, _seconds(rate.each)) for name, rate in rates.items()])
     return section

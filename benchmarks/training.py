@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import Contender, Rates, measure
 from emotion_detection.models.hardware import resolve_precision
-from emotion_detection.models.network import build
+from emotion_detection.models.network import build, forward_gflops
 
 STEPS = 12
 """Steps a turn."""
@@ -28,8 +27,8 @@ STEPS = 12
 def run(material: Material, turns: int) -> Section:
     """Measure and describe."""
     section = Section("Training")
-    architecture, dataset = NOTEBOOK, material.dataset
-    forward = architecture.forward_gflops(dataset.images.shape[1:], len(dataset.classes))
+    dataset = material.dataset
+    forward = forward_gflops(NOTEBOOK, dataset.images.shape[1:], len(dataset.classes))
     rate = measure(
         {kind: partial(ours.matrix_product, dtype=kind) for kind in ("float32", "bfloat16")},
         turns=turns,
@@ -46,7 +45,7 @@ def run(material: Material, turns: int) -> Section:
         contenders: dict[str, Contender] = {
             "the notebook's code, float32": partial(
                 notebook.train,
-                architecture=architecture,
+                network=NOTEBOOK,
                 folder=material.folder,
                 batch_size=batch_size,
                 steps=max(2, STEPS // 4),
@@ -54,7 +53,7 @@ def run(material: Material, turns: int) -> Section:
             **{
                 name: partial(
                     ours.train,
-                    architecture=architecture,
+                    network=NOTEBOOK,
                     packed=material.packed,
                     rows=rows,
                     batch_size=batch_size,
@@ -70,7 +69,7 @@ def run(material: Material, turns: int) -> Section:
             contenders |= {
                 f"PyTorch, channels-last, {name}": partial(
                     pytorch.train,
-                    architecture=architecture,
+                    network=NOTEBOOK,
                     images=np.asarray(dataset.images[np.sort(rows)]),
                     labels=dataset.labels[np.sort(rows)],
                     batch_size=batch_size,
@@ -140,7 +139,7 @@ def _explain(section: Section) -> None:
 
 def _try(section: Section, material: Material, turns: int) -> None:
     """Add what a step would gain by doing without its parts, or by asking Python less often."""
-    still = replace(NOTEBOOK, conv_dropout=0.0, dense_dropout=0.0)
+    still = NOTEBOOK.model_copy(update={"conv_dropout": 0.0, "dense_dropout": 0.0})
     common: dict[str, Any] = {
         "packed": material.packed,
         "rows": material.some(STEPS * 256),
@@ -148,16 +147,12 @@ def _try(section: Section, material: Material, turns: int) -> None:
     }
     rates = measure(
         {
-            "as it is": partial(ours.step, architecture=NOTEBOOK, **common),
-            "without dropout": partial(ours.step, architecture=still, **common),
-            "without the accuracy": partial(
-                ours.step, architecture=NOTEBOOK, metrics=False, **common
-            ),
-            "plain SGD for Adam": partial(
-                ours.step, architecture=NOTEBOOK, optimizer="sgd", **common
-            ),
+            "as it is": partial(ours.step, network=NOTEBOOK, **common),
+            "without dropout": partial(ours.step, network=still, **common),
+            "without the accuracy": partial(ours.step, network=NOTEBOOK, metrics=False, **common),
+            "plain SGD for Adam": partial(ours.step, network=NOTEBOOK, optimizer="sgd", **common),
             f"`steps_per_execution` {STEPS}": partial(
-                ours.step, architecture=NOTEBOOK, steps_per_execution=STEPS, **common
+                ours.step, network=NOTEBOOK, steps_per_execution=STEPS, **common
             ),
         },
         turns=turns,

@@ -1,4 +1,4 @@
-"""Contenders in processes of their own, in turns: a machine's moods fall on all of them alike."""
+"""Contenders in processes of their own that take turns, so that a slow minute slows all of them."""
 
 import contextlib
 import multiprocessing
@@ -15,23 +15,23 @@ N = TypeVar("N", bound=Hashable)
 
 
 class Turn:
-    """A contender's side: it waits for its turn, works, and says how much it did."""
+    """The contender's end of a connection: it waits for its turn, works, and reports its work."""
 
     def __init__(self, connection: Connection) -> None:
         """Take turns when told so over `connection`."""
         self._connection = connection
 
     def begin(self) -> None:
-        """Wait until the others are done."""
+        """Wait until it is this contender's turn."""
         self._connection.recv()
         self._began = time.perf_counter()
 
     def end(self, amount: float) -> None:
-        """Say how much was done since `begin`."""
+        """Report how much was done since `begin`."""
         self._connection.send(amount / (time.perf_counter() - self._began))
 
     def give(self, value: Any) -> None:
-        """Say something else that was measured in this turn."""
+        """Report something else that was measured in this turn."""
         self._connection.send(value)
 
 
@@ -41,7 +41,7 @@ Contender = Callable[[Turn], None]
 
 @dataclass(frozen=True)
 class Rates:
-    """What a contender did a second, turn by turn."""
+    """How much a contender did a second, turn by turn."""
 
     each: tuple[float, ...]
 
@@ -97,7 +97,7 @@ def measure(contenders: Mapping[N, Contender], *, turns: int) -> dict[N, Rates]:
 
 @dataclass(frozen=True)
 class Alone:
-    """What a function gave that ran in a process of its own, and what it took."""
+    """The result of a function that ran in a process of its own, its time and its peak memory."""
 
     value: Any
     seconds: float
@@ -111,7 +111,7 @@ def _call(
 
 
 def unshared(process: psutil.Process, *, until: Callable[[], bool]) -> int:
-    """Watch a process until it is done, and give its highest memory in bytes.
+    """Watch a process until it is done, and return its peak private memory in bytes.
 
     What is mapped from a file can be dropped at any time; what is private cannot, and counts.
     """

@@ -17,7 +17,7 @@ def main():
         raise UserError("params.yaml: train.lr = 0: must be more than 0")
     if what == "system":
         open("/nowhere/at/all")
-    # A background job of a shell is started deaf to Ctrl-C.
+    # A background job of a shell ignores Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), getattr(signal, what))
     time.sleep(600)

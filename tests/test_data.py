@@ -1,4 +1,4 @@
-"""What docs/data.md says of data in DVC: an archive that goes through S3 into a fresh clone."""
+"""An archive that is tracked by DVC goes through S3 into a fresh clone and its experiments."""
 
 import shutil
 from collections.abc import Iterator

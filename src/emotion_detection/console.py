@@ -18,11 +18,11 @@ TRACEBACK_VARIABLE = "EMOTION_DETECTION_TRACEBACK"
 
 
 class UserError(Exception):
-    """What a user can mend: the message names the file or key, what is wrong and the fix."""
+    """An error that a user can fix; the message names the file or key and says what to do."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came, which ends a script as Ctrl-C does."""
+    """SIGTERM was received; it ends a script as Ctrl-C does."""
 
 
 def progress(
@@ -33,7 +33,7 @@ def progress(
     total: int | None = None,
     delay: float = 1.0,
 ) -> Iterator[T]:
-    """Pass `items` through under a progress bar on stderr; silent under `delay` seconds."""
+    """Yield `items` with a progress bar on stderr, which appears after `delay` seconds."""
     yield from tqdm(
         items, desc=description, unit=f" {unit}", total=total, delay=delay, file=sys.stderr
     )
@@ -41,9 +41,9 @@ def progress(
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Drop what the process writes to stderr while the block lasts, that of C++ libraries too.
+    """Discard what the process and its C++ libraries write to stderr while the block lasts.
 
-    With EMOTION_DETECTION_TRACEBACK=1 nothing is dropped.
+    With EMOTION_DETECTION_TRACEBACK=1 nothing is discarded.
     """
     if os.environ.get(TRACEBACK_VARIABLE):
         yield
@@ -62,10 +62,10 @@ def silence() -> Iterator[None]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`: log lines to stderr, and what went wrong as one line.
+    """Run a script's `main` with its log lines on stderr; an error becomes one line there.
 
-    The exit status is 1 after a `UserError` or an error of the system (a full disk), 130 after
-    Ctrl-C and 143 after SIGTERM. Set EMOTION_DETECTION_TRACEBACK=1 to see where it came from.
+    The exit status is 1 after a `UserError` or an error of the system (as a full disk), 130 after
+    Ctrl-C and 143 after SIGTERM. With EMOTION_DETECTION_TRACEBACK=1 the traceback is shown.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -78,7 +78,7 @@ def run(main: Callable[[], None]) -> None:
     except (UserError, OSError, KeyboardInterrupt) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        message, status = _last_words(error)
+        message, status = _message_and_status(error)
         print(message, file=sys.stderr)
         sys.exit(status)
 
@@ -87,7 +87,7 @@ def _terminate(*_: object) -> NoReturn:
     raise Terminated
 
 
-def _last_words(error: UserError | OSError | KeyboardInterrupt) -> tuple[str, int]:
+def _message_and_status(error: UserError | OSError | KeyboardInterrupt) -> tuple[str, int]:
     if isinstance(error, Terminated):
         return "terminated", 128 + signal.SIGTERM
     if isinstance(error, KeyboardInterrupt):

@@ -1,18 +1,16 @@
-"""Writing files whole or not at all, and telling whether something is still the same."""
+"""Files written whole or not at all, and locks."""
 
 import contextlib
 import csv
 import errno
-import hashlib
-import inspect
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from emotion_detection.console import UserError
 
@@ -21,16 +19,16 @@ _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 @contextlib.contextmanager
 def atomic(target: Path) -> Iterator[Path]:
-    """Return a temporary path beside `target` that takes its place when the block ends well.
+    """Yield a temporary path beside `target` that takes its place when the block ends well.
 
     The block makes a file or a folder there; after an exception `target` is as it was. What a
-    killed process left behind goes with the next one's.
+    killed process left there is removed by the next one.
 
     Raises:
         UserError: if the disk is full.
 
     """
-    # A folder, so that what is made in it bears the right name and suffix.
+    # A folder, so that what is made in it has the name and suffix of the target.
     scratch = target.with_name(f".{target.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -41,7 +39,7 @@ def atomic(target: Path) -> Iterator[Path]:
             target.rename(scratch / "replaced")
         temporary.replace(target)
     except (OSError, RuntimeError) as error:
-        # HDF5 has no number for it, and at times no OSError either.
+        # HDF5 reports a full disk without an errno, and at times as a RuntimeError.
         reason = next((full for full in _FULL if full in str(error)), None)
         if reason is None:
             raise
@@ -52,35 +50,21 @@ def atomic(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock file `path` while the block lasts; gives False where somebody else does.
+    """Hold the lock file `path` while the block lasts; yields False if somebody else holds it.
 
-    With `wait` it is waited for. The system lets go of it when its process ends, however that ends.
+    With `wait` the block begins once the lock is free. The system frees it when its process ends,
+    however that ends. The file stays.
     """
-    with path.open("a+b") as file:
-        yield _lock(file.fileno(), wait) and _is_open_still(path, file.fileno())
-
-
-def _lock(number: int, wait: bool) -> bool:
+    lock = FileLock(path)
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(number, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
-
-
-def _is_open_still(path: Path, number: int) -> bool:
-    """Tell whether who had the lock before did not remove the file."""
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
     try:
-        return os.path.samestat(path.stat(), os.fstat(number))
-    except OSError:
-        return False
+        yield True
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -90,7 +74,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write `rows` under `header` as CSV; bytes of file names that are no text stay as they are."""
+    """Write `rows` under `header` as CSV; names of files that are not UTF-8 keep their bytes."""
     with (
         atomic(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -98,13 +82,3 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def fingerprint(
-    values: Mapping[str, Any], code: Sequence[ModuleType | type | Callable[..., Any]]
-) -> str:
-    """Return 16 hex digits that differ where `values` (JSON) or the files that `code` is in do."""
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for item in code:
-        digest.update(Path(inspect.getfile(item)).read_bytes())
-    return digest.hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""Kill every stage at random moments until the pipeline ends, and compare with an unbroken run.
+"""Kill every stage at random moments until the pipeline ends, and compare with an undisturbed run.
 
-Works in a copy of the project on a tiny set: `python -m benchmarks.faults --kills 50`, which takes
-about a quarter of a minute a kill on idle cores. The exit status is 1 where anything differs.
+It works in a copy of the project with few images: `python -m tests.soak.faults --kills 50`. A kill
+takes about a quarter of a minute on idle cores. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import psutil
 
+from emotion_detection import paths
 from emotion_detection.inference import onnx
 from tests.support.project import SMALL, STAGES, Project
 
 CHANGES: dict[str, Any] = SMALL | {
-    # Without it threads add up in another order each time, and nothing could be compared.
+    # Otherwise threads add up in another order each time, and nothing can be compared.
     "deterministic": True,
     "network": {"filters": [8, 8], "kernel_sizes": [3, 3], "dense_units": [16]},
     "tune": {
@@ -43,13 +44,15 @@ CHANGES: dict[str, Any] = SMALL | {
             "dense_dropout": [0.5],
         },
     },
-    "train": {"epochs": 8, "batch_size": 32, "early_stopping_patience": None},
+    "ensemble": {"members": 2},
+    "tta": {"flips": True, "shifts": 1},
+    "train": {"epochs": 4, "batch_size": 32, "early_stopping_patience": None},
     "export": {"onnx": True},
 }
 
 
 class Stopped(Project):
-    """A copy of the project that is run, stopped and looked at."""
+    """A copy of the project that is run, stopped and compared."""
 
     def reset(self) -> None:
         """Remove whatever runs have made."""
@@ -68,7 +71,7 @@ class Stopped(Project):
             )
 
     def outcome(self) -> dict[str, Any]:
-        """Return what a run has come to, in what must not depend on how often it was stopped."""
+        """Return the results of a run that must not depend on how often it was stopped."""
         with closing(sqlite3.connect(self.root / "mlflow.db")) as store:
             train = "(SELECT run_uuid FROM tags WHERE key = 'stage' AND value = 'train')"
             stages = store.execute(
@@ -78,7 +81,8 @@ class Stopped(Project):
             ).fetchall()
             curves = store.execute(
                 f"SELECT DISTINCT key, step, value FROM metrics WHERE run_uuid IN {train} AND "
-                "key LIKE 'epoch/%' AND key != 'epoch/seconds' ORDER BY 1, 2"
+                "(key LIKE 'epoch/%' OR key LIKE 'member\\_%' ESCAPE '\\') "
+                "AND key NOT LIKE '%/seconds' ORDER BY 1, 2"
             ).fetchall()
             metrics = store.execute(
                 f"SELECT DISTINCT key FROM latest_metrics WHERE run_uuid IN {train} AND "
@@ -90,7 +94,8 @@ class Stopped(Project):
             (left_open,) = store.execute(
                 "SELECT count(*) FROM runs WHERE status = 'RUNNING'"
             ).fetchone()
-        run_id = self.json("models/train_run.json")["run_id"]
+        run_id = self.json("models/networks/mlflow_run.json")["run_id"]
+        export_id = self.json("models/export_run.json")["run_id"]
         artifacts = self.root / "mlruns" / run_id / "artifacts"
         return {
             "history": self._table("reports/train/history.csv"),
@@ -99,7 +104,8 @@ class Stopped(Project):
             "profile": self.json("reports/profile/metrics.json"),
             "metrics": self.json("reports/evaluate/metrics.json"),
             "predictions": (self.root / "reports/evaluate/predictions.csv").read_bytes(),
-            "export": self.json("models/export/export.json"),
+            "export": self.json("reports/export/metrics.json")["export/val_accuracy"],
+            "export in the training's run": export_id == run_id,
             "ONNX": self._probabilities(),
             "weights": weights,
             "MLflow's runs": stages,
@@ -118,8 +124,8 @@ class Stopped(Project):
         }
 
     def _probabilities(self) -> bytes:
-        """Return what the ONNX file says to the images; its own bytes are others each time."""
-        network, _ = onnx.load(self.root / "models/export/model.onnx")
+        """Return the ONNX file's probabilities for the images; its bytes differ each time."""
+        network, _ = onnx.load(self.root / paths.ONNX_MODEL)
         return network(np.load(self.root / "data/dataset/images.npy")).tobytes()
 
     def _table(self, name: str) -> list[dict[str, str]]:
@@ -142,8 +148,8 @@ def running(repro: subprocess.Popen[bytes]) -> str | None:
     return None
 
 
-def unbroken(project: Stopped) -> dict[str, float]:
-    """Run the pipeline once and give the seconds that each stage took."""
+def undisturbed(project: Stopped) -> dict[str, float]:
+    """Run the pipeline once and return the seconds that each stage took."""
     seconds: Counter[str] = Counter()
     repro, before = project.repro(), time.monotonic()
     while repro.poll() is None:
@@ -153,11 +159,11 @@ def unbroken(project: Stopped) -> dict[str, float]:
             seconds[stage] += now - before  # type: ignore[assignment]
         before = now
     if repro.returncode:
-        sys.exit(f"the unbroken run failed: see {project.root / 'repro.log'}")
+        sys.exit(f"the undisturbed run failed: see {project.root / 'repro.log'}")
     return dict(seconds)
 
 
-def broken(
+def disturbed(
     project: Stopped, seconds: dict[str, float], how: signal.Signals, draw: random.Random
 ) -> Counter[str]:
     """Run the pipeline, killing each stage once at a random moment, and count the kills."""
@@ -193,23 +199,24 @@ def main() -> int:
     parser.add_argument("--signal", choices=("KILL", "INT", "TERM"), default="KILL")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    # A background job of a shell is started deaf to Ctrl-C, and so would be its children.
+    # A background job of a shell ignores Ctrl-C, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     draw = random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="faults."))
     project = Stopped.begin(folder, CHANGES)
-    seconds = unbroken(project)
+    seconds = undisturbed(project)
     expected = project.outcome()
-    print("unbroken ", "  ".join(f"{stage} {seconds[stage]:.1f} s" for stage in STAGES), flush=True)
+    took = "  ".join(f"{stage} {seconds[stage]:.1f} s" for stage in STAGES)
+    print(f"undisturbed  {took}", flush=True)
 
     total: Counter[str] = Counter()
     differing = 0
-    print("round", *(f"{stage:>9}" for stage in STAGES), "  differs from the unbroken run")
+    print("round", *(f"{stage:>9}" for stage in STAGES), "  differs from the undisturbed run")
     number = 0
     while total.total() < arguments.kills:
         number += 1
         project.reset()
-        kills = broken(project, seconds, signal.Signals[f"SIG{arguments.signal}"], draw)
+        kills = disturbed(project, seconds, signal.Signals[f"SIG{arguments.signal}"], draw)
         total += kills
         found = project.outcome()
         differs = [name for name in expected if found[name] != expected[name]]

@@ -1,8 +1,8 @@
-"""Two `dvc queue` workers and a browser on one MLflow store at once, and what is there in the end.
+"""Two `dvc queue` workers and a browser use one MLflow store at once, and nothing must be missing.
 
-`python -m benchmarks.together --minutes 10 --store sqlite` has `mlflow ui` browse the file that the
-experiments write to; with `--store postgresql` all go to an `mlflow server` on PostgreSQL and S3,
-which is stopped for a tenth of the time in the middle. The exit status is 1 where anything of an
+With `python -m tests.soak.together --minutes 10 --store sqlite`, `mlflow ui` shows the file that
+the experiments write to. With `--store postgresql` all use an `mlflow server` on PostgreSQL and S3,
+which is stopped for a tenth of the time in the middle. The exit status is 1 if anything of an
 experiment is missing in MLflow.
 """
 
@@ -34,8 +34,8 @@ CHANGES: dict[str, Any] = SMALL | {
     "train": {"epochs": EPOCHS, "batch_size": 32, "early_stopping_patience": None},
 }
 CURVES = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds")
-METRICS = ("reports/train/metrics.json", "reports/evaluate/metrics.json")
-ARTIFACTS = {"training/history.csv", "evaluation/report.html", "evaluation/metrics.json"}
+STAGES = ("train", "export", "evaluate")
+ARTIFACTS = {"train/history.csv", "evaluate/report.html", "evaluate/metrics.json"}
 
 
 class Queue:
@@ -49,7 +49,7 @@ class Queue:
         self._project.commit("Run")
 
     def run(self, until: float) -> dict[str, dict[str, Any]]:
-        """Run experiments until that time; give what DVC knows of them, by their names."""
+        """Run experiments until that time; return what DVC knows of them, by name."""
         names: list[str] = []
         while time.monotonic() < until:
             status = Counter(self.status().values())
@@ -88,11 +88,11 @@ class Queue:
 
     def send(self) -> None:
         """Send what MLflow missed."""
-        self._project.run("python", "-m", "emotion_detection.send")
+        self._project.run("emotion-detection", "send")
 
 
 class Browser(threading.Thread):
-    """Somebody who looks at the runs, a page every half a second."""
+    """Somebody who opens a page of the runs every half a second."""
 
     def __init__(self, uri: str) -> None:
         """Browse the MLflow at `uri` once started, until `done` is set."""
@@ -136,7 +136,7 @@ class Browser(threading.Thread):
 
 
 def missing(uri: str, experiments: dict[str, dict[str, Any]]) -> list[str]:
-    """Say what DVC's experiments have and MLflow at `uri` has not."""
+    """Return what DVC's experiments have and MLflow at `uri` has not."""
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("emotion-detection")
     gone = []
@@ -153,13 +153,13 @@ def missing(uri: str, experiments: dict[str, dict[str, Any]]) -> list[str]:
                 gone.append(f"{name}: epoch/{curve} has {len(points)} of {EPOCHS} points")
         gone += [
             f"{name}: {metric} is {run.data.metrics.get(metric)}, and {value} in {file}"
-            for file in METRICS
+            for file in (f"reports/{stage}/metrics.json" for stage in STAGES)
             for metric, value in known["metrics"][file]["data"].items()
             if run.data.metrics.get(metric) != value
         ]
         listed = {
             artifact.path
-            for folder in ("training", "evaluation")
+            for folder in STAGES
             for artifact in client.list_artifacts(run.info.run_id, folder)
         }
         gone += [f"{name}: no {artifact}" for artifact in sorted(ARTIFACTS - listed)]
@@ -168,9 +168,9 @@ def missing(uri: str, experiments: dict[str, dict[str, Any]]) -> list[str]:
 
 @contextlib.contextmanager
 def tracking(store: str, root: Path) -> Iterator[tuple[servers.Server, dict[str, str]]]:
-    """Return the server that is browsed, not started, and what the experiments are to be told.
+    """Yield the server to browse, not started yet, and the experiments' environment variables.
 
-    It is stopped with the block.
+    The server is stopped when the block ends.
     """
     if store == "sqlite":
         port = servers.free_port()
@@ -183,8 +183,8 @@ def tracking(store: str, root: Path) -> Iterator[tuple[servers.Server, dict[str,
     with contextlib.closing(servers.ObjectStore()) as objects, servers.postgresql() as address:
         found = servers.mlflow_server(address, objects.uri, env=objects.env)
         with contextlib.closing(found) as server:
-            # Longer than it is away, or a stage that is to begin then gives up.
-            yield server, {"MLFLOW_TRACKING_URI": server.uri, "EMOTION_DETECTION_PATIENCE": "300"}
+            # Longer than the outage, so that no stage that begins in it gives up.
+            yield server, {"MLFLOW_TRACKING_URI": server.uri, "EMOTION_DETECTION_TIMEOUT": "300"}
 
 
 def main() -> int:
@@ -208,14 +208,14 @@ def main() -> int:
         browser = Browser(server.uri)
         browser.start()
         began = time.monotonic()
-        away = 0.0
+        outage = 0.0
         if arguments.store == "postgresql":
-            away = seconds / 10
+            outage = seconds / 10
 
             def interrupt() -> None:
-                time.sleep((seconds - away) / 2)
+                time.sleep((seconds - outage) / 2)
                 server.stop()
-                time.sleep(away)
+                time.sleep(outage)
                 server.start()
 
             threading.Thread(target=interrupt, daemon=True).start()
@@ -225,7 +225,7 @@ def main() -> int:
         queue.send()
         gone = missing(server.uri, experiments)
     took = sorted(browser.seconds)
-    print(f"store            {arguments.store}, away for {away:.0f} s")
+    print(f"store            {arguments.store}, stopped for {outage:.0f} s")
     print(f"time             {(time.monotonic() - began) / 60:.1f} min, two jobs at a time")
     print(f"experiments      {len(experiments)}, of {EPOCHS} epochs and an evaluation each")
     print(f"curve points     {len(experiments) * EPOCHS * len(CURVES)}")

@@ -1,16 +1,16 @@
-"""`python -m benchmarks.workers`: a search by one process, and by a chief and two workers.
+"""Search by one process, and by two workers of which one is killed, and compare the trials.
 
-MLflow is on PostgreSQL and S3 on loopback. In the last search a worker is killed in the middle. The
-exit status is 1 where a trial is missing or there twice, or the workers find other scores than one
-process with as many threads as each of them has.
+`python -m tests.soak.workers` keeps MLflow's runs on PostgreSQL and S3 on loopback. The exit status
+is 1 if a trial is missing or there twice, or if the workers find other scores than one process with
+as many threads as each of them has.
 """
 
 import argparse
 import contextlib
 import json
-import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,15 +24,13 @@ from typing import Any
 import mlflow
 import pandas as pd
 import psutil
-import yaml
 
-from emotion_detection import paths, stage
+from emotion_detection import paths
 from emotion_detection.console import run
 from emotion_detection.tuning.workers import share
 from tests.support import servers
-from tests.support.environment import without_settings
+from tests.support.project import Project
 
-ROOT = Path(__file__).parents[1]
 WORKERS = 2
 TRIALS, EPOCHS = 6, 5
 KILLED = 3
@@ -41,7 +39,7 @@ KILLED = 3
 
 @dataclass(frozen=True)
 class Search:
-    """What a search took and came to; `runs` are MLflow's runs of trials, by name and status."""
+    """The time and results of a search; `runs` counts MLflow's runs by name and status."""
 
     seconds: float
     processor_seconds: float
@@ -51,7 +49,7 @@ class Search:
 
     @property
     def missing(self) -> list[str]:
-        """Name the trials that are not there once, in the table and in MLflow."""
+        """The trials that are missing or there twice, in the table or in MLflow."""
         names = [f"trial {number:02d}" for number in range(1, TRIALS + 1)]
         in_table = Counter(f"trial {number:02d}" for number in self.trials["trial"])
         return [
@@ -59,40 +57,30 @@ class Search:
         ] + sorted(in_table.keys() - set(names))
 
 
-class Project:
-    """A folder with the drawn faces, in which stages run."""
+class Searching:
+    """A copy of the project with the synthetic faces, in which searches run."""
 
     def __init__(self, root: Path, tracking_uri: str) -> None:
-        """Draw and pack the faces."""
-        self._root, self._client = root, mlflow.MlflowClient(tracking_uri)
-        self._env = without_settings() | {
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
-            "MLFLOW_TRACKING_URI": tracking_uri,
-        }
-        self._set_workers(1)
+        """Copy the project, draw the faces and pack them."""
+        self._project = Project.begin(root, {"deterministic": True})
+        self._project.env |= {"MLFLOW_TRACKING_URI": tracking_uri}
+        self._client = mlflow.MlflowClient(tracking_uri)
         for stage in ("sample", "ingest"):
-            subprocess.run(self._command(stage), cwd=root, env=self._env, check=True)
-
-    def _command(self, stage: str) -> list[str]:
-        return [sys.executable, "-m", f"stages.{stage}"]
-
-    def _set_workers(self, workers: int) -> None:
-        params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-        params["deterministic"] = True
-        params["tune"] |= {"trials": TRIALS, "epochs": EPOCHS, "workers": workers}
-        (self._root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
+            self._project.run(*_command(stage))
 
     def search(self, workers: int, *, threads: int | None = None, kill: bool = False) -> Search:
-        """Run tune on all threads or so many, and `kill` the worker of trial KILLED meanwhile."""
-        self._set_workers(workers)
-        # It is the same search each time, and what the last one made is not noted.
-        stage.forget(self._root / paths.SEARCH_STATE)
+        """Run tune with that many threads, or all; `kill` kills the worker of trial KILLED."""
+        tune = {"trials": TRIALS, "epochs": EPOCHS, "workers": workers}
+        self._project.set_params({"tune": tune})
+        root = self._project.root
+        # It is the same search each time, whose state and completed outputs would be reused.
+        shutil.rmtree(root / paths.STATE, ignore_errors=True)
         limits = {} if threads is None else dict.fromkeys(share(0, 1), str(threads))
         began, used = time.perf_counter(), _processor_seconds()
         chief = subprocess.Popen(
-            self._command("tune"),
-            cwd=self._root,
-            env=self._env | limits,
+            _command("tune"),
+            cwd=root,
+            env=self._project.env | limits,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -100,7 +88,7 @@ class Project:
         lines = []
         for line in chief.stderr:
             lines.append(line)
-            begun = re.match(rf"(local-\d)  trial {KILLED}/{TRIALS}  blocks", line)
+            begun = re.match(rf"(local-\d)  trial {KILLED}/{TRIALS} ", line)
             if begun and kill:
                 time.sleep(1)
                 _worker_of(chief, begun[1]).kill()
@@ -110,8 +98,8 @@ class Project:
         return Search(
             seconds=time.perf_counter() - began,
             processor_seconds=_processor_seconds() - used,
-            trials=pd.read_csv(self._root / paths.TUNE / "trials.csv"),
-            chosen=json.loads((self._root / paths.HYPERPARAMETERS).read_text("utf-8")),
+            trials=pd.read_csv(root / paths.TUNE / "trials.csv"),
+            chosen=json.loads((root / paths.HYPERPARAMETERS).read_text("utf-8")),
             runs=self._runs(),
         )
 
@@ -128,8 +116,12 @@ class Project:
         return Counter((trial.info.run_name, trial.info.status) for trial in trials)
 
 
+def _command(stage: str) -> list[str]:
+    return [sys.executable, "-m", f"stages.{stage}"]
+
+
 def _processor_seconds() -> float:
-    """Return what the processes took that this one started and waited for, and theirs."""
+    """Return the processor time of all processes that this one started, and of theirs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -144,7 +136,7 @@ def _worker_of(chief: subprocess.Popen[str], name: str) -> psutil.Process:
 
 @contextlib.contextmanager
 def _tracking() -> Iterator[str]:
-    """Run an MLflow server on PostgreSQL and S3 while the block lasts, and give its address."""
+    """Run an MLflow server on PostgreSQL and S3 while the block lasts, and yield its address."""
     with contextlib.closing(servers.ObjectStore()) as objects, servers.postgresql() as address:
         server = servers.mlflow_server(address, objects.uri, env=objects.env)
         with contextlib.closing(server):
@@ -154,11 +146,11 @@ def _tracking() -> Iterator[str]:
 
 def main() -> None:
     """Search three times, compare, and print a summary."""
-    argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__).parse_args()
+    argparse.ArgumentParser(prog="python -m tests.soak.workers", description=__doc__).parse_args()
     if reason := servers.missing_postgresql():
         sys.exit(reason)
     with tempfile.TemporaryDirectory(prefix="workers.") as root, _tracking() as uri:
-        project = Project(Path(root), uri)
+        project = Searching(Path(root), uri)
         cores = len(psutil.Process().cpu_affinity())
         each = max(1, cores // WORKERS)
         expected = project.search(1, threads=each)

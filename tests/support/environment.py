@@ -1,4 +1,4 @@
-"""The environment in which tests and benchmarks run programs."""
+"""The environment variables with which tests and benchmarks run programs."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Real servers on loopback, for tests and benchmarks: MLflow's, PostgreSQL, an object store."""
+"""Servers on loopback for tests and benchmarks: MLflow, PostgreSQL and an object store."""
 
 import contextlib
 import os
@@ -20,14 +20,14 @@ BUCKET = "mlflow"
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens at."""
+    """Return a free port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Server:
-    """A process that answers at a port, and keeps what it was told when it is stopped."""
+    """A process that answers at a port; it can be stopped and started again."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Server:
         env: Mapping[str, str] | None = None,
         user: str | None = None,
     ) -> None:
-        """Have `command` answer at `port`, over HTTP at the path `health` unless that is empty."""
+        """Take `command`, which answers at `port`; `health` is a path to ask by HTTP, or empty."""
         self.port = port
         self.uri = f"http://127.0.0.1:{port}"
         self._command, self._env, self._user, self._health = command, env or {}, user, health
@@ -101,7 +101,7 @@ def mlflow_server(
 
 
 def missing_postgresql() -> str:
-    """Say why PostgreSQL cannot be started here; empty where it can."""
+    """Return why PostgreSQL cannot be started here, "" if it can."""
     if os.name == "nt":
         return "PostgreSQL is started here on POSIX systems only"
     if _postgresql() is None:
@@ -117,7 +117,7 @@ def missing_postgresql() -> str:
 
 
 def _postgresql() -> Path | None:
-    """Return the folder of the programs, which Debian keeps off the PATH."""
+    """Return the folder of PostgreSQL's programs, which is not on the PATH in Debian."""
     found = shutil.which("initdb")
     folders = [Path(found).parent] if found else Path("/usr/lib/postgresql").glob("*/bin")
     return max((folder for folder in folders if (folder / "initdb").exists()), default=None)
@@ -125,7 +125,7 @@ def _postgresql() -> Path | None:
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    """Run a new PostgreSQL while the block lasts, and give its address for MLflow."""
+    """Run a new PostgreSQL while the block lasts, and yield its address for MLflow."""
     programs = _postgresql()
     assert programs is not None
     user = "postgres" if os.geteuid() == 0 else None
@@ -158,7 +158,7 @@ def postgresql() -> Iterator[str]:
 
 
 class ObjectStore:
-    """An S3 server of moto's, with an empty bucket."""
+    """An S3 server (moto) with an empty bucket."""
 
     def __init__(self) -> None:
         """Start it."""
@@ -190,5 +190,5 @@ class ObjectStore:
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def close(self) -> None:
-        """End it, and what it keeps, which is in memory."""
+        """Stop it; its objects are in memory and are lost."""
         self._server.close()

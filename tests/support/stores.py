@@ -12,7 +12,7 @@ from tests.support.environment import without_settings
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Work in `folder` with its own MLflow store: no setting reaches it, and none stays."""
+    """Work in `folder`, with an MLflow store there, and without settings from outside."""
     import mlflow  # Takes seconds, and half of the tests need none.
 
     with pytest.MonkeyPatch.context() as patch:

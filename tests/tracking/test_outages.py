@@ -1,28 +1,28 @@
 """A tracking server and a store that are away: nothing that is logged is lost."""
 
-import http.server
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import keras
 import mlflow
+import numpy as np
 import psutil
 import pytest
 
-from emotion_detection import tracking
 from emotion_detection.console import UserError
-from emotion_detection.data.dataset import Dataset, Split
-from emotion_detection.models.network import build, export
-from emotion_detection.training.fit import LogEpoch, Recipe, fit
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.tracking import delivery, models, runs
 from tests.support.servers import Server, mlflow_server
+from tests.support.stage import STAGE
 from tests.support.stores import alone
+from tests.support.tiny import tiny
 
 EPOCHS = 6
 
@@ -45,38 +45,43 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def start(toy: Dataset, stage: str = "train", **changes: Any) -> Any:
     settings: dict[str, Any] = {"note": "", "dataset": toy, "params": {"seed": 3}, "tags": {}}
-    return tracking.run(stage, **{**settings, **changes})
+    return runs.run(stage, **{**settings, **changes})
+
+
+SEND = "from emotion_detection import console; from emotion_detection.tracking import delivery\n"
+SEND += "console.run(delivery.send)"
 
 
 class Training:
     """A small real training, of which each epoch is logged; `after` is called with its number."""
 
-    def __init__(self, toy: Dataset, rows: Split, architecture: Callable[..., Any]) -> None:
-        self.toy, self.rows, self.architecture = toy, rows, architecture()
-        self.model = build(self.architecture, image_shape=(16, 16, 3), classes=3, seed=0)
+    def __init__(self, toy: Dataset) -> None:
+        self.toy = toy
+        self.model = tiny(toy)
 
     def __call__(self, after: Callable[[int], None]) -> list[tuple[int, float]]:
-        def log_epoch(metrics: Mapping[str, float], epoch: int) -> None:
-            tracking.log_epoch(metrics, epoch)
-            after(epoch)
+        rows = np.flatnonzero(~self.toy.is_test)
+        images, labels = np.asarray(self.toy.images[rows]), self.toy.labels[rows]
 
-        logged: LogEpoch = log_epoch
-        history = fit(
-            self.model,
-            self.toy,
-            train=self.rows.train,
-            validation=self.rows.validation,
-            recipe=Recipe(lr=1e-2, batch_size=24, epochs=EPOCHS, early_stopping_patience=None),
-            seed=0,
-            log_epoch=logged,
-            verbose=False,
+        def log_epoch(epoch: int, logs: dict[str, float]) -> None:
+            runs.log_epoch(logs, epoch + 1)
+            after(epoch + 1)
+
+        self.model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        history = self.model.fit(
+            images,
+            labels,
+            validation_split=0.2,
+            epochs=EPOCHS,
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=log_epoch)],
+            verbose=0,
         )
-        return list(enumerate(history["val_loss"].tolist(), 1))
+        return list(enumerate(history.history["val_loss"], 1))
 
 
 @pytest.fixture
-def training(toy: Dataset, rows: Split, architecture: Callable[..., Any]) -> Training:
-    return Training(toy, rows, architecture)
+def training(toy: Dataset) -> Training:
+    return Training(toy)
 
 
 def curve(uri: str, run_id: str) -> list[tuple[int, float]]:
@@ -101,9 +106,9 @@ def test_a_server_that_goes_away_for_a_while_costs_nothing(
 
     with start(training.toy, "tune") as run_id:
         logged = training(after)
-        with tracking.child("trial 01", params={"filters": 8}, tags={"stage": "trial"}):
-            tracking.log_metrics({"val_accuracy": 0.5})
-        tracking.log_metrics({"best": 1.0})
+        with runs.child("trial 01", params={"filters": 8}, tags={"stage": "trial"}):
+            runs.log_metrics({"val_accuracy": 0.5})
+        runs.log_metrics({"best": 1.0})
     run = mlflow.MlflowClient(server.uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["best"] == 1.0
@@ -123,47 +128,47 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setenv("EMOTION_DETECTION_PATIENCE", "1")
+    monkeypatch.setenv("EMOTION_DETECTION_TIMEOUT", "1")
     report = tmp_path / "report"
     report.mkdir()
     (report / "scores.csv").write_text("1,2\n")
     with start(training.toy) as run_id:
         logged = training(lambda epoch: server.stop() if epoch == 2 else None)
-        tracking.log_metrics({"val_accuracy": 0.75})
-        tracking.log_files(report, "training")
-        model = export(training.model, training.architecture)
-        tracking.log_model(model, training.toy.images[:2], training.toy.classes)
-        tracking.save_run_id(tmp_path / "run.json", run_id)
+        runs.log_metrics({"val_accuracy": 0.75})
+        runs.log_files(report, "training")
+        runs.log_model(training.model, training.toy.images[:2], training.toy.classes)
+        runs.save_run_id(tmp_path / "run.json", run_id)
     (report / "scores.csv").write_text("of the next training\n")
     assert mlflow.active_run() is None
     told = caplog.messages[-1]
     assert f"what is logged to run {run_id} is kept in {tmp_path}/mlruns/.unsent/" in told
-    assert "run `python -m emotion_detection.send` when MLflow is back" in told
+    assert "run `emotion-detection send` when MLflow is back" in told
     assert len(unsent(tmp_path)) == 1
 
-    # The evaluation that follows, and a training that cannot begin.
-    with tracking.resumed(run_id) as found:
+    # The stages that follow, and a training that cannot begin.
+    with runs.resumed(run_id) as found:
         assert found
-        tracking.log_metrics({"test/accuracy": 0.5}, training.toy)
+        runs.log_metrics({"test/accuracy": 0.5}, training.toy)
+    with runs.exported(run_id, "a key", {"tta": {"flips": True}}, "") as exported:
+        assert exported == run_id
     with (
         pytest.raises(UserError, match=rf"MLflow at {server.uri} cannot be reached \(.*refused\)"),
         start(training.toy),
     ):
         pytest.fail("began")
     with pytest.raises(UserError, match="cannot be reached"):
-        tracking.send()
+        delivery.send()
 
     server.start()
-    monkeypatch.delenv("EMOTION_DETECTION_PATIENCE")
-    sent = subprocess.run(
-        [sys.executable, "-m", "emotion_detection.send"], text=True, capture_output=True
-    )
+    monkeypatch.delenv("EMOTION_DETECTION_TIMEOUT")
+    sent = subprocess.run([sys.executable, "-c", SEND], text=True, capture_output=True)
     assert sent.returncode == 0, sent.stderr
     assert sent.stderr.endswith(f"nothing is left to send to {server.uri}\n")
     run = mlflow.MlflowClient(server.uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["val_accuracy"] == 0.75
     assert run.data.metrics["test/accuracy"] == 0.5
+    assert (run.data.tags["export.key"], run.data.params["tta.flips"]) == ("a key", "true")
     logged_model = mlflow.MlflowClient(server.uri).get_logged_model(
         run.outputs.model_outputs[0].model_id
     )
@@ -174,7 +179,7 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
         run_id=run_id, artifact_path="training/scores.csv", dst_path=str(tmp_path / "got")
     )
     assert Path(artifact).read_text() == "1,2\n"
-    assert mlflow.models.get_model_info(f"runs:/{run_id}/{tracking.MODEL_NAME}").run_id == run_id
+    assert mlflow.models.get_model_info(f"runs:/{run_id}/{models.MODEL_NAME}").run_id == run_id
     assert unsent(tmp_path) == []
 
 
@@ -213,34 +218,17 @@ def test_a_locked_store_costs_nothing(
     with start(toy) as run_id:
         with held(tmp_path / "mlflow.db"):
             for epoch in range(1, 4):
-                tracking.log_epoch({"val_loss": 1 / epoch}, epoch)
+                runs.log_epoch({"val_loss": 1 / epoch}, epoch)
             # SQLite itself waits for five seconds.
             while "database is locked" not in caplog.text:
                 time.sleep(0.05)
-        tracking.log_epoch({"val_loss": 0.25}, 4)
+        runs.log_epoch({"val_loss": 0.25}, 4)
     uri = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
     assert curve(uri, run_id) == [(epoch, 1 / epoch) for epoch in range(1, 5)]
     assert local(tmp_path).get_run(run_id).info.status == "FINISHED"
 
 
 # --- Runs that were not ended.
-
-STAGE = """
-import sys, time
-from pathlib import Path
-from emotion_detection import console, tracking
-from emotion_detection.data.dataset import Dataset
-
-def main():
-    dataset = Dataset.open(Path(sys.argv[1]))
-    with tracking.run("tune", note="", dataset=dataset, params={}, tags={}) as run_id:
-        with tracking.child("trial 01", params={"filters": 8}, tags={"stage": "trial"}):
-            tracking.log_epoch({"loss": 1.5}, 1)
-            print(run_id, flush=True)
-            time.sleep(600)
-
-console.run(main)
-"""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -306,95 +294,3 @@ def test_only_runs_of_processes_that_are_gone_are_ended(toy: Dataset, tmp_path: 
     assert status == ["RUNNING", "KILLED", "KILLED", "RUNNING", "RUNNING"]
     assert client.get_run(untagged).info.status == "RUNNING"
     assert client.get_run(taken_up).info.status == "FINISHED"
-
-
-def test_two_processes_may_make_the_store_at_once(packed: Path, tmp_path: Path) -> None:
-    stage = STAGE.replace("time.sleep(600)", "")
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", stage, packed],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    ended = [process.communicate(timeout=240) for process in both]
-    assert [process.returncode for process in both] == [0, 0], ended
-    for run_id, _ in ended:
-        assert local(tmp_path).get_run(run_id.strip()).info.status == "FINISHED"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_store_that_was_half_made_is_made_anew(toy: Dataset, tmp_path: Path) -> None:
-    made = tmp_path / ".mlflow.db.partial" / "mlflow.db"
-    connect = "from emotion_detection.tracking import store; store.connect()"
-    with subprocess.Popen([sys.executable, "-c", connect]) as process:
-        while not (made.exists() and made.stat().st_size):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-    assert not (tmp_path / "mlflow.db").exists()
-    with start(toy) as run_id:
-        pass
-    assert local(tmp_path).get_run(run_id).info.status == "FINISHED"
-    assert not made.parent.exists()
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_who_may_not_ask_is_told_at_once(
-    monkeypatch: pytest.MonkeyPatch, toy: Dataset, status: int
-) -> None:
-    asked: list[str] = []
-
-    class Guarded(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(b"You are not authenticated.")
-
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Guarded) as guarded:
-        threading.Thread(target=guarded.serve_forever, daemon=True).start()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{guarded.server_port}")
-        with pytest.raises(UserError, match=r"refuses: .*You are not authenticated"), start(toy):
-            pass
-        with pytest.raises(UserError, match=r"refuses: .*You are not authenticated"):
-            tracking.load_network("models:/emotion-detection/1")
-        guarded.shutdown()
-    assert len(asked) == 2
-
-
-def test_no_password_is_in_what_is_told_or_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Dataset, packed: Path
-) -> None:
-    subprocess.run(["git", "init", "--quiet"], check=True)
-    subprocess.run(
-        ["git", "remote", "add", "origin", "https://anna:s3cret@example.org/x.git"], check=True
-    )
-    (tmp_path / "notes.txt").write_text("none\n")
-    subprocess.run(["git", "add", "notes.txt"], check=True)
-    identity = ("-c", "user.name=A", "-c", "user.email=a@b.c")
-    subprocess.run(["git", *identity, "commit", "--quiet", "--message=Begin"], check=True)
-    (tmp_path / "notes.txt").write_text("https://anna:s3cret@example.org/x.git\n")
-    # What MLflow reads the remote of is the folder of the script that runs.
-    (tmp_path / "script.py").write_text(STAGE.replace("time.sleep(600)", ""))
-    run_id = subprocess.check_output([sys.executable, "script.py", packed], text=True).strip()
-    tags = local(tmp_path).get_run(run_id).data.tags
-    assert tags["git.dirty"] == "true"
-    assert "example.org" in tags["mlflow.source.git.repoURL"]
-    diff = tmp_path / "mlruns" / run_id / "artifacts" / "git.diff"
-    assert "+https://example.org/x.git\n" in diff.read_text()
-    for path in (tmp_path / "mlflow.db", *(tmp_path / "mlruns").rglob("*")):
-        assert not path.is_file() or b"s3cret" not in path.read_bytes(), path
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:s3cret@127.0.0.1:9")
-    monkeypatch.setenv("EMOTION_DETECTION_PATIENCE", "0")
-    with pytest.raises(UserError) as raised, start(toy):
-        pass
-    assert "s3cret" not in str(raised.value)

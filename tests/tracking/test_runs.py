@@ -1,23 +1,18 @@
 """What is in MLflow after a run, and where."""
 
-import base64
 import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import keras
 import mlflow
-import numpy as np
 import pytest
 from mlflow.entities import Run
 
-from emotion_detection import tracking
-from emotion_detection.console import Terminated, UserError
+from emotion_detection.console import Terminated
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.data.image import decode
-from emotion_detection.models.network import build, export
+from emotion_detection.tracking import runs
 from tests.support.stores import alone
 
 PARAMS = {
@@ -87,7 +82,7 @@ def start(toy: Dataset, **changes: Any) -> Any:
         "params": PARAMS,
         "tags": {"selected_on_test": "false"},
     }
-    return tracking.run("train", **{**settings, **changes})
+    return runs.run("train", **{**settings, **changes})
 
 
 def finished(project: Project, toy: Dataset) -> Run:
@@ -98,9 +93,10 @@ def finished(project: Project, toy: Dataset) -> Run:
 
 def test_a_run_says_what_made_it(project: Project, toy: Dataset) -> None:
     with start(toy) as run_id:
-        tracking.log_epoch({"loss": 1.5}, 1)
-        tracking.log_epoch({"loss": 0.5}, 2)
-        tracking.set_tags({"late": "yes"})
+        runs.log_epoch({"loss": 1.5}, 1)
+        runs.log_epoch({"loss": 0.5}, 2)
+        runs.log_epoch({"loss": 0.25}, 1, prefix="member_2")
+        runs.set_tags({"late": "yes"})
     run = project.client.get_run(run_id)
 
     assert run.info.run_name == "train on toy.zip"
@@ -127,6 +123,13 @@ def test_a_run_says_what_made_it(project: Project, toy: Dataset) -> None:
         for point in project.client.get_metric_history(run_id, "epoch/loss")
     ]
     assert losses == [(1, 1.5), (2, 0.5)]
+    assert run.data.metrics["member_2/loss"] == 0.25
+
+
+def test_a_run_that_is_selected_on_test_is_named_so(project: Project, toy: Dataset) -> None:
+    with start(toy, tags={"selected_on_test": "true"}) as run_id:
+        pass
+    assert project.client.get_run(run_id).info.run_name == "train (selected on test) on toy.zip"
 
 
 def test_a_run_names_its_data(project: Project, toy: Dataset) -> None:
@@ -168,7 +171,7 @@ def test_a_queued_experiments_run_outlives_its_copy(
 ) -> None:
     (tmp_path / "scores.csv").write_text("1,2\n")
     with start(toy) as run_id:
-        tracking.log_files(tmp_path, "training")
+        runs.log_files(tmp_path, "training")
     run = project.client.get_run(run_id)
 
     assert run.info.run_name == "train puffy-heart on toy.zip"
@@ -208,7 +211,7 @@ def test_a_run_that_breaks_off_does_not_seem_to_go_on(
     ids: list[str] = []
 
     def search() -> None:
-        with start(toy) as run_id, tracking.child("trial 01", params={}, tags={}):
+        with start(toy) as run_id, runs.child("trial 01", params={}, tags={}):
             ids.append(run_id)
             raise trouble
 
@@ -223,12 +226,12 @@ def test_a_trial_that_fails_leaves_the_search_going(project: Project, toy: Datas
     with start(toy) as parent:
         with (
             pytest.raises(MemoryError),
-            tracking.child("trial 01", params={"filters": (8, 16)}, tags={"stage": "trial"}),
+            runs.child("trial 01", params={"filters": (8, 16)}, tags={"stage": "trial"}),
         ):
             raise MemoryError
-        with tracking.child("trial 02", params={"filters": (8,)}, tags={"stage": "trial"}):
-            tracking.log_metrics({"val_accuracy": 0.5})
-        tracking.log_metrics({"trials": 2})
+        with runs.child("trial 02", params={"filters": (8,)}, tags={"stage": "trial"}):
+            runs.log_metrics({"val_accuracy": 0.5})
+        runs.log_metrics({"trials": 2})
 
     metrics = project.client.get_run(parent).data.metrics
     assert {name for name in metrics if not name.startswith("system/")} == {"trials"}
@@ -246,9 +249,9 @@ def test_a_trial_that_fails_leaves_the_search_going(project: Project, toy: Datas
 
 def test_a_later_stage_adds_to_the_run_of_an_earlier_one(project: Project, toy: Dataset) -> None:
     run_id = finished(project, toy).info.run_id
-    with tracking.resumed(run_id) as found:
+    with runs.resumed(run_id) as found:
         assert found
-        tracking.log_metrics({"test.accuracy": 0.75})
+        runs.log_metrics({"test.accuracy": 0.75})
     run = project.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test.accuracy"] == 0.75
@@ -257,7 +260,7 @@ def test_a_later_stage_adds_to_the_run_of_an_earlier_one(project: Project, toy: 
 
 def test_class_names_that_mlflow_would_refuse_are_logged(project: Project, toy: Dataset) -> None:
     with start(toy) as run_id:
-        tracking.log_metrics({"test/f1/a+b": 0.1, "test/f1/a&b": 0.2, "test/f1/men's": 0.3})
+        runs.log_metrics({"test/f1/a+b": 0.1, "test/f1/a&b": 0.2, "test/f1/men's": 0.3})
     metrics = project.client.get_run(run_id).data.metrics
     found = {name: value for name, value in metrics.items() if name.startswith("test/")}
     assert found == {"test/f1/a_b": 0.1, "test/f1/a_b-2": 0.2, "test/f1/men_s": 0.3}
@@ -270,7 +273,7 @@ def test_a_run_that_is_gone_is_told_and_nothing_is_logged(
     project.client.delete_run(deleted)
     for run_id in ("0" * 32, deleted, None):
         caplog.clear()
-        with tracking.resumed(run_id) as found:
+        with runs.resumed(run_id) as found:
             assert not found
             assert mlflow.active_run() is None
         assert f"run {run_id} is not in sqlite:///{project.root}/mlflow.db" in caplog.text
@@ -295,8 +298,8 @@ def test_the_id_of_a_run_is_kept_beside_what_it_made(
 ) -> None:
     path = tmp_path / "run.json"
     with start(toy) as run_id:
-        tracking.save_run_id(path, run_id)
-    assert tracking.load_run_id(path) == run_id
+        runs.save_run_id(path, run_id)
+    assert runs.load_run_id(path) == run_id
     assert json.loads(path.read_text())["tracking_uri"].endswith(f"{project.root}/mlflow.db")
 
 
@@ -305,118 +308,4 @@ def test_no_id_is_none(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "run.json"
     if text is not None:
         path.write_text(text)
-    assert tracking.load_run_id(path) is None
-
-
-@pytest.mark.parametrize(
-    ("uri", "kept"),
-    [
-        ("https://anna:s3cret@mlflow.lab.org:5000/x", "https://mlflow.lab.org:5000/x"),
-        ("postgresql://anna:s3cret@db/mlflow", "postgresql://db/mlflow"),
-        ("postgresql://anna:s3/cr:et@db/mlflow", "postgresql://db/mlflow"),
-        ("postgresql://db:5432/x?password=s3cret&a=1", "postgresql://db:5432/x?password=***&a=1"),
-        ("http://localhost:5000", "http://localhost:5000"),
-        ("http://localhost:5000/a@b", "http://localhost:5000/a@b"),
-        ("sqlite:////home/anna@lab/mlflow.db", "sqlite:////home/anna@lab/mlflow.db"),
-    ],
-)
-def test_a_password_is_not_written_down(tmp_path: Path, uri: str, kept: str) -> None:
-    mlflow.set_tracking_uri(uri)
-    tracking.save_run_id(tmp_path / "run.json", "abc")
-    assert json.loads((tmp_path / "run.json").read_text()) == {
-        "run_id": "abc",
-        "tracking_uri": kept,
-    }
-
-
-@pytest.fixture(scope="module")
-def network(architecture: Any) -> keras.Model:
-    chosen = architecture()
-    return export(build(chosen, image_shape=(16, 16, 3), classes=3, seed=0), chosen)
-
-
-def test_a_logged_model_is_complete(project: Project, toy: Dataset, network: keras.Model) -> None:
-    images = toy.images[:5]
-    with start(toy) as run_id:
-        tracking.log_model(network, images[:2], toy.classes)
-    uri = f"runs:/{run_id}/{tracking.MODEL_NAME}"
-    expected = network.predict(images, verbose=0)
-
-    answers = mlflow.pyfunc.load_model(uri).predict({"image": images})
-    found = [[row[name] for name in toy.classes] for row in answers["probabilities"]]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert answers["label"].tolist() == [toy.classes[best] for best in expected.argmax(axis=1)]
-
-    information = mlflow.models.get_model_info(uri)
-    assert information.signature.inputs.input_names() == ["image"]
-    assert information.signature.outputs.input_names() == ["label", "probabilities"]
-    assert information.metadata == {"classes": list(toy.classes)}
-
-    folder = Path(mlflow.artifacts.download_artifacts(uri))
-    example = json.loads((folder / "serving_input_example.json").read_text())["dataframe_split"]
-    pixels = [decode(base64.b64decode(image), (16, 16), "rgb") for (image,) in example["data"]]
-    assert pixels == [image.tobytes() for image in images[:2]]
-    names = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert {"model.keras", "serving.py", "imagefile.py", "modelfile.py"} <= names
-    assert not [name for name in names if "pickle" in name or name.endswith(".pkl")]
-    requirements = (folder / "requirements.txt").read_text().splitlines()
-    pinned = {line.split("==")[0] for line in requirements}
-    assert pinned == {"mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow"}
-
-
-def test_a_logged_network_is_loaded_with_its_classes(
-    project: Project, toy: Dataset, network: keras.Model
-) -> None:
-    images = toy.images[:5]
-    with start(toy) as run_id:
-        tracking.log_model(network, images[:2], toy.classes)
-    loaded, classes = tracking.load_network(f"runs:/{run_id}/{tracking.MODEL_NAME}")
-    assert classes == toy.classes
-    np.testing.assert_array_equal(
-        loaded.predict(images, verbose=0), network.predict(images, verbose=0)
-    )
-
-
-def test_a_logged_network_says_where_it_comes_from(
-    project: Project, toy: Dataset, network: keras.Model
-) -> None:
-    with start(toy) as run_id:
-        tracking.log_model(network, toy.images[:2], toy.classes)
-    uri = f"runs:/{run_id}/{tracking.MODEL_NAME}"
-    source = (toy.source, toy.digest, False, finished(project, toy).data.params)
-    assert tracking.origin(uri) == tracking.Origin(uri, *source)
-    for number in ("1", "2"):
-        assert mlflow.register_model(uri, "faces").version == int(number)
-    mlflow.MlflowClient().set_registered_model_alias("faces", "best", "1")
-    assert tracking.origin("models:/faces@best") == tracking.Origin("faces, version 1", *source)
-    assert tracking.origin("models:/faces/2") == tracking.Origin("faces, version 2", *source)
-    assert tracking.origin("models:/gone/1") == tracking.Origin("models:/gone/1", None)
-
-
-def test_a_network_that_older_code_logged_is_loaded(
-    project: Project, toy: Dataset, network: keras.Model
-) -> None:
-    with start(toy) as run_id:
-        mlflow.tensorflow.log_model(
-            network,
-            name=tracking.MODEL_NAME,
-            pip_requirements=["keras"],
-            metadata={"classes": list(toy.classes)},
-        )
-    loaded, classes = tracking.load_network(f"runs:/{run_id}/{tracking.MODEL_NAME}")
-    assert classes == toy.classes
-    assert loaded.output_shape == (None, 3)
-
-
-def test_a_network_that_is_not_there_is_told(
-    project: Project, toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as elsewhere:
-        elsewhere.chdir(tmp_path)
-        with pytest.raises(UserError, match=f"there is no mlflow.db in {tmp_path}$"):
-            tracking.load_network()
-    assert not list(tmp_path.iterdir())
-    finished(project, toy)
-    told = r"^models:/emotion-detection@champion: cannot be loaded from sqlite:.*mlflow\.db \(.+\)$"
-    with pytest.raises(UserError, match=told):
-        tracking.load_network()
+    assert runs.load_run_id(path) is None

@@ -26,11 +26,12 @@ from PIL import Image
 
 from emotion_detection import paths
 from emotion_detection.console import UserError
+from emotion_detection.data import image
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.models import serving
 from emotion_detection.tracking.store import NOT_THERE, connect_to_read, without_password
 
-if TYPE_CHECKING:  # It takes TensorFlow along, as modelfile does.
+if TYPE_CHECKING:  # It imports TensorFlow, as saving does, which takes seconds.
     import keras
 
 MODEL_NAME = "model"
@@ -43,54 +44,61 @@ CHAMPION_ALIAS = "champion"
 
 CHAMPION = f"models:/{REGISTERED_MODEL}@{CHAMPION_ALIAS}"
 
-# A bar for copying a dozen small files, several times over.
+# Progress bars for copying a dozen small files.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-def log_model(model: "keras.Model", example: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Log `model` to MLflow's active run as `serving.py` answers for it, with all that it needs.
+def log_model(
+    model: "keras.Model", example: np.ndarray, classes: tuple[str, ...], run_id: str
+) -> None:
+    """Log `model` to the run `run_id` in the form that `serving.py` serves, with all that it needs.
 
     `example`, a few images (N, H, W, C) uint8, goes with it as PNG files in base64; `classes` are
     in the order of the model's outputs.
     """
     from emotion_detection.models import saving
 
-    code = Path(serving.__file__).parent
     signature = ModelSignature(
-        # Images come as text, bytes or arrays, which only Any allows; and since MLflow would
-        # answer a missing column with the whole request, it is for serving.py to miss it.
+        # Images come as text, bytes or arrays, which only Any allows. The column is not required,
+        # since MLflow would repeat the whole request in its error; serving.py has a shorter one.
         Schema([ColSpec(AnyType(), serving.COLUMN, required=False)]),
         Schema([ColSpec("string", "label"), ColSpec(Map(DataType.double), "probabilities")]),
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / paths.MODEL.name
         saving.save(model, path, classes)
-        mlflow.pyfunc.log_model(
+        # As mlflow.pyfunc.log_model does, which logs to MLflow's active run alone.
+        Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
             name=MODEL_NAME,
-            python_model=code / "serving.py",
-            code_paths=[str(code / "imagefile.py"), str(code / "modelfile.py")],
+            python_model=serving.__file__,
+            code_paths=[image.__file__, saving.__file__],
             artifacts={"network": str(path)},
             signature=signature,
-            input_example=pd.DataFrame({serving.COLUMN: [_base64_png(image) for image in example]}),
-            # Left to itself MLflow loads the model in a second process to guess these.
+            input_example=pd.DataFrame(
+                {serving.COLUMN: [_base64_png(pixels) for pixels in example]}
+            ),
+            # Without these MLflow loads the model in a second process to guess them.
             pip_requirements=[f"{name}=={version(name)}" for name in MODEL_PACKAGES],
             metadata={"classes": list(classes)},
         )
 
 
 class GoneError(UserError):
-    """A model is not in MLflow, or not any more."""
+    """A model is not in MLflow, or its files are gone."""
 
 
 def load_network(model_uri: str = CHAMPION) -> "tuple[keras.Model, tuple[str, ...]]":
-    """Load the network of a logged model, and the names of its classes.
+    """Return the network of a logged model, and the names of its classes.
 
-    `model_uri` is MLflow's, such as models:/name@alias or runs:/id/model. The network takes images
-    (N, H, W, C) uint8 and gives probabilities (N, classes) float32.
+    `model_uri` is MLflow's, such as models:/name@alias or runs:/id/model. The network turns images
+    (N, H, W, C) uint8 into probabilities (N, classes) float32.
 
     Raises:
-        GoneError: if there is no such model in the store, or no sound network in it.
-        UserError: if the store cannot be asked.
+        GoneError: if there is no such model in the store, or its file is damaged.
+        UserError: if the store cannot be reached.
 
     """
     from emotion_detection.models import saving
@@ -103,16 +111,16 @@ def load_network(model_uri: str = CHAMPION) -> "tuple[keras.Model, tuple[str, ..
     with tempfile.TemporaryDirectory() as folder:
         try:
             logged = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=folder)
-        except Exception as error:  # The packages that artifact stores need have their own.
+        except Exception as error:  # Artifact stores raise errors of their packages.
             gone = isinstance(error, MlflowException) and error.error_code in NOT_THERE
             raise (GoneError if gone else UserError)(f"{failed} ({_reason(error)})") from error
         if not any(Path(logged).iterdir()):
-            # As where the disk that has them is not there.
-            raise UserError(f"{failed} (none of its files is at its place)")
+            # The disk with the artifacts may not be mounted.
+            raise UserError(f"{failed} (none of its files is there)")
         try:
             (path,) = Path(logged).rglob(paths.MODEL.name)
             model, classes = saving.load(path)
-            # Models that older code logged have the names in MLflow's metadata alone.
+            # A model that was not saved by saving.save has the names in MLflow's metadata alone.
             return model, classes or tuple(Model.load(logged).metadata["classes"])
         except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
             raise GoneError(f"{failed} ({_reason(error)})") from error
@@ -124,9 +132,10 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network comes from: what it is called, and the data set it learnt from, if known.
+    """Where a network comes from: its name, and the data set it was trained on, if known.
 
-    `selected_on_test` says that it was chosen on the test images, `params` are those of its run.
+    `selected_on_test` says that its epoch or network was chosen on the test images; `params` are
+    those of its run.
     """
 
     name: str
@@ -137,7 +146,12 @@ class Origin:
 
 
 def origin(model_uri: str = CHAMPION) -> Origin:
-    """Say what the store knows of where one of its models comes from."""
+    """Return where a model in the store comes from, as far as the store knows.
+
+    Raises:
+        UserError: if the store cannot be reached.
+
+    """
     connect_to_read()
     client = mlflow.MlflowClient()
     try:
@@ -164,15 +178,15 @@ def origin(model_uri: str = CHAMPION) -> Origin:
         return Origin(model_uri, None)
 
 
-def _base64_png(image: np.ndarray) -> str:
-    """Encode an image (H, W, C) uint8."""
+def _base64_png(pixels: np.ndarray) -> str:
+    """Return an image (H, W, C) uint8 as a PNG file in base64."""
     buffer = io.BytesIO()
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 class RegistryError(Exception):
-    """MLflow's model registry cannot do what it was asked to; the message says why."""
+    """A request to MLflow's model registry failed; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -186,11 +200,15 @@ class Version:
 
 
 def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Version:
-    """Make the model that `run_id` logged a version of REGISTERED_MODEL, once, and tag it.
+    """Register the newest model that `run_id` logged as a version of REGISTERED_MODEL, and tag it.
 
-    The tags are the data set's name and digest, `scores` as test/<name>, and whether the run
-    leaks; its description says the same in words. Raises RegistryError, as where the run has no
-    model.
+    A model that is registered already keeps its version. The tags are the data set's name and
+    digest, `scores` as test/<name>, and `selected_on_test` as the run has it; the description says
+    the same in words.
+
+    Raises:
+        RegistryError: if the registry fails, or the run logged no model.
+
     """
     with _registry() as client:
         run = client.get_run(run_id)
@@ -201,17 +219,21 @@ def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Vers
             **{f"test/{name}": f"{score:.6g}" for name, score in scores.items()},
         }
         _make_registered_model(client)
-        found = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'")
-        if found:
-            number = max(int(version.version) for version in found)
+        model_id = logged_model(client, run)
+        if model_id is None:
+            raise ValueError(f"run {run_id} logged no model")
+        source = f"models:/{model_id}"
+        versions = client.search_model_versions(
+            f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'"
+        )
+        numbers = [int(version.version) for version in versions if version.source == source]
+        if numbers:
+            number = max(numbers)
             for key, value in tags.items():
                 client.set_model_version_tag(REGISTERED_MODEL, str(number), key, value)
         else:
-            model_id = logged_model(client, run)
-            if model_id is None:
-                raise ValueError(f"run {run_id} logged no model")
             number = client.create_model_version(
-                REGISTERED_MODEL, f"models:/{model_id}", run_id, tags, model_id=model_id
+                REGISTERED_MODEL, source, run_id, tags, model_id=model_id
             ).version
             # As mlflow.register_model does: the page of the logged model links to the version.
             link = json.dumps([{"name": REGISTERED_MODEL, "version": str(number)}])
@@ -221,21 +243,25 @@ def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Vers
 
 
 def _described(run: mlflow.entities.Run, dataset: Dataset, scores: Mapping[str, float]) -> str:
-    """Say in a line what a version is; the list of versions has room for its first words."""
+    """Return a line about a version; the list of versions shows its first words."""
     selected_on_test = run.data.tags.get("selected_on_test") == "true"
     return (
-        f"{'**Leaking**, ' if selected_on_test else ''}"
+        f"{'**Selected on test**, ' if selected_on_test else ''}"
         f"{', '.join(f'{name} {score:.4f}' for name, score in scores.items())} on the "
         f"{int(dataset.is_test.sum()):,} test images of {dataset.source}"
-        f"{', on which its epoch or its network was chosen' if selected_on_test else ''}; the network of "
-        f"the run *{run.info.run_name}*."
+        f"{', on which its epoch or network was chosen' if selected_on_test else ''}; the network "
+        f"of the run *{run.info.run_name}*."
     )
 
 
 def champion(digest: str | None = None) -> Version | None:
-    """Return the champion of the data set with this digest, or by default of the one seen last.
+    """Return the champion of the data set with this digest, by default of the one evaluated last.
 
-    None where there is none. Raises RegistryError.
+    It is None if there is none.
+
+    Raises:
+        RegistryError: if the registry fails.
+
     """
     with _registry() as client:
         number = client.get_registered_model(REGISTERED_MODEL).aliases.get(_alias(digest))
@@ -243,16 +269,18 @@ def champion(digest: str | None = None) -> Version | None:
 
 
 def promote(version: Version, digest: str | None = None) -> None:
-    """Make `version` the champion of the data set with this digest, or of the one seen last.
+    """Make `version` the champion of the data set with this digest, or the alias `champion`.
 
-    Raises RegistryError.
+    Raises:
+        RegistryError: if the registry fails.
+
     """
     with _registry() as client:
         client.set_registered_model_alias(REGISTERED_MODEL, _alias(digest), version.number)
 
 
 def load_version(version: Version) -> "keras.Model":
-    """Load the network of a registered model. Raises as `load_network` does."""
+    """Return the network of a registered model. Raises as `load_network` does."""
     return load_network(f"models:/{REGISTERED_MODEL}/{version.number}")[0]
 
 
@@ -276,8 +304,8 @@ def _make_registered_model(client: mlflow.MlflowClient) -> None:
             REGISTERED_MODEL,
             description=(
                 "Every network that evaluate scored. `champion-<digest>` is the best one on the "
-                "test images of the data set whose digest begins so, `champion` that of the data "
-                "set evaluated last."
+                "test images of the data set with this digest; `champion` is the best one on the "
+                "data set evaluated last."
             ),
         )
     except MlflowException as error:
@@ -286,12 +314,13 @@ def _make_registered_model(client: mlflow.MlflowClient) -> None:
 
 
 def logged_model(client: mlflow.MlflowClient, run: mlflow.entities.Run) -> str | None:
-    """Return the id of the model that `run` logged, None where it did not."""
+    """Return the id of the newest model that `run` logged, None if it logged none."""
     logged = run.outputs.model_outputs if run.outputs else []
     models = [client.get_logged_model(output.model_id) for output in logged]
     if not models:
         return None
-    # A training that was killed while it logged its model logs it again.
+    # A stage that was killed while it logged its model logs it again, and so does an export that is
+    # made anew.
     newest = max(models, key=lambda model: model.creation_timestamp)
     return str(newest.model_id)
 

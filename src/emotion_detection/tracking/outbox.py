@@ -1,8 +1,8 @@
-"""What is on its way to a store that may be away: written down first, and played to it after.
+"""A queue on disk of what is to be logged, so that an outage of the store loses nothing.
 
-A outbox is a folder. Its `entries.jsonl` says what is to be done, a line an entry, and
-`results.jsonl` what came of it, a line likewise: as many lines as it has are done. A process that
-is killed loses neither, and who comes next goes on from there.
+An outbox is a folder. Each line of its `entries.jsonl` is something to do in the store, and each
+line of `results.jsonl` is the result of one, in the same order: the entries beyond its last line
+are still to be delivered. Both survive a killed process, and the next process goes on from there.
 """
 
 import contextlib
@@ -23,67 +23,72 @@ from emotion_detection.files import locked
 
 T = TypeVar("T")
 Entry = dict[str, Any]
-Play = Callable[[Entry, Mapping[str, str], Path], str | None]
-"""Does what an entry says. It is given what earlier entries came to, by their `run`, and the
-outbox's folder; it gives what this one came to, if later ones need it."""
+Deliver = Callable[[Entry, Mapping[str, str], Path], str | None]
+"""Does in the store what an entry says. It takes the entry, the results of earlier entries by
+their `run`, and the outbox's folder, and returns a result if later entries need one."""
 
 ENTRIES, RESULTS, LOCK = "entries.jsonl", "results.jsonl", "lock"
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0  # seconds between two tries, which double
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0  # seconds between two tries; doubled each time
 
 
-class AwayError(Exception):
-    """The store cannot be reached now, or not now: the same may go well later."""
+class UnreachableError(Exception):
+    """The store cannot be reached now; the same request may succeed later."""
 
 
 class BusyError(Exception):
-    """Another process has the outbox."""
+    """Another process has the outbox open."""
 
 
-def persist(act: Callable[[], T], patience: float) -> T:
-    """Return what `act` gives, tried again for `patience` seconds as long as the store is away.
+def now() -> int:
+    """Return the time in milliseconds since 1970, as MLflow has it."""
+    return int(time.time() * 1000)
+
+
+def retry(act: Callable[[], T], timeout: float) -> T:
+    """Return the result of `act`, called again while it raises UnreachableError.
 
     Raises:
-        AwayError: if it stays away.
+        UnreachableError: if the store is still unreachable after `timeout` seconds.
 
     """
-    until = time.monotonic() + patience
+    until = time.monotonic() + timeout
     pause = FIRST_PAUSE
     while True:
         try:
             return act()
-        except AwayError as error:
+        except UnreachableError as error:
             if time.monotonic() >= until:
                 raise
             if pause == FIRST_PAUSE:
-                log.warning("%s; trying again for %.0f s", error, patience)
+                log.warning("%s; trying again for %.0f s", error, timeout)
         time.sleep(min(pause, max(0.0, until - time.monotonic())))
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
 class Outbox:
-    """Entries that a thread of their own plays to a store, in their order, as often as it takes."""
+    """A queue of entries on disk, which a thread delivers to the store in their order."""
 
-    def __init__(self, folder: Path, play: Play) -> None:
-        """Open the outbox in `folder`, or begin one; what an earlier process left is played.
+    def __init__(self, folder: Path, deliver: Deliver) -> None:
+        """Open the outbox in `folder`, or make one, and deliver what an earlier process left.
 
         Raises:
-            BusyError: if another process has it.
-            UserError: if it is damaged.
+            BusyError: if another process has it open.
+            UserError: if its files are damaged.
 
         """
         self.folder = folder
-        self._play = play
-        self._held = contextlib.ExitStack()
+        self._deliver = deliver
+        self._lock = contextlib.ExitStack()
         folder.mkdir(parents=True, exist_ok=True)
-        if not self._held.enter_context(locked(folder / LOCK)):
-            self._held.close()
+        if not self._lock.enter_context(locked(folder / LOCK)):
+            self._lock.close()
             raise BusyError(folder)
         try:
             entries, results = (_whole_lines(folder / name) for name in (ENTRIES, RESULTS))
         except ValueError as error:
-            self._held.close()
+            self._lock.close()
             raise UserError(
-                f"{folder}: damaged ({error}); remove it, and what it holds is not sent"
+                f"{folder}: damaged ({error}); remove it, and what it holds is lost"
             ) from error
         self._known = {
             entry["run"]: result
@@ -91,21 +96,21 @@ class Outbox:
             if result is not None
         }
         self._waiting = deque(entries[len(results) :])
-        self._played = len(results)
+        self._delivered = len(results)
         self._changed = threading.Condition()
-        self._closing = self._left_alone = self._unticked = False
-        self._trouble = ""
+        self._closing = self._closed = self._results_failed = False
+        self._problem = ""
         self._refused: set[str] = set()
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
         self._thread.start()
 
     @property
-    def trouble(self) -> str:
-        """What keeps the first entry from being played; empty where nothing does."""
-        return self._trouble
+    def problem(self) -> str:
+        """Why the first entry cannot be delivered now; empty if nothing is known to prevent it."""
+        return self._problem
 
     def append(self, entry: Entry) -> None:
-        """Write `entry`, which is JSON, down; it is played when its turn comes.
+        """Write `entry`, which is JSON, to disk; it is delivered after those before it.
 
         Raises:
             UserError: if it cannot be written.
@@ -122,105 +127,106 @@ class Outbox:
             self._waiting.append(entry)
             self._changed.notify_all()
 
-    def drained(self, patience: float) -> bool:
-        """Wait until everything is played; give False after `patience` seconds without progress."""
+    def flush(self, timeout: float) -> bool:
+        """Wait until all is delivered; return False after `timeout` seconds without progress."""
         with self._changed:
             while self._waiting:
-                played = self._played
-                if not self._changed.wait_for(partial(self._is_beyond, played), patience):
+                delivered = self._delivered
+                if not self._changed.wait_for(partial(self._is_beyond, delivered), timeout):
                     return False
             return True
 
-    def _is_beyond(self, played: int) -> bool:
-        return self._played > played
+    def _is_beyond(self, delivered: int) -> bool:
+        return self._delivered > delivered
 
-    def close(self, patience: float) -> bool:
-        """Play what is left, with the patience of `drained`, and tell if that was everything.
+    def close(self, timeout: float) -> bool:
+        """Flush with `timeout`, close, and return whether everything was delivered.
 
-        The folder is removed if so, and otherwise stays for who comes next.
+        The folder is removed if so; otherwise it stays for the next process that opens it.
         """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         try:
-            done = self.drained(patience)
+            done = self.flush(timeout)
         finally:
             with self._changed:
-                self._left_alone = True
+                self._closed = True
                 self._changed.notify_all()
         if done:
             self._thread.join()
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._held.close()
+        self._lock.close()
         return done
 
     def _work(self) -> None:
         pause = FIRST_PAUSE
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._left_alone)
-                if self._left_alone:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
                     return
                 entry = self._waiting[0]
             try:
-                result = self._play(entry, self._known, self.folder)
-            except AwayError as error:
-                if not self._trouble:
-                    log.warning("%s; what is logged is kept until it is back", error)
-                self._trouble = str(error)
-                self._rest(pause)
+                result = self._deliver(entry, self._known, self.folder)
+            except UnreachableError as error:
+                if not self._problem:
+                    log.warning("%s; what is logged is kept on disk until it is back", error)
+                self._problem = str(error)
+                self._wait_to_retry(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             except Exception as error:
                 result = None
-                self._refuse(entry, error)
-            if self._trouble:
-                log.info("the store is back: what was kept is sent")
-            self._trouble, pause = "", FIRST_PAUSE
-            self._tick(entry, result)
+                self._warn_of_refusal(entry, error)
+            if self._problem:
+                log.info("MLflow is back: what was kept on disk is sent")
+            self._problem, pause = "", FIRST_PAUSE
+            self._mark_delivered(entry, result)
 
-    def _rest(self, pause: float) -> None:
+    def _wait_to_retry(self, pause: float) -> None:
         with self._changed:
             closing = self._closing
             self._changed.wait_for(
-                lambda: self._left_alone or self._closing != closing,
-                # Somebody waits for the end.
+                lambda: self._closed or self._closing != closing,
+                # A caller waits in close(), so try more often.
                 min(pause, 1.0) if closing else pause,
             )
 
-    def _refuse(self, entry: Entry, error: Exception) -> None:
+    def _warn_of_refusal(self, entry: Entry, error: Exception) -> None:
         reason = " ".join(str(error).split())
         if reason not in self._refused:
             self._refused.add(reason)
             log.warning("not logged (%s): %s", entry.get("do"), reason)
 
-    def _tick(self, entry: Entry, result: str | None) -> None:
+    def _mark_delivered(self, entry: Entry, result: str | None) -> None:
         with self._changed:
-            if self._left_alone:
-                # The lock may be somebody else's by now, who plays this entry again.
+            if self._closed:
+                # Another process may have the lock by now; it delivers this entry again.
                 return
             if result is not None:
                 self._known[entry["run"]] = result
             try:
-                if not self._unticked:
+                if not self._results_failed:
                     _append_line(self.folder / RESULTS, result)
             except OSError:
-                # Who comes next plays from here, and twice is as good as once.
-                self._unticked = True
+                # The next process delivers again from here on. An entry delivered twice has the
+                # same effect as one delivered once, but a missing line would shift all later ones.
+                self._results_failed = True
             self._waiting.popleft()
-            self._played += 1
+            self._delivered += 1
             self._changed.notify_all()
 
 
-def left_behind(folder: Path, play: Play) -> Iterator[Outbox]:
-    """Open, one after the other, the outboxes in `folder` that no process has."""
+def abandoned(folder: Path, deliver: Deliver) -> Iterator[Outbox]:
+    """Open, one after the other, the outboxes in `folder` that no process has open."""
     for entries in sorted(folder.glob(f"*/{ENTRIES}")):
         with contextlib.suppress(BusyError, OSError):
-            yield Outbox(entries.parent, play)
+            yield Outbox(entries.parent, deliver)
 
 
 def _append_line(path: Path, value: Any) -> None:
-    """Write a line of JSON whole or not at all."""
+    """Append a line of JSON, or nothing of it where the disk is full."""
     data = (json.dumps(value) + "\n").encode()
     with path.open("ab", buffering=0) as file:
         end = file.tell()
@@ -234,7 +240,7 @@ def _append_line(path: Path, value: Any) -> None:
 
 
 def _whole_lines(path: Path) -> list[Any]:
-    """Return what the lines of `path` say, and cut off one that a killed process began."""
+    """Return the values in the lines of `path`, and cut off a line that a killed process began."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

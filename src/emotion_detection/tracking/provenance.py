@@ -1,9 +1,10 @@
-"""What made a run: the commit, the versions, the machine, the process."""
+"""The commit, versions, machine and process that a run comes from."""
 
 import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +18,7 @@ DIFF_BYTES = 2**20
 
 
 def provenance() -> dict[str, str]:
-    """Return tags that say what makes a run, and on what."""
+    """Return tags for the commit, the DVC experiment, the versions and the machine of a run."""
     tags = {
         "machine": f"{_processor()}, {os.cpu_count()} cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
@@ -38,6 +39,15 @@ def provenance() -> dict[str, str]:
     return tags
 
 
+def run_name(stage: str, source: str, tags: Mapping[str, str]) -> str:
+    """Return the name of a run: its stage, the DVC experiment and the data.
+
+    It has "(selected on test)" in it where the tag `selected_on_test` is true.
+    """
+    marker = "(selected on test)" if tags.get("selected_on_test") == "true" else None
+    return " ".join(filter(None, (stage, os.environ.get("DVC_EXP_NAME"), marker, "on", source)))
+
+
 def _processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -47,7 +57,7 @@ def _processor() -> str:
 
 
 def git_diff() -> bytes:
-    """Return what the files that Git tracks have more than the commit, at most DIFF_BYTES of it."""
+    """Return the diff of the tracked files to the commit, at most DIFF_BYTES of it."""
     diff = hidden(_git("diff", "--no-color", "--no-ext-diff", "HEAD"))
     if not diff:
         return b""
@@ -66,18 +76,18 @@ def _git(*arguments: str) -> str:
 
 
 def this_process() -> str:
-    """Name this process so that no other, now or later, has its name."""
-    # A number is used again, a number and a start are not.
+    """Return a name that no other process has, now or later."""
+    # A process id alone is used again.
     return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.2f}"
 
 
 def is_gone(process: str) -> bool:
-    """Tell whether `process`, from a run's tag, is of this machine and no more."""
+    """Return whether `process`, from a run's tag, was one of this machine and has ended."""
     try:
         node, number, started = process.rsplit(" ", 2)
         if node != platform.node():
             return False
-        # The clock that it is told by may have been put right since.
+        # The start is told by a clock that may have been adjusted since.
         return abs(psutil.Process(int(number)).create_time() - float(started)) > 5
     except psutil.NoSuchProcess:
         return True

@@ -1,15 +1,13 @@
-"""What a stage logs while it runs.
+"""The MLflow runs of stages: begin, resume and end them, and log to them.
 
-It goes to a outbox on disk first, and from there to the store: one that is away neither stops a
-training nor loses what it logs.
+All that is logged goes to an outbox on disk first, and from there to the store: an outage of the
+store neither stops a training nor loses what it logs.
 """
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Container, Iterator, Mapping
 from itertools import count
@@ -19,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import numpy as np
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.entities import DatasetInput, InputTag
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
@@ -29,37 +26,32 @@ from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.files import atomic, write_json
 from emotion_detection.tracking import models
-from emotion_detection.tracking.outbox import (
-    ENTRIES,
-    AwayError,
-    BusyError,
-    Entry,
-    Outbox,
-    left_behind,
-    persist,
+from emotion_detection.tracking.delivery import close_outbox, open_outbox, send_abandoned
+from emotion_detection.tracking.exports import KEY_TAG, run_of_export
+from emotion_detection.tracking.machine import SystemMetrics
+from emotion_detection.tracking.outbox import Outbox, UnreachableError, now
+from emotion_detection.tracking.provenance import (
+    git_diff,
+    provenance,
+    run_name,
+    this_process,
 )
-from emotion_detection.tracking.provenance import git_diff, is_gone, provenance, this_process
 from emotion_detection.tracking.store import (
-    EXPERIMENT,
-    STORE_FILE,
-    at_once,
     connect,
     exists,
-    patience,
-    shelf,
-    telling_away,
+    raising_outages,
+    request,
+    timeout,
     without_password,
 )
 
-if TYPE_CHECKING:  # It takes TensorFlow along, and who sends what was missed needs neither.
+if TYPE_CHECKING:  # It imports TensorFlow, which takes seconds.
     import keras
-
-SYSTEM_METRICS_SECONDS = 5
 
 REPEATED = ("seed", "precision", "deterministic")
 """Params of every run that are tags too, so that runs can be filtered by them."""
 
-# The run that is logged to, and its parent before it.
+# The run that is logged to, after its parent if it has one.
 _current: list[tuple[Outbox, str]] = []
 
 
@@ -73,27 +65,27 @@ def run(
     tags: Mapping[str, str],
     run_id: str | None = None,
 ) -> Iterator[str]:
-    """Log to a new run, or go on with `run_id`, while the block lasts, and give its id.
+    """Log to a new run, or go on with `run_id`, while the block lasts, and yield its id.
 
-    It is named after `stage`, the DVC experiment and the data, says there if it leaks, and carries
-    what made it: `params`, the data's digest, commit, versions and machine. It ends FINISHED,
-    KILLED after Ctrl-C or SIGTERM, or FAILED after another exception. Runs that a killed process
-    left open are ended.
+    Its name has `stage`, the DVC experiment, the data, and "(selected on test)" where the tag says
+    so. It carries what it comes from: `params`, the data's digest, commit, versions and machine. It
+    ends FINISHED, KILLED after Ctrl-C or SIGTERM, or FAILED after another exception. Runs that a
+    killed process left open are ended.
 
     Raises:
         UserError: if MLflow cannot be reached at the start.
 
     """
     connect()
-    _tidy_up(keep=run_id)
-    if not at_once(lambda: exists(run_id)):
+    send_abandoned(keep=run_id)
+    if not request(lambda: exists(run_id)):
         run_id = None
-    selected_on_test = "(selected_on_test)" if tags.get("selected_on_test") == "true" else None
-    words = (stage, os.environ.get("DVC_EXP_NAME"), selected_on_test, "on", dataset.source)
-    name = " ".join(filter(None, words))
-    active = at_once(
+    active = request(
         lambda: mlflow.start_run(
-            run_id, run_name=name, description=note, tags={"process": this_process()}
+            run_id,
+            run_name=run_name(stage, dataset.source, tags),
+            description=note,
+            tags={"process": this_process()},
         )
     )
     with _ending(_forget_active_run), _recording(active.info.run_id):
@@ -110,26 +102,26 @@ def run(
         )
         _log_diff()
         log_params(_flat(params))
-        at_once(lambda: _log_dataset(active.info.run_id, dataset))
+        request(lambda: _log_dataset(active.info.run_id, dataset))
         yield active.info.run_id
 
 
 @contextlib.contextmanager
 def joined(run_id: str, worker: str) -> Iterator[str]:
-    """Log children of `run_id`, which another process has, while the block lasts.
+    """Log children of `run_id`, a run of another process, while the block lasts.
 
-    What the same `worker` left unsent when it was killed is sent, and what it left open is ended.
+    What the same `worker` left unsent when it was killed is sent, and its open runs are ended.
     """
     try:
         connect()
-        _tidy_up(keep=run_id)
+        send_abandoned(keep=run_id)
     except UserError as error:
-        # The run is there, and the outbox waits for the store.
+        # The outbox keeps what is logged until MLflow is back.
         log.warning("%s", error)
-    outbox = _open(run_id, f"{run_id}.{worker}")
+    outbox = open_outbox(run_id, f"{run_id}.{worker}")
 
     def end(status: str) -> None:
-        _close(outbox, run_id, hurried=status == "KILLED")
+        close_outbox(outbox, run_id, hurried=status == "KILLED")
 
     with _ending(end), _into(outbox, run_id):
         yield run_id
@@ -150,7 +142,7 @@ def child(
             "parent": parent,
             "name": name,
             "tags": resolve_tags({**tags, **noted, "process": this_process()}),
-            "at": _now(),
+            "at": now(),
         }
     )
     with _ending(lambda status: _end(outbox, run, status)), _into(outbox, run):
@@ -160,7 +152,7 @@ def child(
 
 @contextlib.contextmanager
 def _ending(end: Callable[[str], None]) -> Iterator[None]:
-    """Call `end` with the status that a run has when the block ended as it did."""
+    """Call `end` with the status of a run whose work is the block."""
     status = "FAILED"
     try:
         yield
@@ -174,16 +166,16 @@ def _ending(end: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _recording(run_id: str) -> Iterator[None]:
-    """Log to `run_id` while the block lasts, the machine's figures too, and end it."""
-    outbox = _open(run_id)
-    machine = _SystemMetrics(outbox, run_id)
+    """Log to `run_id` while the block lasts, with the machine's metrics, and end it."""
+    outbox = open_outbox(run_id)
+    machine = SystemMetrics(outbox, run_id)
 
     def end(status: str) -> None:
         machine.finish()
         try:
             _end(outbox, run_id, status)
         finally:
-            _close(outbox, run_id, hurried=status == "KILLED")
+            close_outbox(outbox, run_id, hurried=status == "KILLED")
 
     with _ending(end), _into(outbox, run_id):
         machine.start()
@@ -191,42 +183,105 @@ def _recording(run_id: str) -> Iterator[None]:
 
 
 def _forget_active_run(status: str) -> None:
-    # Its outbox ended it if the store is there; MLflow has to forget it all the same.
+    # Its outbox ends it in the store; MLflow's own state of this process has to forget it too.
     with contextlib.suppress(Exception):
         mlflow.end_run(status)
 
 
 @contextlib.contextmanager
 def resumed(run_id: str | None) -> Iterator[bool]:
-    """Log to an earlier run while the block lasts; gives False if it is gone.
+    """Log to an earlier run while the block lasts; yields False if there is no such run.
 
-    Its status and times stay those of the stage that made it.
+    Its status and times stay as they are. While MLflow cannot be reached, what is logged is kept in
+    the outbox.
+
+    Raises:
+        UserError: if MLflow cannot be reached and `run_id` is None.
+
     """
-    away = False
+    unreachable = False
     try:
         connect()
-        _tidy_up(keep=None)
-        gone = not at_once(lambda: exists(run_id))
+        send_abandoned(keep=None)
+        found = request(lambda: exists(run_id))
     except UserError as error:
         if run_id is None:
             raise
         log.warning("%s", error)
-        away, gone = True, False
-    if gone or run_id is None:
-        log.warning(
-            "MLflow run %s is not in %s: nothing is logged there; `dvc repro --force train` makes "
-            "a new one",
-            run_id,
-            without_password(),
-        )
+        unreachable = found = True
+    if not found or run_id is None:
+        _warn_of_missing(run_id)
         yield False
         return
-    outbox = _open(run_id)
+    with _adding(run_id, hurried=unreachable):
+        yield True
+
+
+@contextlib.contextmanager
+def _adding(run_id: str, *, hurried: bool = False) -> Iterator[None]:
+    """Log to `run_id` while the block lasts, and leave its status and times."""
+    outbox = open_outbox(run_id)
     try:
         with _into(outbox, run_id):
-            yield True
+            yield
     finally:
-        _close(outbox, run_id, hurried=away)
+        close_outbox(outbox, run_id, hurried=hurried)
+
+
+def _warn_of_missing(run_id: str | None) -> None:
+    log.warning(
+        "MLflow run %s is not in %s: nothing is logged there; `dvc repro --force train` makes "
+        "a new one",
+        run_id,
+        without_password(),
+    )
+
+
+@contextlib.contextmanager
+def exported(
+    train_run_id: str | None, key: str, params: Mapping[str, Any], note: str
+) -> Iterator[str | None]:
+    """Log an export of the training `train_run_id` while the block lasts, and yield its run's id.
+
+    `key` says which export it is, by all that it depends on, and `params` are its settings, by
+    dotted name or nested. The first export of a training is logged to the training's run. One with
+    another key has a run of its own, "export ... on <data>", which inherits the training's tags,
+    data and the params that `params` does not have; its tag `train.run` is the training's run, and
+    `note` its description. The same key again goes on in the run that it had.
+
+    While MLflow cannot be reached the id is the training's, and what is logged is kept in the
+    outbox. It is None, with a warning, where the training's run is gone; nothing is logged then.
+
+    Raises:
+        UserError: if MLflow cannot be reached and `train_run_id` is None.
+
+    """
+    values = {name: _shown(value) for name, value in _flat(params).items()}
+    unreachable = False
+    try:
+        connect()
+        send_abandoned(keep=None)
+        run_id = None
+        if train_run_id is not None and request(lambda: exists(train_run_id)):
+            run_id = run_of_export(train_run_id, key, values, note)
+    except UserError as error:
+        if train_run_id is None:
+            raise
+        log.warning("%s", error)
+        run_id, unreachable = train_run_id, True
+    if run_id is None:
+        _warn_of_missing(train_run_id)
+        yield None
+    elif run_id == train_run_id:
+        with _adding(run_id, hurried=unreachable):
+            set_tags({KEY_TAG: key})
+            log_params(values)
+            yield run_id
+    else:
+        request(lambda: mlflow.start_run(run_id, tags={"process": this_process()}))
+        with _ending(_forget_active_run), _recording(run_id):
+            set_tags(provenance())
+            yield run_id
 
 
 @contextlib.contextmanager
@@ -246,8 +301,8 @@ def log_params(params: Mapping[str, Any]) -> None:
 def log_metrics(metrics: Mapping[str, float], dataset: Dataset | None = None) -> None:
     """Log `metrics` to the current run.
 
-    With a `dataset` they are what the model that the run logged comes to on it, and stand beside
-    the model too. A character that MLflow has not in names, as classes may have it, becomes `_`.
+    With a `dataset` they are scores on it of the model that the run logged, and are shown with the
+    model too. A character that MLflow does not allow in names, as classes may have, becomes `_`.
     """
     named: dict[str, float] = {}
     for name, value in metrics.items():
@@ -260,7 +315,7 @@ def log_metrics(metrics: Mapping[str, float], dataset: Dataset | None = None) ->
 
 def _free_name(name: str, taken: Container[str]) -> str:
     """Return `name` in the characters that MLflow allows, numbered where that is `taken`."""
-    # MLflow would refuse all metrics for one.
+    # MLflow would refuse all metrics of a request for one wrong name.
     allowed = plain = re.sub(r"[^\w./ -]", "_", name)
     for number in count(2):
         if allowed not in taken:
@@ -269,12 +324,12 @@ def _free_name(name: str, taken: Container[str]) -> str:
     return allowed
 
 
-def log_epoch(metrics: Mapping[str, float], epoch: int) -> None:
-    """Log the next points of the current run's curves, as epoch/loss and so on.
+def log_epoch(metrics: Mapping[str, float], epoch: int, prefix: str = "epoch") -> None:
+    """Log the next point of each curve of the current run, named <prefix>/loss and so on.
 
-    MLflow makes a section of charts of each prefix, and this one comes first.
+    MLflow shows a section of charts for each prefix.
     """
-    _log(metrics={f"epoch/{name}": float(value) for name, value in metrics.items()}, step=epoch)
+    _log(metrics={f"{prefix}/{name}": float(value) for name, value in metrics.items()}, step=epoch)
 
 
 def log_files(folder: Path, artifact_folder: str) -> None:
@@ -287,34 +342,13 @@ def set_tags(tags: Mapping[str, str]) -> None:
     _log(tags=dict(tags))
 
 
-def send() -> None:
-    """Send to MLflow what it has missed, and end the runs that a killed process left open.
-
-    Raises:
-        UserError: if it cannot be reached.
-
-    """
-    connect()
-    left = _tidy_up(keep=None)
-    elsewhere = {
-        file.read_text(encoding="utf-8")
-        for file in paths.outboxes().glob(f"*/{STORE_FILE}")
-        if file.parent != shelf() and any(file.parent.glob(f"*/{ENTRIES}"))
-    }
-    for store in sorted(elsewhere):
-        log.warning("kept for %s: set MLFLOW_TRACKING_URI to it, and run this again", store)
-    if left:
-        raise UserError(f"what {left} runs logged is still in {paths.outboxes()}; try again later")
-    log.info("nothing is left to send to %s", without_password())
-
-
 def _log(**what: Any) -> None:
     outbox, run = _current[-1]
-    outbox.append({"do": "log", "run": run, "at": _now(), **what})
+    outbox.append({"do": "log", "run": run, "at": now(), **what})
 
 
 def _keep(do: str, name: str, copy: Callable[[Path], object], **what: Any) -> None:
-    """Log files of which the outbox keeps a copy until they are sent."""
+    """Log files, of which the outbox keeps a copy until they are sent."""
     outbox, run = _current[-1]
     kept = Path(uuid.uuid4().hex, name)
     with atomic(outbox.folder / kept) as temporary:
@@ -323,7 +357,7 @@ def _keep(do: str, name: str, copy: Callable[[Path], object], **what: Any) -> No
 
 
 def _end(outbox: Outbox, run: str, status: str) -> None:
-    outbox.append({"do": "end", "run": run, "status": status, "at": _now()})
+    outbox.append({"do": "end", "run": run, "status": status, "at": now()})
 
 
 def log_model(model: "keras.Model", example: np.ndarray, classes: tuple[str, ...]) -> None:
@@ -331,172 +365,33 @@ def log_model(model: "keras.Model", example: np.ndarray, classes: tuple[str, ...
 
     `example` is a few images (N, H, W, C) uint8; `classes` are in the order of the outputs.
     """
-    outbox, _ = _current[-1]
+    outbox, run = _current[-1]
     try:
-        # What the outbox holds comes first, and says if the store is there.
-        if outbox.drained(patience()):
-            with telling_away():
-                models.log_model(model, example, classes)
+        # What was logged before comes first; this also shows whether the store can be reached.
+        if outbox.flush(timeout()):
+            with raising_outages():
+                models.log_model(model, example, classes, run)
             return
-    except AwayError as error:
-        log.warning("%s; the model is kept until it is back", error)
+    except UnreachableError as error:
+        log.warning("%s; the model is kept on disk until it is back", error)
 
     def write(folder: Path) -> None:
+        from emotion_detection.models import saving
+
         folder.mkdir()
-        model.save(folder / "model.keras")
+        saving.save(model, folder / paths.MODEL.name, classes)
         np.save(folder / "example.npy", example)
 
-    _keep("model", models.MODEL_NAME, write, classes=list(classes))
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
-
-
-def _open(run_id: str, folder: str | None = None) -> Outbox:
-    def attempt() -> Outbox:
-        try:
-            return Outbox(shelf() / (folder or run_id), _player())
-        except BusyError:
-            raise AwayError(f"run {run_id} is logged to by another process") from None
-
-    try:
-        return persist(attempt, patience())
-    except AwayError as error:
-        raise UserError(f"{error}; wait for it to end") from None
-
-
-def _close(outbox: Outbox, run_id: str, *, hurried: bool = False) -> None:
-    if not outbox.close(min(patience(), 5.0) if hurried else patience()):
-        log.warning(
-            "%s; what is logged to run %s is kept in %s: run `python -m emotion_detection.send` "
-            "when MLflow is back",
-            outbox.trouble or f"MLflow at {without_password()} is slow",
-            run_id,
-            outbox.folder,
-        )
-
-
-def _tidy_up(keep: str | None) -> int:
-    """Send what earlier processes left, and end what they left open, but for the run `keep`.
-
-    Gives the number of outboxes that are still there.
-    """
-    left = 0
-    for outbox in left_behind(shelf(), _player()):
-        left += not outbox.close(patience() if left == 0 else 0)
-    with contextlib.suppress(UserError):
-        at_once(lambda: _end_forgotten(keep))
-    return left
-
-
-def _end_forgotten(keep: str | None) -> None:
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    for found in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'"):
-        if found.info.run_id != keep and is_gone(found.data.tags.get("process", "")):
-            client.set_terminated(found.info.run_id, "KILLED")
-
-
-def _player() -> Callable[[Entry, Mapping[str, str], Path], str | None]:
-    """Return what plays entries to the store; each may be played twice, and does the same then."""
-    uri = mlflow.get_tracking_uri()
-
-    def play(entry: Entry, known: Mapping[str, str], folder: Path) -> str | None:
-        with telling_away():
-            client = mlflow.MlflowClient(uri)
-            run_id = known.get(entry["run"], entry["run"])
-            match entry["do"]:
-                case "create":
-                    return _created(client, entry)
-                case "log":
-                    _play_log(client, run_id, entry)
-                case "files":
-                    client.log_artifacts(run_id, str(folder / entry["kept"]), entry["folder"])
-                case "model":
-                    _play_model(run_id, folder / entry["kept"], entry)
-                case "end":
-                    client.set_terminated(run_id, entry["status"], end_time=entry["at"])
-        return None
-
-    return play
-
-
-def _created(client: mlflow.MlflowClient, entry: Entry) -> str:
-    experiment = client.get_run(entry["parent"]).info.experiment_id
-    found = client.search_runs([experiment], f"tags.`outbox.run` = '{entry['run']}'")
-    if not found:
-        tags = {"mlflow.parentRunId": entry["parent"], "outbox.run": entry["run"]}
-        made = client.create_run(
-            experiment, start_time=entry["at"], tags=entry["tags"] | tags, run_name=entry["name"]
-        )
-        found = [made]
-    return str(found[0].info.run_id)
-
-
-def _play_log(client: mlflow.MlflowClient, run_id: str, entry: Entry) -> None:
-    of: dict[str, str] = {}
-    if "dataset" in entry:
-        model_id = models.logged_model(client, client.get_run(run_id))
-        if model_id is not None:
-            name, digest = entry["dataset"]
-            of = {"model_id": model_id, "dataset_name": name, "dataset_digest": digest}
-    client.log_batch(
-        run_id,
-        metrics=[
-            Metric(name, value, entry["at"], entry.get("step", 0), **of)
-            for name, value in entry.get("metrics", {}).items()
-        ],
-        params=[Param(name, value) for name, value in entry.get("params", {}).items()],
-        tags=[RunTag(name, value) for name, value in entry.get("tags", {}).items()],
-        synchronous=True,
-    )
-
-
-def _play_model(run_id: str, kept: Path, entry: Entry) -> None:
-    import keras
-
-    model = keras.models.load_model(kept / "model.keras", compile=False)
-    with mlflow.start_run(run_id):
-        models.log_model(model, np.load(kept / "example.npy"), tuple(entry["classes"]))
-
-
-class _SystemMetrics(SystemMetricsMonitor):
-    """MLflow's figures of the machine, by way of the outbox."""
-
-    def __init__(self, outbox: Outbox, run_id: str) -> None:
-        super().__init__(run_id, SYSTEM_METRICS_SECONDS, resume_logging=True)
-        self._journal, self._run = outbox, run_id
-
-    def monitor(self) -> None:
-        ended = False
-        while not ended:
-            # Once more at the end: a run may be over before the first interval is.
-            ended = self._shutdown_event.wait(self.sampling_interval)
-            self.collect_metrics()
-            metrics = {f"system/{name}": value for name, value in self.aggregate_metrics().items()}
-            for monitor in self.monitors:
-                monitor.clear_metrics()
-            with contextlib.suppress(UserError):  # a full disk, which ends the stage elsewhere
-                self._journal.append(
-                    {
-                        "do": "log",
-                        "run": self._run,
-                        "at": _now(),
-                        "metrics": metrics,
-                        "step": self._logging_step,
-                    }
-                )
-            self._logging_step += 1
+    _keep("model", models.MODEL_NAME, write)
 
 
 def save_run_id(path: Path, run_id: str) -> None:
-    """Write down which run made the files beside `path`."""
+    """Write to `path` which run made the files beside it."""
     write_json(path, {"run_id": run_id, "tracking_uri": without_password()})
 
 
 def load_run_id(path: Path) -> str | None:
-    """Return the id that `save_run_id` wrote to `path`, or None where it did not."""
+    """Return the run id that `save_run_id` wrote to `path`, None if there is none."""
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -517,7 +412,7 @@ def _log_dataset(run_id: str, dataset: Dataset) -> None:
 
 
 def _short_digest(dataset: Dataset) -> str:
-    # MLflow's own digests have eight characters, and so has the champion's alias.
+    # MLflow's own digests have eight characters, as has the champion's alias.
     return dataset.digest[:8]
 
 
@@ -544,7 +439,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """Write `value` as params.yaml does, but a list without brackets."""
+    """Return `value` as params.yaml writes it, but a list without brackets."""
     if isinstance(value, (list, tuple)):
         return " ".join(map(str, value))
     if value is None:

@@ -1,4 +1,4 @@
-"""Where MLflow keeps its runs, and what to do while it is away."""
+"""Where MLflow keeps its runs, and what to do while it cannot be reached."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.files import atomic, locked
-from emotion_detection.tracking.outbox import AwayError, persist
+from emotion_detection.tracking.outbox import UnreachableError, retry
 
 T = TypeVar("T")
 
@@ -31,14 +31,15 @@ Emotions from faces. A run is named after its DVC stage, its DVC experiment and 
 
 - `tune`: a search for a network; its trials are the child runs. To compare them, unfold it, tick
   them, press Compare, and take `val_accuracy` as the metric.
-- `train`: a network's training, and under `test/` what evaluate scored it. `(selected_on_test)` is one whose
-  epoch or network was chosen on the test images: too good to be compared with the others.
+- `train`: the training of a network; under `test/` are evaluate's scores. `(selected on test)` says
+  that its epoch or network was chosen on the test images: its scores are too high to be compared.
+- `export`: the networks of a training exported with other settings, and their `test/` scores.
 """
 
-PATIENCE_VARIABLE = "EMOTION_DETECTION_PATIENCE"
+TIMEOUT_VARIABLE = "EMOTION_DETECTION_TIMEOUT"
 
 NOT_THERE = {"NOT_FOUND", "RESOURCE_DOES_NOT_EXIST"}
-# What MLflow answers where it is there and will not do it, now or later.
+# MLflow's answers to a request that would fail again later: no outage.
 REFUSALS = NOT_THERE | {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
@@ -46,35 +47,36 @@ REFUSALS = NOT_THERE | {
     "NOT_IMPLEMENTED",
     "RESOURCE_ALREADY_EXISTS",
 }
-# What it answers who may not ask. Nobody waits for that at the start; later a right may come back.
+# Its answers to somebody without the right to ask. A stage that begins does not wait for that; one
+# that is running does, since the right may come back.
 FORBIDDEN = {"CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 
 
 def connect() -> None:
-    """Point MLflow at the store and make the experiment there if it is the first run.
+    """Point MLflow at the store, and make the store and the experiment where they are missing.
 
     MLFLOW_TRACKING_URI wins. Otherwise the store is what plain `mlflow ui` opens at the project's
     root: sqlite:///mlflow.db with artifacts in ./mlruns.
 
     Raises:
-        UserError: if the store cannot be reached, after waiting for it, or refuses.
+        UserError: if the store cannot be reached within `timeout()`, or refuses.
 
     """
     location = _point()
     with contextlib.ExitStack() as alone:
         file = _file(mlflow.get_tracking_uri())
         if file is not None:
-            # Two that make the tables at once leave half of them.
-            alone.enter_context(locked(shelf() / "lock", wait=True))
-            at_once(lambda: _make_tables(file))
-        at_once(lambda: _enter_experiment(location))
+            # Two processes that make the tables at once leave half of them.
+            alone.enter_context(locked(outbox_folder() / "lock", wait=True))
+            request(lambda: _make_tables(file))
+        request(lambda: _enter_experiment(location))
 
 
 def connect_to_read() -> None:
-    """Point MLflow at the store, as `connect` does, and write nothing there.
+    """Point MLflow at the store as `connect` does, and write nothing there.
 
     Raises:
-        UserError: if there is no store, or it cannot be reached, after waiting for it, or refuses.
+        UserError: if there is no store, it cannot be reached within `timeout()`, or it refuses.
 
     """
     file = _file(os.environ.get("MLFLOW_TRACKING_URI") or _own())
@@ -82,12 +84,12 @@ def connect_to_read() -> None:
         # MLflow would make an empty store wherever it is asked.
         raise UserError(f"there is no {file.name} in {file.absolute().parent}")
     _point()
-    at_once(lambda: mlflow.MlflowClient().search_experiments(max_results=1))
+    request(lambda: mlflow.MlflowClient().search_experiments(max_results=1))
 
 
 def _point() -> str | None:
-    """Tell MLflow where the store is; give where artifacts go, None where its server says that."""
-    # Its own log lines are about its own workings, and what fails is told here.
+    """Tell MLflow where the store is; return where artifacts go, None if its server decides."""
+    # MLflow's log lines are about its own workings; what fails is reported here.
     for name, level in (
         ("mlflow", logging.WARNING),
         ("mlflow.store.db.utils", logging.CRITICAL),
@@ -95,39 +97,39 @@ def _point() -> str | None:
         ("urllib3", logging.ERROR),
     ):
         logging.getLogger(name).setLevel(level)
-    # The outbox tries again, and knows better for how long.
+    # Retries are the outbox's and those of `request`.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    # Two lines for each trial that ends, among the stage's own.
+    # Two lines for each run that ends, among the stage's own.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # MLflow leaves the address there.
+    # MLflow itself leaves the address in this variable.
     if os.environ.get("MLFLOW_TRACKING_URI") not in (None, "", _own()):
         return None
     mlflow.set_tracking_uri(_own())
-    # MLflow would settle on the working directory of whoever is first to use the experiment, and a
-    # queued experiment's is deleted.
+    # MLflow would take the working directory of the process that makes the experiment, and that of
+    # a queued DVC experiment is deleted.
     return (paths.main_root() / "mlruns").as_uri()
 
 
 def _own() -> str:
-    """Return the address of the store that the project has without MLFLOW_TRACKING_URI."""
+    """Return the address of the project's own store, used without MLFLOW_TRACKING_URI."""
     return f"sqlite:///{(paths.main_root() / 'mlflow.db').as_posix()}"
 
 
 def _file(uri: str) -> Path | None:
-    """Return the file that a store is in, None where it is in none."""
+    """Return the file of an SQLite store, None for another kind of store."""
     database = make_url(uri).database if uri.startswith("sqlite") else None
     return Path(database) if database and database != ":memory:" else None
 
 
 def _make_tables(file: Path) -> None:
-    """Make the tables of a store in a file that is not there, all of them or none.
+    """Make the SQLite store `file` with all its tables, unless it is there.
 
-    MLflow makes one after the other in place, and cannot go on with what a killed one left.
+    MLflow itself makes them one by one in place, and cannot use what a killed process left.
     """
     if file.exists():
         return
-    # Imported here, since a server's clients do without it, and it takes half a second.
+    # It takes half a second to import, and clients of a server do not need it.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with atomic(file) as temporary:
@@ -152,50 +154,52 @@ def _enter_experiment(location: str | None) -> None:
 
 
 def exists(run_id: str | None) -> bool:
-    """Tell whether there is such a run, and it can be logged to."""
+    """Return whether there is a run of this id that can be logged to."""
     if run_id is None:
         return False
     try:
-        # A run deleted in MLflow's pages is still there, and cannot be logged to.
+        # A run deleted in MLflow's pages is still found, but refuses what is logged.
         return bool(mlflow.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
     except MlflowException as error:
-        if is_away(error):
+        if _is_outage(error):
             raise
         return False
 
 
-def is_away(error: Exception) -> bool:
-    """Tell an error that may be gone later from one of what was asked for."""
+def _is_outage(error: Exception) -> bool:
+    """Return whether the same request may succeed later."""
     if isinstance(error, MlflowException):
         return error.error_code not in REFUSALS
     return isinstance(error, (SQLAlchemyError, OSError))
 
 
 @contextlib.contextmanager
-def telling_away() -> Iterator[None]:
-    """Turn whatever says that the store is away into an AwayError."""
+def raising_outages() -> Iterator[None]:
+    """Raise every error that means an outage of the store as an UnreachableError."""
     try:
         yield
     except Exception as error:
-        if not is_away(error):
+        if not _is_outage(error):
             raise
         cause: BaseException = error
         while cause.__cause__ or cause.__context__:
             cause = cause.__cause__ or cause.__context__ or cause
         reason = hidden(" ".join(str(cause).split()))
-        raise AwayError(f"MLflow at {without_password()} cannot be reached ({reason})") from error
+        raise UnreachableError(
+            f"MLflow at {without_password()} cannot be reached ({reason})"
+        ) from error
 
 
-def at_once(act: Callable[[], T]) -> T:
-    """Return what `act` gets from the store, which is waited for.
+def request(act: Callable[[], T]) -> T:
+    """Return what `act` asks the store for, tried again while the store cannot be reached.
 
     Raises:
-        UserError: if it stays away, or refuses.
+        UserError: if it cannot be reached within `timeout()`, or refuses.
 
     """
 
     def attempt() -> T:
-        with telling_away():
+        with raising_outages():
             try:
                 return act()
             except MlflowException as error:
@@ -204,8 +208,8 @@ def at_once(act: Callable[[], T]) -> T:
                 raise
 
     try:
-        return persist(attempt, patience())
-    except AwayError as error:
+        return retry(attempt, timeout())
+    except UnreachableError as error:
         raise UserError(f"{error}; start it, or set MLFLOW_TRACKING_URI to another") from error
     except MlflowException as error:
         raise _refused(error) from error
@@ -216,33 +220,38 @@ def _refused(error: MlflowException) -> UserError:
     return UserError(f"MLflow at {without_password()} refuses: {reason}")
 
 
-def patience() -> float:
-    """Return for how many seconds MLflow is waited for where nothing else can be done."""
-    text = os.environ.get(PATIENCE_VARIABLE, "60")
+def timeout() -> float:
+    """Return for how many seconds a request to MLflow is retried: EMOTION_DETECTION_TIMEOUT, or 60.
+
+    Raises:
+        UserError: if the variable is no number.
+
+    """
+    text = os.environ.get(TIMEOUT_VARIABLE, "60")
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"{PATIENCE_VARIABLE} = {text}: must be a number of seconds") from None
+        raise UserError(f"{TIMEOUT_VARIABLE} = {text}: must be a number of seconds") from None
 
 
 def without_password() -> str:
-    """Return the store's address, as it may be shown."""
+    """Return the store's address without user and password."""
     return hidden(mlflow.get_tracking_uri())
 
 
 def hidden(text: str) -> str:
-    """Take users and passwords out of the addresses in `text`."""
+    """Return `text` without the users and passwords of the addresses in it."""
     text = re.sub(r"(https?://)[^/\s@]*@", r"\1", text)
     # SQLAlchemy takes any password up to the @, slashes too, and another among the options.
     text = re.sub(r"(\w(?<!http)(?<!https)://)[^/\s:@]*(:[^\s@]*)?@", r"\1", text)
     return re.sub(r"(?i)([?&]password=)[^&\s]*", r"\1***", text)
 
 
-def shelf() -> Path:
-    """Return the folder of the outboxes for this store."""
+def outbox_folder() -> Path:
+    """Return the folder of the outboxes for this store; it is there afterwards."""
     store = without_password()
     if store == _own():
-        store = "mlflow.db"  # wherever the project is moved to
+        store = "mlflow.db"  # the same after the project is moved
     folder = paths.outboxes() / hashlib.sha256(store.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STORE_FILE).write_text(store, encoding="utf-8")

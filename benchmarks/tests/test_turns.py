@@ -1,4 +1,4 @@
-"""The benchmarks' contenders, a turn each; what they measure is for `make bench` to say."""
+"""The contenders take their turns; what they measure is for `make bench` to say."""
 
 from functools import partial
 from pathlib import Path
@@ -6,22 +6,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emotion_detection.data.splits import Split
 
 from benchmarks import ours
 from benchmarks.material import AUGMENT
 from benchmarks.turns import measure
-from emotion_detection.data.dataset import Split
+from emotion_detection.params import Network
 
 
-def test_contenders_take_turns(architecture: Any, packed: Path, rows: Split) -> None:
+def test_contenders_take_turns(packed: Path, rows: Split, network: Network) -> None:
     common: dict[str, Any] = {"packed": packed, "rows": rows.train, "batch_size": 36}
-    network = common | {"architecture": architecture(dropout=0.2)}
     rates = measure(
         {
-            "training": partial(ours.train, **network),
-            "training by oneDNN": partial(ours.train_by_onednn, **network),
-            "steps": partial(ours.step, **network),
-            "waiting": partial(ours.waiting, augment=AUGMENT, **network),
+            "training": partial(ours.train, network=network, **common),
+            "training by oneDNN": partial(ours.train_by_onednn, network=network, **common),
+            "steps": partial(ours.step, network=network, **common),
+            "waiting": partial(ours.waiting, augment=AUGMENT, network=network, **common),
             "feeding": partial(ours.feed, augment=AUGMENT, **common),
         },
         turns=2,

@@ -1,6 +1,5 @@
-"""How fast networks of each family train, at equal filters."""
+"""How fast networks of each architecture train, at equal filters."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -10,7 +9,7 @@ from benchmarks.report import Section
 from benchmarks.turns import Contender, measure
 from emotion_detection import params
 from emotion_detection.models.hardware import has_amx
-from emotion_detection.models.network import Architecture, Family
+from emotion_detection.models.network import forward_gflops
 
 BATCH_SIZE = 128
 STEPS = 10
@@ -20,9 +19,9 @@ BY_ONEDNN = "plain, all gradients by oneDNN"
 
 def run(material: Material, turns: int) -> Section:
     """Measure and describe."""
-    chosen = Architecture(**dict(params.load().network))
-    architectures: dict[str, Architecture] = {
-        family: replace(chosen, family=family) for family in get_args(Family)
+    chosen = params.load().network
+    networks: dict[str, params.Network] = {
+        arch: chosen.model_copy(update={"arch": arch}) for arch in get_args(params.Arch)
     }
     rows = material.some(STEPS * BATCH_SIZE)
     common: dict[str, Any] = {
@@ -31,16 +30,13 @@ def run(material: Material, turns: int) -> Section:
         "batch_size": BATCH_SIZE,
     }
     contenders: dict[str, Contender] = {
-        family: partial(ours.train, architecture=architecture, **common)
-        for family, architecture in architectures.items()
+        arch: partial(ours.train, network=network, **common) for arch, network in networks.items()
     }
     if has_amx():
-        contenders[BY_ONEDNN] = partial(
-            ours.train_by_onednn, architecture=architectures["plain"], **common
-        )
+        contenders[BY_ONEDNN] = partial(ours.train_by_onednn, network=networks["plain"], **common)
     rates = measure(contenders, turns=turns)
     dataset = material.dataset
-    section = Section("Families")
+    section = Section("Architectures")
     section.say(
         f"Training at `precision: auto` in batches of {BATCH_SIZE}, with filters of "
         f"{'-'.join(map(str, chosen.filters))} and kernels of "
@@ -48,21 +44,21 @@ def run(material: Material, turns: int) -> Section:
         "matter."
     )
     if BY_ONEDNN in rates:
-        architectures |= {BY_ONEDNN: architectures["plain"]}
+        networks |= {BY_ONEDNN: networks["plain"]}
         section.say(
-            "This processor has AMX: the gradients of kernels for few pixels are products of "
-            "matrices, but in the last row."
+            "This processor has AMX: the gradients of convolutions over few pixels are products of "
+            "matrices, except in the last row."
         )
     table = []
-    for family, architecture in architectures.items():
-        forward = architecture.forward_gflops(dataset.images.shape[1:], len(dataset.classes))
-        rate = rates[family].median
+    for arch, network in networks.items():
+        forward = forward_gflops(network, dataset.images.shape[1:], len(dataset.classes))
+        rate = rates[arch].median
         table.append(
             (
-                family,
-                f"{ours.make(architecture, dataset).count_params():,}",
+                arch,
+                f"{ours.make(network, dataset).count_params():,}",
                 f"{3 * forward:.3f}",
-                str(rates[family]),
+                str(rates[arch]),
                 f"{rate / rates['plain'].median:.1f}",
                 f"{3 * forward * rate / 1e3:.2f}",
             )

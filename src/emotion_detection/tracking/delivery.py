@@ -1,0 +1,171 @@
+"""From an outbox to MLflow: what each entry does there, and what earlier processes left behind."""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.entities import Metric, Param, RunTag
+
+from emotion_detection import paths
+from emotion_detection.console import UserError, log
+from emotion_detection.tracking import models
+from emotion_detection.tracking.outbox import (
+    ENTRIES,
+    BusyError,
+    Deliver,
+    Entry,
+    Outbox,
+    UnreachableError,
+    abandoned,
+    retry,
+)
+from emotion_detection.tracking.provenance import is_gone
+from emotion_detection.tracking.store import (
+    EXPERIMENT,
+    STORE_FILE,
+    connect,
+    outbox_folder,
+    raising_outages,
+    request,
+    timeout,
+    without_password,
+)
+
+
+def open_outbox(run_id: str, folder: str | None = None) -> Outbox:
+    """Open the outbox of a run, in the folder of that name instead of `run_id` if one is given.
+
+    Raises:
+        UserError: if another process has it open for longer than `timeout()`.
+
+    """
+
+    def attempt() -> Outbox:
+        try:
+            return Outbox(outbox_folder() / (folder or run_id), _deliverer())
+        except BusyError:
+            raise UnreachableError(f"run {run_id} is logged to by another process") from None
+
+    try:
+        return retry(attempt, timeout())
+    except UnreachableError as error:
+        raise UserError(f"{error}; wait for it to end") from None
+
+
+def close_outbox(outbox: Outbox, run_id: str, *, hurried: bool = False) -> None:
+    """Close an outbox, and say so if something of it could not be sent."""
+    if not outbox.close(min(timeout(), 5.0) if hurried else timeout()):
+        log.warning(
+            "%s; what is logged to run %s is kept in %s: run `emotion-detection send` when MLflow "
+            "is back",
+            outbox.problem or f"MLflow at {without_password()} is slow",
+            run_id,
+            outbox.folder,
+        )
+
+
+def send() -> None:
+    """Send MLflow what it has missed, and end the runs that a killed process left open.
+
+    Raises:
+        UserError: if MLflow cannot be reached.
+
+    """
+    connect()
+    left = send_abandoned(keep=None)
+    elsewhere = {
+        file.read_text(encoding="utf-8")
+        for file in paths.outboxes().glob(f"*/{STORE_FILE}")
+        if file.parent != outbox_folder() and any(file.parent.glob(f"*/{ENTRIES}"))
+    }
+    for store in sorted(elsewhere):
+        log.warning("kept for %s: set MLFLOW_TRACKING_URI to it, and run this again", store)
+    if left:
+        raise UserError(f"what {left} runs logged is still in {paths.outboxes()}; try again later")
+    log.info("nothing is left to send to %s", without_password())
+
+
+def send_abandoned(keep: str | None) -> int:
+    """Send what ended processes left, and end the runs that they left open, but for the run `keep`.
+
+    Returns the number of outboxes that could not be sent.
+    """
+    left = 0
+    for outbox in abandoned(outbox_folder(), _deliverer()):
+        left += not outbox.close(timeout() if left == 0 else 0)
+    with contextlib.suppress(UserError):
+        request(lambda: _end_abandoned(keep))
+    return left
+
+
+def _end_abandoned(keep: str | None) -> None:
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    for found in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'"):
+        if found.info.run_id != keep and is_gone(found.data.tags.get("process", "")):
+            client.set_terminated(found.info.run_id, "KILLED")
+
+
+def _deliverer() -> Deliver:
+    """Return what delivers entries to the store; delivering one twice changes nothing more."""
+    uri = mlflow.get_tracking_uri()
+
+    def deliver(entry: Entry, known: Mapping[str, str], folder: Path) -> str | None:
+        with raising_outages():
+            client = mlflow.MlflowClient(uri)
+            run_id = known.get(entry["run"], entry["run"])
+            match entry["do"]:
+                case "create":
+                    return _create(client, entry)
+                case "log":
+                    _log(client, run_id, entry)
+                case "files":
+                    client.log_artifacts(run_id, str(folder / entry["kept"]), entry["folder"])
+                case "model":
+                    _log_model(run_id, folder / entry["kept"], entry)
+                case "end":
+                    client.set_terminated(run_id, entry["status"], end_time=entry["at"])
+        return None
+
+    return deliver
+
+
+def _create(client: mlflow.MlflowClient, entry: Entry) -> str:
+    experiment = client.get_run(entry["parent"]).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`outbox.run` = '{entry['run']}'")
+    if not found:
+        tags = {"mlflow.parentRunId": entry["parent"], "outbox.run": entry["run"]}
+        made = client.create_run(
+            experiment, start_time=entry["at"], tags=entry["tags"] | tags, run_name=entry["name"]
+        )
+        found = [made]
+    return str(found[0].info.run_id)
+
+
+def _log(client: mlflow.MlflowClient, run_id: str, entry: Entry) -> None:
+    of: dict[str, str] = {}
+    if "dataset" in entry:
+        model_id = models.logged_model(client, client.get_run(run_id))
+        if model_id is not None:
+            name, digest = entry["dataset"]
+            of = {"model_id": model_id, "dataset_name": name, "dataset_digest": digest}
+    client.log_batch(
+        run_id,
+        metrics=[
+            Metric(name, value, entry["at"], entry.get("step", 0), **of)
+            for name, value in entry.get("metrics", {}).items()
+        ],
+        params=[Param(name, value) for name, value in entry.get("params", {}).items()],
+        tags=[RunTag(name, value) for name, value in entry.get("tags", {}).items()],
+        synchronous=True,
+    )
+
+
+def _log_model(run_id: str, kept: Path, entry: Entry) -> None:
+    from emotion_detection.models import saving
+
+    model, classes = saving.load(kept / paths.MODEL.name)
+    assert classes is not None
+    models.log_model(model, np.load(kept / "example.npy"), classes, run_id)
