@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from emotion_detection.data.splits import Split, split
 
 from emotion_detection import params
 from emotion_detection.data.dataset import ColorMode, Dataset
 from emotion_detection.data.ingest import ingest
+from emotion_detection.data.splits import Split, split
 
 SEED = 1
 NOTEBOOK = params.Network(

@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from emotion_detection.data.splits import Split
 
 from benchmarks import ours
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import alone
 from emotion_detection.data.dataset import IMAGES_FILE, Dataset, set_digest
+from emotion_detection.data.splits import Split
 from emotion_detection.params import Network
 from emotion_detection.training.fit import fit
 

@@ -9,11 +9,11 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow as tf
-from emotion_detection.data.splits import Split
 
 from benchmarks.material import SEED
 from benchmarks.turns import Turn
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import Split
 from emotion_detection.models import layers, saving
 from emotion_detection.models.hardware import resolve_precision
 from emotion_detection.models.network import build

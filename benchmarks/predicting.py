@@ -17,7 +17,6 @@ import keras
 import numpy as np
 import psutil
 import requests
-from emotion_detection.models.layers import plain
 from PIL import Image
 
 from benchmarks import ours
@@ -27,6 +26,7 @@ from benchmarks.turns import Turn, alone, measure, unshared
 from emotion_detection.data.dataset import CHANNELS, Dataset
 from emotion_detection.inference import onnx
 from emotion_detection.models import saving
+from emotion_detection.models.layers import plain
 from tests.support.servers import free_port
 
 IMAGES = 2_048

@@ -1,13 +1,13 @@
 """Whether the faster layers learn as well: the notebook's training, shortened, with and without."""
 
 import numpy as np
-from emotion_detection.data.splits import Split, part
-from emotion_detection.training.callbacks import best_epoch
 
 from benchmarks import ours
 from benchmarks.material import NOTEBOOK, Material
 from benchmarks.report import Section
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import Split, part
+from emotion_detection.training.callbacks import best_epoch
 from emotion_detection.training.fit import fit
 
 IMAGES = 4000

@@ -19,13 +19,13 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from emotion_detection.data.splits import Split, split
 from PIL import Image
 
 from benchmarks.report import Section, assemble, keep
 from emotion_detection import params, paths
 from emotion_detection.console import UserError, log, progress, run
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import Split, split
 from emotion_detection.evaluation import metrics
 from emotion_detection.models import saving
 

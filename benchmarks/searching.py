@@ -5,8 +5,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import psutil
-from emotion_detection.data.splits import Split, part
-from emotion_detection.training.callbacks import best_epoch
 
 from benchmarks import notebook, ours
 from benchmarks.material import NOTEBOOK, SEED, Material
@@ -14,6 +12,8 @@ from benchmarks.report import Section
 from benchmarks.turns import alone
 from emotion_detection import params
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import Split, part
+from emotion_detection.training.callbacks import best_epoch
 from emotion_detection.training.fit import fit
 from emotion_detection.tuning.search import Outcome, Task, Trial, search
 

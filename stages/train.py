@@ -1,10 +1,9 @@
 """Train the network that tune chose, once per member of the ensemble, and track it."""
 
-from emotion_detection.data.splits import split
-
 from emotion_detection import params, paths
 from emotion_detection.console import log, run
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import split
 from emotion_detection.files import atomic
 from emotion_detection.params import flat
 from emotion_detection.tuning.space import load_hyperparameters
@@ -18,7 +17,6 @@ def main() -> None:
     rows = split(dataset, settings.split)
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
     from emotion_detection.figures.training import learning_curves
-
     from emotion_detection.stage import Stage
     from emotion_detection.training import ensemble
 

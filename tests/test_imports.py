@@ -11,15 +11,17 @@ from tests.support.project import ROOT
 SRC = ROOT / "src"
 PACKAGE = "emotion_detection"
 ORDER = (
-    *(("console", "paths", "files", "params"), ("data",), ("models",), ("tracking",), ("stage",)),
-    *(
-        ("training",),
-        ("tuning",),
-        ("evaluation",),
-        ("figures",),
-        ("inference",),
-        ("recipes", "cli"),
-    ),
+    ("console", "paths", "files", "params"),
+    ("data",),
+    ("figures",),
+    ("models",),
+    ("tracking",),
+    ("stage",),
+    ("training",),
+    ("tuning",),
+    ("evaluation",),
+    ("inference",),
+    ("recipes", "cli"),
 )
 """Each may import from those before it, and from its own group."""
 KNOWS_MLFLOW = ("emotion_detection/tracking/", "emotion_detection/models/serving.py")

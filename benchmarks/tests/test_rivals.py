@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emotion_detection.data.splits import Split
 from PIL import Image
 
 from benchmarks.rivals import contenders, write
 from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import Split
 from emotion_detection.evaluation import metrics
 from emotion_detection.models import saving
 from emotion_detection.params import Network

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emotion_detection.data.splits import Split
 
 from benchmarks import ours
 from benchmarks.material import AUGMENT
 from benchmarks.turns import measure
+from emotion_detection.data.splits import Split
 from emotion_detection.params import Network
 
 
