@@ -21,7 +21,8 @@ def run(material: Material, turns: int) -> Section:
     """Measure and describe."""
     chosen = params.load().network
     networks: dict[str, params.Network] = {
-        arch: chosen.model_copy(update={"arch": arch}) for arch in get_args(params.Arch)
+        arch: chosen.model_copy(update={"arch": arch})
+        for arch in get_args(params.Network.model_fields["arch"].annotation)
     }
     rows = material.some(STEPS * BATCH_SIZE)
     common: dict[str, Any] = {

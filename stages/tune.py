@@ -30,7 +30,7 @@ def main() -> None:
 def _search(settings: Params) -> None:
     # Imported here, since TensorFlow takes seconds.
     from emotion_detection.stage import Stage
-    from emotion_detection.tuning.search import NOTE, Task, description, report, search
+    from emotion_detection.tuning.search import NOTE, Task, description, report, search, work
     from emotion_detection.tuning.trial import run_trial
     from emotion_detection.tuning.workers import worker_id
 
@@ -41,11 +41,12 @@ def _search(settings: Params) -> None:
     if worker is None and stage.restore():
         return
     task = Task(tune, settings.network, dataset.images.shape[1:], len(dataset.classes), seed)
-    common = {"settings": tune, "precision": stage.precision, "seed": seed}
-    train = partial(run_trial, dataset=dataset, rows=rows, **common)
+    train = partial(
+        run_trial, dataset=dataset, rows=rows, settings=tune, precision=stage.precision, seed=seed
+    )
     if worker is not None:
         with stage.joined(worker):
-            search(task, folder=stage.folder, run=train)
+            work(task, worker, folder=stage.folder, run=train)
         return
     about = description(tune, rows)
     log.info("%s; %s", about, stage.computes_in)

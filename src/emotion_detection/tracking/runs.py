@@ -189,8 +189,8 @@ def _forget_active_run(status: str) -> None:
 
 
 @contextlib.contextmanager
-def resumed(run_id: str | None) -> Iterator[bool]:
-    """Log to an earlier run while the block lasts; yields False if there is no such run.
+def resumed(run_id: str | None) -> Iterator[str | None]:
+    """Log to an earlier run while the block lasts; yields its id, None if there is no such run.
 
     Its status and times stay as they are. While MLflow cannot be reached, what is logged is kept in
     the outbox.
@@ -211,10 +211,10 @@ def resumed(run_id: str | None) -> Iterator[bool]:
         unreachable = found = True
     if not found or run_id is None:
         _warn_of_missing(run_id)
-        yield False
+        yield None
         return
     with _adding(run_id, hurried=unreachable):
-        yield True
+        yield run_id
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from emotion_detection.models.network import forward_gflops
 from emotion_detection.params import Network, Tune
 from emotion_detection.training.callbacks import duration
 from emotion_detection.tuning.space import columns_of, contains, declare, network_of, values_of
-from emotion_detection.tuning.workers import at_work, is_chief, lead, worker_id
+from emotion_detection.tuning.workers import at_work, is_chief, lead
 
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
 
@@ -304,12 +304,11 @@ class Task:
 
 def search(
     task: Task, *, folder: Path, run: RunTrial, command: Sequence[str] = ()
-) -> tuple[Network, pd.DataFrame] | None:
+) -> tuple[Network, pd.DataFrame]:
     """Look at tune.trials networks, the baseline first if tune.space has it, and return the best.
 
-    Where tune.workers is more than one, processes of `command`, which call this with the same
-    arguments, run the trials while this one is their chief. A worker returns None when nothing is
-    left.
+    Where tune.workers is more than one, processes of `command`, which call `work` with the same
+    arguments, run the trials while this one is their chief.
 
     What is already in `folder` is not done again: the caller names it after all that a trial's
     outcome depends on. The table has a row per trial: trial, status (COMPLETED or FAILED),
@@ -320,29 +319,41 @@ def search(
             is in `folder` is damaged, or a worker cannot be started.
 
     """
-    worker = worker_id()
-    oracle = _oracle(task, quiet=worker is not None)
-    place = {"directory": str(folder.parent), "project_name": folder.name}
-    try:
-        tuner = _Tuner(run, task.baseline, task.settings.epochs, oracle=oracle, **place)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        # KerasTuner writes its state in place, and a killed search can leave half of it.
-        raise UserError(
-            f"{folder}: damaged state of a search ({error}); remove it to search anew"
-        ) from error
-    if worker is not None:
-        with at_work(worker, folder):
-            tuner.search()
-        return None
+    tuner = _tuner(task, folder, run, quiet=False)
+    oracle, workers = tuner.oracle, task.settings.workers
     if oracle.end_order:
         log.info("going on with a search of %d finished trials", len(oracle.end_order))
-    workers = task.settings.workers
     if is_chief(workers):
         tuner.save()
         lead(oracle, workers=workers, command=command, folder=folder)
     else:
         tuner.search()
     return _found(oracle, task, folder)
+
+
+def work(task: Task, worker: str, *, folder: Path, run: RunTrial) -> None:
+    """Run trials of the search in `folder` as `worker`, until its chief has none left.
+
+    Raises:
+        UserError: if what is in `folder` is damaged.
+
+    """
+    tuner = _tuner(task, folder, run, quiet=True)
+    with at_work(worker, folder):
+        tuner.search()
+
+
+def _tuner(task: Task, folder: Path, run: RunTrial, *, quiet: bool) -> _Tuner:
+    """Return KerasTuner's tuner, which goes on with what is in `folder`."""
+    oracle = _oracle(task, quiet=quiet)
+    place = {"directory": str(folder.parent), "project_name": folder.name}
+    try:
+        return _Tuner(run, task.baseline, task.settings.epochs, oracle=oracle, **place)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        # KerasTuner writes its state in place, and a killed search can leave half of it.
+        raise UserError(
+            f"{folder}: damaged state of a search ({error}); remove it to search anew"
+        ) from error
 
 
 def _oracle(task: Task, *, quiet: bool) -> Any:
