@@ -189,9 +189,9 @@ def draw_backdrop(drawing: Drawing, person: Person) -> None:
     """Draw what is behind the head: hair, neck and shoulders."""
     if not person.bald:
         width = person.head_width + person.hair_volume
-        crown = ellipse(0, -0.1, width, 0.9 + person.hair_volume)[20:]
+        hair_top = ellipse(0, -0.1, width, 0.9 + person.hair_volume)[20:]
         tips = np.array([[1.02, person.hair_length], [-1.02, person.hair_length]]) * (width, 1)
-        drawing.fill(np.concatenate([crown, tips]), person.hair * 0.8)
+        drawing.fill(np.concatenate([hair_top, tips]), person.hair * 0.8)
     neck = np.array([[-0.62, 0.5], [0.62, 0.5], [0.62, 1.4], [-0.62, 1.4]])
     drawing.fill(neck * (person.head_width, 1), person.skin * 0.6)
     drawing.fill(ellipse(0, 2.0, 1.4, 0.85), person.shirt)
@@ -338,11 +338,11 @@ def draw_brow(drawing: Drawing, person: Person, units: ActionUnits, side: int) -
 def draw_hair(drawing: Drawing, person: Person, shot: Shot) -> None:
     """Draw the hair over the forehead, parted."""
     width = person.head_width + 0.7 * person.hair_volume
-    crown = ellipse(0, -0.12, width, 0.9 + person.hair_volume)[20:]
+    hair_top = ellipse(0, -0.12, width, 0.9 + person.hair_volume)[20:]
     temple, line, parting = 0.96 * person.head_width, person.hairline, person.parting
     right = curve((temple, -0.12), (0.85 * temple, line), (parting, line - 0.1))
     left = curve((parting, line - 0.1), (-0.85 * temple, line), (-temple, -0.12))
-    drawing.fill(np.concatenate([crown, right, left]), person.hair)
+    drawing.fill(np.concatenate([hair_top, right, left]), person.hair)
     for x in (-0.8, -0.4, 0.0, 0.4, 0.8):
         bend, end = (0.6 * x + 0.4 * parting, -0.85), (width * x, -0.3 - 0.5 * np.sqrt(1 - x**2))
         shine = 255 if x * shot.light[0] > 0 else 0
