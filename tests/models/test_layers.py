@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -18,7 +17,6 @@ from emotion_detection.models.layers import (
     FusedBatchNormalization,
     plain,
 )
-from emotion_detection.models.network import build
 from emotion_detection.params import Network
 from tests.support.networks import KINDS, noise, same_weights, small
 
@@ -31,7 +29,7 @@ Steps = list[dict[str, np.ndarray]]
 def normalise(
     layer: keras.layers.Layer, batches: list[np.ndarray], slope: np.ndarray, *, training: bool
 ) -> Steps:
-    """Return what `layer` makes of `batches`, and the gradients of a loss that weighs by `slope`."""
+    """Return what `layer` makes of `batches`, and gradients of a loss that weighs by `slope`."""
     steps = []
     for batch in batches:
         inputs = tf.constant(batch)

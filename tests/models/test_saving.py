@@ -90,9 +90,7 @@ def test_a_network_file_that_is_missing_or_damaged_is_named_with_the_remedy(
     assert same_weights(load_network(path, "train"), model)
 
 
-def test_compiled_once_a_model_takes_any_number_of_images(
-    model: keras.Model, toy: Dataset
-) -> None:
+def test_compiled_once_a_model_takes_any_number_of_images(model: keras.Model, toy: Dataset) -> None:
     probabilities = saving.compiled(model)
     for count in (1, 2, 7):
         found = probabilities(toy.images[:count])

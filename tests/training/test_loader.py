@@ -86,9 +86,7 @@ def test_a_resumed_training_sees_what_an_uninterrupted_one_sees(
     toy: Dataset, rows: Split, settings: Train
 ) -> None:
     def stream(first_epoch: int) -> tf.data.Dataset:
-        return training_batches(
-            toy, rows.train, settings, seed=2**31 - 1, first_epoch=first_epoch
-        )
+        return training_batches(toy, rows.train, settings, seed=2**31 - 1, first_epoch=first_epoch)
 
     assert same(epochs_of(stream(0), 4)[2:], epochs_of(stream(2), 2))
 
@@ -173,7 +171,9 @@ def test_class_weights_follow_the_inverse_frequency_and_have_a_mean_of_1(
     toy: Dataset, power: float
 ) -> None:
     labels = toy.labels[~toy.is_test]
-    few = np.concatenate([np.flatnonzero(labels == label)[:n] for label, n in enumerate((20, 5, 5))])
+    few = np.concatenate(
+        [np.flatnonzero(labels == label)[:n] for label, n in enumerate((20, 5, 5))]
+    )
     settings = Train(batch_size=30, class_weights=power)
     ((_, targets, weights),) = epochs_of(training_batches(toy, few, settings, seed=0), 1, 1)[0]
     assert weights.dtype == np.float32
