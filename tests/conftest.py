@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +16,10 @@ from emotion_detection.data.dataset import Dataset, group_by_digest, set_digest
 from emotion_detection.data.splits import Split, split
 from tests.support import servers
 from tests.support.stores import alone
+
+# TensorFlow takes seconds to import, and half of the tests need none.
+if TYPE_CHECKING:
+    from tests.support.trainer import Trainer
 
 TOY_CLASSES = ("angry", "happy", "sad")
 TOY_SIDE = 16
@@ -152,6 +157,14 @@ def network() -> Callable[..., params.Network]:
     return make
 
 
+@pytest.fixture
+def trainer(toy: Dataset, rows: Split, network: Callable[..., params.Network]) -> Trainer:
+    """Return what trains the smallest network on the toy set."""
+    from tests.support.trainer import Trainer
+
+    return Trainer(toy, rows, network())
+
+
 @pytest.fixture(scope="session")
 def store(
     toy: Dataset,
@@ -159,7 +172,6 @@ def store(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Return a folder whose MLflow store has a champion for the toy set, and its file."""
-    # TensorFlow and MLflow take seconds to import, and half of the tests need neither.
     import mlflow
 
     from emotion_detection import paths

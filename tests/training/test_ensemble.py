@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import mlflow
@@ -33,12 +34,13 @@ stages:
 """
 
 
-def settings(members: int, seed: int = 3) -> Params:
-    train = Train(lr=1e-2, batch_size=24, epochs=2)
+def settings(members: int, init_from: str | None = None) -> Params:
     return load(PARAMS).model_copy(
         update={
-            **{"seed": seed, "precision": "float32", "train": train},
+            "seed": 3,
+            "precision": "float32",
             "ensemble": Ensemble(members=members),
+            "train": Train(lr=1e-2, batch_size=24, epochs=2, init_from=init_from),
         }
     )
 
@@ -52,16 +54,18 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 class Trainings:
-    """Trains ensembles as the stage does, and counts the networks that learn."""
+    """Trains ensembles as the stage train does; `stage` and `run_id` are those of the last."""
 
     def __init__(self, toy: Dataset, rows: Split, network: Network) -> None:
         self.toy, self.rows, self.network = toy, rows, network
         self.stage: Stage
         self.run_id: str
 
-    def __call__(self, members: int, folder: str) -> list[pd.DataFrame]:
+    def __call__(
+        self, members: int, folder: str, init_from: str | None = None
+    ) -> list[pd.DataFrame]:
         """Train in a new MLflow run, save the networks in `folder`, return their histories."""
-        chosen = settings(members)
+        chosen = settings(members, init_from)
         self.stage = Stage("train", chosen, self.toy, shared_over=["ensemble.members"])
         Path(folder).mkdir()
         with runs.run("train", note="", dataset=self.toy, params={}, tags={}) as self.run_id:
@@ -106,12 +110,13 @@ def test_one_more_member_trains_that_one_alone(
     before = files(shared)
     assert {path.relative_to(shared).parts[0] for path in before} == {"member_1", "member_2"}
 
-    learn, learning = keras.Model.fit, []
-    monkeypatch.setattr(
-        keras.Model,
-        "fit",
-        lambda model, *args, **kw: learning.append(1) or learn(model, *args, **kw),
-    )
+    fit, learning = keras.Model.fit, []
+
+    def noted(model: keras.Model, *args: Any, **options: Any) -> Any:
+        learning.append(model)
+        return fit(model, *args, **options)
+
+    monkeypatch.setattr(keras.Model, "fit", noted)
     three = train(3, "three")
     assert len(learning) == 1
     assert train.stage.shared == shared
@@ -153,17 +158,11 @@ def test_each_member_starts_from_the_model_that_is_set_and_a_resumed_one_does_no
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr(ensemble, "start", lambda model, uri, **others: started.append(uri))
-    uri, plain = "models:/faces/1", settings
-
-    def from_model(members: int) -> Params:
-        chosen = plain(members)
-        changed = chosen.train.model_copy(update={"init_from": uri})
-        return chosen.model_copy(update={"train": changed})
-
-    monkeypatch.setattr(sys.modules[__name__], "settings", from_model)
-    train(1, "one")
+    uri = "models:/faces/1"
+    train(1, "one", uri)
     assert started == [uri]
-    train(2, "two")
+    # The first is there, and the second begins.
+    train(2, "two", uri)
     assert started == [uri] * 2
 
 
@@ -192,7 +191,8 @@ settings = params.load(params_file).model_copy(update={
     ),
 })
 network = params.Network(
-    arch="residual", filters=(8, 8), kernel_sizes=(3, 3), conv_dropout=0.2, dense_dropout=0.2
+    arch="residual", filters=(8,), kernel_sizes=(3,), dense_units=(8,),
+    squeeze_excitation=True, conv_dropout=0.2, dense_dropout=0.2,
 )
 stage = Stage("train", settings, dataset, shared_over=["ensemble.members"])
 for member in range(members):
@@ -203,21 +203,21 @@ for member in range(members):
 """
 
 
-def test_a_member_is_to_the_bit_the_network_that_its_seed_makes_alone(
+def test_a_deterministic_member_is_to_the_bit_the_network_that_its_seed_makes_alone(
     packed: Path, tmp_path: Path
 ) -> None:
-    processes = []
+    processes = {}
     for name, seed, members in (("ensemble", 3, 2), ("alone", 4, 1)):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "dvc.yaml").write_text(DVC_FILE)
-        command = [sys.executable, "-c", TRAINED, packed, PARAMS, str(seed), str(members)]
-        processes.append(subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True))
-    (first, second), (by_itself,) = (
-        each.communicate()[0].split()[-n:] for each, n in zip(processes, (2, 1), strict=True)
-    )
-    assert [each.returncode for each in processes] == [0, 0]
-    assert second == by_itself
+        arguments = (str(packed), str(PARAMS), str(seed), str(members))
+        command = [sys.executable, "-c", TRAINED, *arguments]
+        processes[name] = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    digests = {name: process.communicate()[0].split() for name, process in processes.items()}
+    assert [process.returncode for process in processes.values()] == [0, 0]
+    first, second = digests["ensemble"]
+    assert digests["alone"] == [second]
     assert first != second
 
 

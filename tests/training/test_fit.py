@@ -1,8 +1,6 @@
 """Training: what is learnt, what is kept, and that an interruption changes nothing."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,8 @@ from emotion_detection.training.checkpoints import Checkpoints
 from tests.support.trainer import (
     AUGMENT,
     SETTINGS,
-    ProcessEndedError,
     Logged,
+    ProcessEndedError,
     Trainer,
     interrupting,
     noting,
@@ -283,41 +281,6 @@ def test_the_seed_fixes_a_training(toy: Dataset, rows: Split, network: Make) -> 
     )
     assert first == pytest.approx(second, rel=1e-4)
     assert first != pytest.approx(other, rel=1e-4)
-
-
-TWICE = """
-import sys
-from pathlib import Path
-from emotion_detection import params
-from emotion_detection.data.dataset import Dataset
-from emotion_detection.data.splits import split
-from emotion_detection.models.hardware import be_deterministic
-from emotion_detection.models.saving import digest
-from emotion_detection.training.fit import fit, network_to_train
-
-dataset = Dataset.open(Path(sys.argv[1]))
-rows = split(dataset, params.Split(fraction=0.2, seed=0))
-be_deterministic(3)
-network = params.Network(
-    arch="residual", filters=(8, 8), kernel_sizes=(3, 3), dense_units=(8,),
-    squeeze_excitation=True, conv_dropout=0.2, dense_dropout=0.2,
-)
-settings = params.Train(
-    lr=1e-2, batch_size=12, epochs=2, ema=0.1,
-    augment=params.Augment(rotation=10, shift=0.1, horizontal_flip=True, random_erasing=0.3),
-)
-model = network_to_train(network, dataset, settings, precision="float32", seed=3)
-fit(model, dataset, rows, settings, seed=3, verbose=False)
-print(digest(model))
-"""
-
-
-def test_a_deterministic_training_gives_the_same_bits(packed: Path) -> None:
-    first, second = (
-        subprocess.check_output([sys.executable, "-c", TWICE, packed], text=True).split()[-1]
-        for _ in range(2)
-    )
-    assert first == second
 
 
 def test_a_step_is_traced_once(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
