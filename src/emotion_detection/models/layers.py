@@ -137,8 +137,7 @@ def plain(model: keras.Model, image_shape: tuple[int, int, int] | None = None) -
     """
 
     def convert(layer: keras.layers.Layer) -> keras.layers.Layer:
-        kinds: tuple[Any, ...] = type(layer).__mro__
-        kind = next(kind for kind in kinds if kind.__module__.startswith("keras."))
+        kind = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("keras."))
         return kind.from_config(layer.get_config() | {"dtype": "float32"})
 
     images = keras.Input(image_shape or model.input_shape[1:], dtype="uint8", name="images")

@@ -63,7 +63,7 @@ class Checkpoints:
                 shutil.rmtree(folder)
 
     def load_best(self, model: keras.Model, rows: list[Row]) -> None:
-        """Set `model` to the weights of the best epoch of `rows`, averaged ones with `ema`."""
+        """Set `model` to the weights of the best epoch of `rows`, those of the EMA if there is one."""
         model.load_weights(self._path(best_epoch_of(rows)) / WEIGHTS)
         model.optimizer.finalize_variable_values(model.trainable_variables)
 

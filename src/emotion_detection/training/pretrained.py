@@ -40,7 +40,7 @@ def start(model: keras.Model, uri: str, *, dataset: Dataset, split: Mapping[str,
 
 
 def _check_origin(key: str, uri: str, dataset: Dataset, split: Mapping[str, object]) -> None:
-    """Raise `UserError` where the model may have learnt from the images that score it here."""
+    """Raise `UserError` where the model may have learnt from the images that score this training."""
     of = origin(uri)
     if of.dataset_digest is None:
         raise UserError(
