@@ -74,10 +74,6 @@ def combined(
     so many pixels to each of its four corners; what comes in at an edge is the edge's mirror image.
     Each member is in the model once, whatever the number of views. Members take images (N, H, W, C)
     uint8 of one size and return probabilities (N, classes) float32.
-
-    Raises:
-        ValueError: if `shifts` is more than the height or width of the images.
-
     """
     if len(members) == 1 and not flips and not shifts:
         return members[0]
@@ -85,11 +81,6 @@ def combined(
     views = [images]
     if shifts:
         height, width = images.shape[1:3]
-        if shifts > min(height, width):
-            raise ValueError(
-                f"tta.shifts = {shifts} is more than images of {height}x{width} have; use at most "
-                f"{min(height, width)}"
-            )
         around = [(0, 0), (shifts, shifts), (shifts, shifts), (0, 0)]
         wider = keras.ops.pad(images, around, mode="symmetric")
         corners = [(top, left) for top in (0, 2 * shifts) for left in (0, 2 * shifts)]
