@@ -6,7 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
@@ -136,7 +136,7 @@ def network() -> Callable[..., params.Network]:
         filters: tuple[int, ...] = (8, 8),
         dense_units: tuple[int, ...] = (8,),
         *,
-        arch: params.Arch = "notebook",
+        arch: Literal["notebook", "plain", "residual"] = "notebook",
         kernel: int = 3,
         convolutions: int = 2,
         dropout: float = 0.0,

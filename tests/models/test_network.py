@@ -107,8 +107,7 @@ def convolutions(network: params.Network) -> list[str]:
 
 
 def test_each_block_has_the_number_of_convolutions_that_is_set(network: Make) -> None:
-    archs: tuple[params.Arch, ...] = ("notebook", "plain")
-    for arch in archs:
+    for arch in ("notebook", "plain"):
         assert convolutions(network((4, 6), arch=arch, convolutions=1)) == ["block1a", "block2a"]
         assert convolutions(network((4, 6), arch=arch, convolutions=3)) == [
             *("block1a", "block1b", "block1c"),
@@ -153,11 +152,7 @@ def test_a_network_as_deep_as_fits_is_built_and_no_deeper(
     network: Make, image_shape: tuple[int, int, int], most: int
 ) -> None:
     # The last block of the others does not halve the image.
-    archs: tuple[tuple[params.Arch, int], ...] = (
-        *(("notebook", most), ("plain", most + 1)),
-        ("residual", most + 1),
-    )
-    for arch, fitting in archs:
+    for arch, fitting in (("notebook", most), ("plain", most + 1), ("residual", most + 1)):
         build(network((2,) * fitting, arch=arch), image_shape=image_shape, classes=3)
         deeper = network((2,) * (fitting + 1), arch=arch)
         message = (

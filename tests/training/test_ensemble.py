@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,12 @@ class Trainings:
         self.run_id: str
 
     def __call__(
-        self, members: int, folder: str, init_from: str | None = None
+        self,
+        members: int,
+        folder: str,
+        *,
+        init_from: str | None = None,
+        log_resumed: bool = True,
     ) -> list[pd.DataFrame]:
         """Train in a new MLflow run, save the networks in `folder`, return their histories."""
         chosen = settings(members, init_from)
@@ -77,7 +82,7 @@ class Trainings:
                     self.rows,
                     stage=self.stage,
                     folder=Path(folder),
-                    log_resumed=True,
+                    log_resumed=log_resumed,
                 )
                 for member in range(members)
             ]
@@ -108,7 +113,9 @@ def test_one_more_member_trains_that_one_alone(
     two = train(2, "two")
     shared, folder = train.stage.shared, train.stage.folder
     before = files(shared)
-    assert {path.relative_to(shared).parts[0] for path in before} == {"member_1", "member_2"}
+    # Of a member that is trained its network is there, and no checkpoint.
+    places = {path.relative_to(shared).parts[:2] for path in before}
+    assert places == {("member_1", "trained"), ("member_2", "trained")}
 
     fit, learning = keras.Model.fit, []
 
@@ -138,6 +145,29 @@ def test_one_more_member_trains_that_one_alone(
     assert logged["parameters"] == str(3 * alone_parameters)
 
 
+def test_an_interrupted_ensemble_goes_on_with_the_epoch_and_member_that_it_was_at(
+    place: Path, train: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_epoch, seen = runs.log_epoch, []
+
+    def ending(row: Mapping[str, float], epoch: int, prefix: str) -> None:
+        seen.append((prefix, epoch))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        log_epoch(row, epoch, prefix)
+
+    monkeypatch.setattr(runs, "log_epoch", ending)
+    with pytest.raises(KeyboardInterrupt):
+        train(2, "interrupted", log_resumed=False)
+    train(2, "resumed", log_resumed=False)
+    ends = [("member_2", 2)]
+    assert seen == [("member_1", 1), ("member_1", 2), ("member_2", 1), *ends, *ends]
+    assert sorted(path.name for path in Path("resumed").iterdir()) == [
+        "member_1.keras",
+        "member_2.keras",
+    ]
+
+
 def test_the_saved_member_is_the_best_epoch_with_the_names_of_its_classes(
     place: Path, train: Trainings, toy: Dataset, rows: Split
 ) -> None:
@@ -159,10 +189,10 @@ def test_each_member_starts_from_the_model_that_is_set_and_a_resumed_one_does_no
     started: list[str] = []
     monkeypatch.setattr(ensemble, "start", lambda model, uri, **others: started.append(uri))
     uri = "models:/faces/1"
-    train(1, "one", uri)
+    train(1, "one", init_from=uri)
     assert started == [uri]
     # The first is there, and the second begins.
-    train(2, "two", uri)
+    train(2, "two", init_from=uri)
     assert started == [uri] * 2
 
 

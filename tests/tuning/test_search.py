@@ -22,8 +22,8 @@ from emotion_detection.tuning.search import (
     Task,
     Trial,
     description,
+    report,
     search,
-    summary,
 )
 from emotion_detection.tuning.space import columns_of
 
@@ -113,9 +113,7 @@ def look(
     """Search with TASK's settings but for what is given; `changes` are those of tune."""
     settings = TASK.settings.model_copy(update=changes)
     task = dataclasses.replace(TASK, settings=settings, baseline=baseline, seed=seed)
-    found = search(task, folder=folder, run=run)
-    assert found is not None
-    return found
+    return search(task, folder=folder, run=run)
 
 
 def drawn(table: pd.DataFrame) -> Drawn:
@@ -414,20 +412,23 @@ def test_hyperband_looks_at_as_many_networks_as_asked_for(
     assert "tune.trials = 9 leaves none" in caplog.text
 
 
-def test_a_search_is_summed_up_in_words_metrics_and_tags(tmp_path: Path, rows: Split) -> None:
+def test_a_search_is_reported_in_words_metrics_figures_and_tags(
+    tmp_path: Path, rows: Split
+) -> None:
     run = Recorder({1: OSError("disk full")})
     best, table = look(tmp_path / "search", run)
     assert description(TASK.settings, rows) == (
         "A random search of 6 trials of at most 3 epochs on 72 train and 18 validation images"
     )
-    metrics, tags = summary(table, best)
-    assert metrics == {
+    written = report(table, best, TASK.settings)
+    assert written["metrics"] == {
         "tune/trials": 6,
         "tune/failed": 1,
         "tune/best_val_accuracy": pytest.approx(score(best)),
     }
+    assert written["more_metrics"] == {"tune/seconds": pytest.approx(table["seconds"].sum())}
+    assert written["tables"]["trials"] is table
+    assert list(written["figures"]) == ["trials"]
     (number,) = (trial.number for trial in run.seen if trial.network == best)
-    assert tags["best.trial"] == f"{number:02d}"
-    assert {f"best.{name}": str(value) for name, value in columns_of(best).items()} == {
-        name: value for name, value in tags.items() if name != "best.trial"
-    }
+    chosen = {f"best.{name}": str(value) for name, value in columns_of(best).items()}
+    assert written["tags"] == {"best.trial": f"{number:02d}", "workers": "1", **chosen}

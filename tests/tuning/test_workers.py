@@ -117,14 +117,12 @@ class Place:
         task = Task(
             settings.model_copy(update={"oracle": oracle}), BASELINE, (16, 16, 3), 3, seed=7
         )
-        found = search(
+        return search(
             task,
             folder=folder or self.folder,
             run=pretend,
             command=(sys.executable, "-c", text, str(packages), str(self.begun_file)),
         )
-        assert found is not None
-        return found
 
     def begun(self) -> list[tuple[int, str, int]]:
         """Return the trials that were begun, by whom, and the number of its process."""
