@@ -6,7 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
@@ -19,11 +19,20 @@ from tests.support.stores import alone
 
 # TensorFlow takes seconds to import, and half of the tests need none.
 if TYPE_CHECKING:
-    from emotion_detection.models.network import Architecture, Family
+    from tests.support.trainer import Trainer
 
 TOY_CLASSES = ("angry", "happy", "sad")
 TOY_SIDE = 16
-LONGEST = ("pipeline", "training", "outages", "other_sets", "scaling", "reliability", "devices")
+LONGEST = (
+    "test_pipeline.py",
+    "test_fit.py",
+    "test_outages.py",
+    "test_other_sets.py",
+    "test_scaling.py",
+    "test_reliability.py",
+    "test_devices.py",
+    "test_ensemble.py",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 # A shell's job in the background ignores Ctrl-C, and so would whatever a test interrupts.
@@ -32,8 +41,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The longest files first: the others run beside them, and nothing waits for one in the end.
-    order = dict(zip(LONGEST, range(len(LONGEST)), strict=True))
-    items.sort(key=lambda item: order.get(item.path.stem.removeprefix("test_"), len(LONGEST)))
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
 def _draw_toy(folder: Path, train: int, test: int) -> None:
@@ -94,7 +103,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[servers.ObjectStore]:
-    """An S3 server with an empty bucket."""
+    """Yield an S3 server with an empty bucket."""
     store = servers.ObjectStore()
     yield store
     store.close()
@@ -102,7 +111,7 @@ def object_store() -> Iterator[servers.ObjectStore]:
 
 @pytest.fixture(scope="session")
 def tracking_server(object_store: servers.ObjectStore) -> Iterator[servers.Server]:
-    """An `mlflow server` on PostgreSQL and S3; a test without PostgreSQL is skipped."""
+    """Yield an `mlflow server` on PostgreSQL and S3; a test without PostgreSQL is skipped."""
     missing = servers.missing_postgresql()
     if missing:
         pytest.skip(missing)
@@ -120,26 +129,21 @@ def rows(toy: Dataset) -> Split:
 
 
 @pytest.fixture(scope="session")
-def architecture() -> Callable[..., Architecture]:
-    """Make a network for the toy set; what is given differs from the smallest."""
-    from emotion_detection.models.network import Architecture
+def network() -> Callable[..., params.Network]:
+    """Return what makes a small network for the toy set, as its arguments say."""
 
     def make(
         filters: tuple[int, ...] = (8, 8),
         dense_units: tuple[int, ...] = (8,),
         *,
-        family: Family = "notebook",
+        arch: Literal["notebook", "plain", "residual"] = "notebook",
         kernel: int = 3,
-        convolutions: int | tuple[int, ...] = 2,
+        convolutions: int = 2,
         dropout: float = 0.0,
         squeeze_excitation: bool = False,
-        average_flips: bool = False,
-        average_shifts: int = 0,
-        soften: float = 0.0,
-        members: int = 1,
-    ) -> Architecture:
-        return Architecture(
-            family=family,
+    ) -> params.Network:
+        return params.Network(
+            arch=arch,
             filters=filters,
             kernel_sizes=(kernel,) * len(filters),
             convolutions=convolutions,
@@ -148,39 +152,44 @@ def architecture() -> Callable[..., Architecture]:
             conv_dropout=dropout,
             dense_dropout=dropout,
             bn_momentum=0.8,
-            average_flips=average_flips,
-            average_shifts=average_shifts,
-            soften=soften,
-            members=members,
         )
 
     return make
 
 
+@pytest.fixture
+def trainer(toy: Dataset, rows: Split, network: Callable[..., params.Network]) -> Trainer:
+    """Return what trains the smallest network on the toy set."""
+    from tests.support.trainer import Trainer
+
+    return Trainer(toy, rows, network())
+
+
 @pytest.fixture(scope="session")
 def store(
     toy: Dataset,
-    architecture: Callable[..., Architecture],
+    network: Callable[..., params.Network],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A folder whose MLflow store has a champion, for the toy set, and its file."""
+    """Return a folder whose MLflow store has a champion for the toy set, and its file."""
     import mlflow
 
-    from emotion_detection import paths, tracking
+    from emotion_detection import paths
     from emotion_detection.models import saving
-    from emotion_detection.models.network import build, export
+    from emotion_detection.models.layers import plain
+    from emotion_detection.models.network import build
+    from emotion_detection.tracking import models, runs
 
     folder = tmp_path_factory.mktemp("store")
-    chosen = architecture()
-    network = export(build(chosen, image_shape=toy.images.shape[1:], classes=3, seed=0), chosen)
+    model = plain(build(network(), image_shape=toy.images.shape[1:], classes=3, seed=0))
     (folder / paths.MODEL).parent.mkdir()
-    saving.save(network, folder / paths.MODEL, toy.classes)
+    saving.save(model, folder / paths.MODEL, toy.classes)
     with alone(folder):
-        with tracking.run("train", note="", dataset=toy, params={}, tags={}) as run_id:
-            tracking.log_model(network, toy.images[:2], toy.classes)
-        version = mlflow.register_model(
-            f"runs:/{run_id}/{tracking.MODEL_NAME}", "emotion-detection"
+        with runs.run("train", note="", dataset=toy, params={}, tags={}) as run_id:
+            runs.log_model(model, toy.images[:2], toy.classes)
+        uri = f"runs:/{run_id}/{models.MODEL_NAME}"
+        version = mlflow.register_model(uri, models.REGISTERED_MODEL)
+        mlflow.MlflowClient().set_registered_model_alias(
+            models.REGISTERED_MODEL, models.CHAMPION_ALIAS, version.version
         )
-        client = mlflow.MlflowClient()
-        client.set_registered_model_alias("emotion-detection", "champion", version.version)
     return folder

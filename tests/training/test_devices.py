@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
-
 # TensorFlow settles on its devices once a process.
 SCRIPT = """
 import json, sys
-from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import tensorflow as tf
@@ -22,22 +19,26 @@ import tensorflow as tf
 processor, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
 
+from emotion_detection import params
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import split
+from emotion_detection.models.hardware import strategy
+from emotion_detection.models.network import build
+from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit
-from emotion_detection.data.dataset import Dataset, split
-from emotion_detection.models.network import Architecture, FusedBatchNormalization, build
 
 dataset = Dataset.open(Path(sys.argv[1]))
-rows = split(dataset, validation="holdout", fraction=0.2, seed=0)
-network = Architecture("notebook", (8,), (3,), 2, (), False, 0.2, 0.2, 0.8, False, 0, 0, 1)
+rows = split(dataset, params.Split(fraction=0.2, seed=0))
+network = params.Network(
+    arch="notebook", filters=(8,), kernel_sizes=(3,), conv_dropout=0.2, dense_dropout=0.2,
+    bn_momentum=0.8,
+)
 # Devices drop values of their own.
-still = replace(network, conv_dropout=0.0, dense_dropout=0.0)
+still = network.model_copy(update={"conv_dropout": 0.0, "dense_dropout": 0.0})
 answers = {}
 
-def teach(images, targets):
-    return 0.9 * targets + 0.1 / 3
-
-def train(kind, network=network, epochs=4, folder=None, stop=False, lr=1e-2, teach=None):
-    devices = fit.strategy(kind)
+def train(kind, network=network, epochs=4, folder=None, stop=False, lr=1e-2):
+    devices = strategy(kind)
     with devices.scope():
         model = build(network, image_shape=(16, 16, 3), classes=3, seed=0)
     seen = []
@@ -45,14 +46,13 @@ def train(kind, network=network, epochs=4, folder=None, stop=False, lr=1e-2, tea
         seen.append(epoch)
         if stop and epoch == 3:
             raise KeyboardInterrupt
-    recipe = fit.Recipe(
-        lr=lr, batch_size=20, epochs=epochs, early_stopping_patience=None, schedule="one_cycle",
-        warmup=0.3, weight_decay=0.01, ema=0.1, class_weights=1.0,
+    settings = params.Train(
+        lr=lr, batch_size=20, epochs=epochs, schedule="one_cycle", weight_decay=0.01, ema=0.1,
+        class_weights=1.0,
     )
-    history = fit.fit(
-        model, dataset, train=rows.train, validation=rows.validation, recipe=recipe, seed=0,
-        log_epoch=log_epoch, teach=teach,
-        checkpoints=folder and fit.Checkpoints(Path(sys.argv[2], folder)), verbose=False,
+    history = fit(
+        model, dataset, rows, settings, seed=0, log_epoch=log_epoch,
+        checkpoints=folder and Checkpoints(Path(sys.argv[2], folder)), verbose=False,
     )
     return devices, model, history.drop(columns="seconds"), seen
 
@@ -78,19 +78,19 @@ answers["moving"] = {
     "of the images": [features.mean((0, 1, 2)).tolist(), features.var((0, 1, 2)).tolist()],
 }
 
-_, unbroken, history, _ = train("CPU", teach=teach, folder="unbroken")
-answers["unbroken"] = {"history": history.to_dict("list")}
+_, uninterrupted, history, _ = train("CPU", folder="uninterrupted")
+answers["uninterrupted"] = {"history": history.to_dict("list")}
 try:
-    train("CPU", teach=teach, folder="cut", stop=True)
+    train("CPU", folder="interrupted", stop=True)
 except KeyboardInterrupt:
     pass
-_, resumed, history, seen = train("CPU", teach=teach, folder="cut")
+_, resumed, history, seen = train("CPU", folder="interrupted")
 answers["resumed"] = {
     "epochs": seen,
     "history": history.to_dict("list"),
     "weights": max(
         float(np.abs(a - b).max())
-        for a, b in zip(resumed.get_weights(), unbroken.get_weights(), strict=True)
+        for a, b in zip(resumed.get_weights(), uninterrupted.get_weights(), strict=True)
     ),
 }
 print(json.dumps(answers))
@@ -138,11 +138,11 @@ def test_moving_statistics_are_of_the_whole_batch_on_every_device(answers: dict[
         np.testing.assert_allclose(copies[0], expected, rtol=0.05, atol=0.01)
 
 
-def test_a_training_on_two_devices_goes_on_as_if_it_had_not_been_cut_off(
+def test_an_interrupted_training_on_two_devices_ends_as_an_uninterrupted_one(
     answers: dict[str, Any],
 ) -> None:
     resumed = answers["resumed"]
     assert resumed["epochs"] == [3, 4]
-    for name, values in answers["unbroken"]["history"].items():
+    for name, values in answers["uninterrupted"]["history"].items():
         assert resumed["history"][name] == pytest.approx(values, rel=1e-3), name
     assert resumed["weights"] < 1e-3

@@ -19,10 +19,9 @@ import pytest
 from keras_tuner.src import protos
 
 from emotion_detection.console import UserError
-from emotion_detection.models.network import Architecture
-from emotion_detection.params import Space
+from emotion_detection.params import Network, Space, Tune
 from emotion_detection.tuning import workers
-from emotion_detection.tuning.search import Outcome, Trial, search
+from emotion_detection.tuning.search import Outcome, Task, Trial, search
 from tests.support.servers import free_port
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -35,20 +34,14 @@ SPACE = Space(
     dense_units=(4, 8),
     dense_dropout=(0.0, 0.2),
 )
-BASELINE = Architecture(
-    family="notebook",
+BASELINE = Network(
+    arch="notebook",
     filters=(8, 4),
     kernel_sizes=(3, 3),
-    convolutions=2,
     dense_units=(8,),
-    squeeze_excitation=False,
     conv_dropout=0.1,
     dense_dropout=0.2,
     bn_momentum=0.8,
-    average_flips=False,
-    average_shifts=0,
-    soften=0.0,
-    members=1,
 )
 TRIALS = 6
 
@@ -66,18 +59,18 @@ import grpc
 from keras_tuner.src.protos.v4 import service_pb2, service_pb2_grpc
 
 def main():
-    me, outbox = os.environ["KERASTUNER_TUNER_ID"], Path(sys.argv[2])
+    me, begun = os.environ["KERASTUNER_TUNER_ID"], Path(sys.argv[2])
     address = os.environ["KERASTUNER_ORACLE_IP"] + ":" + os.environ["KERASTUNER_ORACLE_PORT"]
     oracle = service_pb2_grpc.OracleStub(grpc.insecure_channel(address))
-    with at_work(me, outbox.with_name("search")):
+    with at_work(me, begun.with_name("search")):
         while True:
             request = service_pb2.CreateTrialRequest(tuner_id=me)
             trial = oracle.CreateTrial(request, wait_for_ready=True).trial
             if not trial.hyperparameters.values.values:
                 break
             number = int(trial.trial_id) + 1
-            earlier = outbox.read_text() if outbox.exists() else ""
-            with outbox.open("a") as file:
+            earlier = begun.read_text() if begun.exists() else ""
+            with begun.open("a") as file:
                 file.write(f"{number} {me} {os.getpid()}\\n")
             first_time = f"{number} {me} " not in earlier
             TROUBLE
@@ -94,7 +87,7 @@ run(main)
 DIES = "os.kill(os.getpid(), signal.SIGKILL)"
 HANGS = "time.sleep(600)"
 WAITS_FOR_THE_OTHER = (
-    "while len({line.split()[1] for line in outbox.read_text().splitlines()}) < 2: time.sleep(0.02)"
+    "while len({line.split()[1] for line in begun.read_text().splitlines()}) < 2: time.sleep(0.02)"
 )
 
 
@@ -103,39 +96,37 @@ def pretend(trial: Trial) -> Outcome:
 
 
 class Place:
-    """A folder for a search, and for the outbox of what its workers were at."""
+    """A folder for a search, and for the list of trials that its workers began."""
 
     def __init__(self, root: Path) -> None:
-        self.folder, self.outbox = root / "search", root / "begun"
+        self.folder, self.begun_file = root / "search", root / "begun"
 
     def look(
-        self, trouble: str = "pass", number: int = 2, script: str | None = None, **changes: Any
-    ) -> tuple[Architecture, pd.DataFrame]:
-        """Search with workers that are up to `trouble` in each trial."""
-        kept = Path(str(protos.__file__)).parents[2]
+        self,
+        trouble: str = "pass",
+        number: int = 2,
+        *,
+        script: str | None = None,
+        folder: Path | None = None,
+        oracle: str = "random",
+    ) -> tuple[Network, pd.DataFrame]:
+        """Search with `number` workers that are up to `trouble` in each trial."""
+        packages = Path(str(protos.__file__)).parents[2]
         text = script or WORKER.replace("TROUBLE", trouble)
-        settings: dict[str, Any] = {
-            "space": SPACE,
-            "baseline": BASELINE,
-            "oracle": "random",
-            "trials": TRIALS,
-            "epochs": 3,
-            "max_gflops": None,
-            "image_shape": (16, 16, 3),
-            "classes": 3,
-            "seed": 7,
-            "folder": self.folder,
-            "run": pretend,
-            "workers": number,
-            "command": (sys.executable, "-c", text, str(kept), str(self.outbox)),
-        }
-        found = search(**{**settings, **changes})
-        assert found is not None
-        return found
+        settings = Tune(space=SPACE, trials=TRIALS, epochs=3, workers=number)
+        task = Task(
+            settings.model_copy(update={"oracle": oracle}), BASELINE, (16, 16, 3), 3, seed=7
+        )
+        return search(
+            task,
+            folder=folder or self.folder,
+            run=pretend,
+            command=(sys.executable, "-c", text, str(packages), str(self.begun_file)),
+        )
 
     def begun(self) -> list[tuple[int, str, int]]:
         """Return the trials that were begun, by whom, and the number of its process."""
-        lines = self.outbox.read_text().splitlines() if self.outbox.exists() else []
+        lines = self.begun_file.read_text().splitlines() if self.begun_file.exists() else []
         words = [line.split() for line in lines]
         return [(int(trial), name, int(process)) for trial, name, process in words]
 
@@ -179,9 +170,9 @@ def test_workers_run_each_trial_once_and_find_what_one_process_does(
     assert set(table["seconds"]) == {0.125}
     assert sorted(trial for trial, _, _ in place.begun()) == list(range(1, TRIALS + 1))
     assert {name for _, name, _ in place.begun()} == {"local-1", "local-2"}
-    told = [line.partition(";")[0] for line in caplog.messages if ";" in line and "/6" in line]
+    lines = [line.partition(";")[0] for line in caplog.messages if ";" in line and "/6" in line]
     each = [f"trial {number}/6  val_accuracy {number / 10:.4f}" for number in range(1, TRIALS + 1)]
-    assert sorted(told[:TRIALS]) == told[TRIALS:] == each
+    assert sorted(lines[:TRIALS]) == lines[TRIALS:] == each
 
 
 def test_a_worker_that_is_killed_starts_again_with_its_trial(
@@ -197,7 +188,7 @@ def test_a_worker_that_is_killed_starts_again_with_its_trial(
     assert f"{first[0]} ended in its trial (killed by SIGKILL) and starts again" in caplog.text
 
 
-def test_a_trial_that_kills_every_worker_is_failed(place: Place) -> None:
+def test_a_trial_that_kills_every_worker_fails(place: Place) -> None:
     _, table = place.look(f"if number == 3: {DIES}")
     assert [trial for trial, _, _ in place.begun()].count(3) == workers.TRIES
     failed = table[table["status"] == "FAILED"]
@@ -208,20 +199,20 @@ def test_a_trial_that_kills_every_worker_is_failed(place: Place) -> None:
 
 def test_workers_that_cannot_start_end_the_search(place: Place) -> None:
     with pytest.raises(UserError, match=r"local-\d ended 3 times before it had a .*exit status 7"):
-        place.look(number=1, script="raise SystemExit(7)", workers=2)
+        place.look(script="raise SystemExit(7)")
 
 
-def test_no_trial_is_failed_for_a_worker_that_cannot_start_any_more(place: Place) -> None:
-    changed = f"if Path({str(place.outbox)!r}).exists(): raise SystemExit(7)"
+def test_no_trial_fails_because_a_worker_cannot_start_any_more(place: Place) -> None:
+    changed = f"if Path({str(place.begun_file)!r}).exists(): raise SystemExit(7)"
     script = WORKER.replace("TROUBLE", DIES).replace("def main():", f"{changed}\n\ndef main():")
     with pytest.raises(UserError, match=r"local-\d ended 3 times before it had a .*exit status 7"):
-        place.look(script=script, number=1, workers=2)
+        place.look(script=script)
     _, table = place.look()
     assert table["status"].tolist() == ["COMPLETED"] * TRIALS
 
 
 @pytest.mark.parametrize("oracle", ["random", "hyperband"])
-def test_a_search_that_is_interrupted_ends_its_workers_and_goes_on(
+def test_an_interrupted_search_ends_its_workers_and_goes_on_later(
     place: Place, oracle: str
 ) -> None:
     place.when_begun(4, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -235,7 +226,7 @@ def test_a_search_that_is_interrupted_ends_its_workers_and_goes_on(
     assert table["trial"].tolist() == list(range(1, TRIALS + 1))
 
 
-def test_a_worker_elsewhere_joins_and_its_trial_is_run_here_when_it_falls_silent(
+def test_the_trial_of_a_worker_elsewhere_that_falls_silent_is_run_here(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = str(free_port())
@@ -282,7 +273,8 @@ def test_no_worker_outlives_its_chief(
     folder.mkdir()
     script = (
         "import sys, time; from pathlib import Path\n"
-        "from emotion_detection import console, workers\n"
+        "from emotion_detection import console\n"
+        "from emotion_detection.tuning import workers\n"
         "workers.BEAT = 0.1\n"
         "def main():\n"
         "    with workers.at_work('local-1', Path(sys.argv[1])):\n"
@@ -343,7 +335,7 @@ def test_the_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         (("b-7.local", "10.0.0.5", "8000"), "b-7.local"),
     ],
 )
-def test_the_variables_say_who_a_process_is(
+def test_the_variables_tell_a_worker_from_its_chief(
     monkeypatch: pytest.MonkeyPatch, values: tuple[str, ...], expected: str | None
 ) -> None:
     for name, value in zip((workers.ID, workers.ADDRESS, workers.PORT), values, strict=True):

@@ -28,7 +28,7 @@ def resolve_precision(wanted: str) -> tuple[str, str]:
 
 
 def has_amx() -> bool:
-    """Say whether what is in bfloat16 is computed by a processor with AMX, and no GPU."""
+    """Return whether bfloat16 is computed by a processor with AMX, and no GPU."""
     return "amx_bf16" in _processor_flags() and not tf.config.list_physical_devices("GPU")
 
 

@@ -111,17 +111,7 @@ class History(keras.callbacks.Callback):
         self._rows.append(row)
         self._log_epoch(figures(row), epoch + 1)
         if self._verbose:
-            log.info("%s", _line(row, self._settings.epochs, self._seconds_left(row)))
-
-    def _seconds_left(self, row: Mapping[str, float]) -> float:
-        small, done, epochs = (
-            self._settings.progressive_resizing,
-            row["epoch"],
-            self._settings.epochs,
-        )
-        if done > small:
-            return (epochs - done) * row["seconds"]
-        return (small - done) * row["seconds"] + (epochs - small) * row["seconds"] / RESIZED**2
+            log.info("%s", _line(row, self._settings.epochs, seconds_left(row, self._settings)))
 
 
 class SaveEpoch(keras.callbacks.Callback):
@@ -151,6 +141,15 @@ def _line(row: Mapping[str, float], epochs: int, left: float) -> str:
         f"val_accuracy {row['val_accuracy']:.3f}  lr {row['lr']:.1e}  "
         f"{row['seconds']:.0f} s, at most {duration(left)} left"
     )
+
+
+def seconds_left(row: Mapping[str, float], settings: Train) -> float:
+    """Return how long the epochs after that of `row` take, with images as large as theirs are."""
+    small = max(0, settings.progressive_resizing - int(row["epoch"]))
+    full = settings.epochs - int(row["epoch"]) - small
+    is_small = row["epoch"] <= settings.progressive_resizing
+    # The time of an epoch is in proportion to the pixels of its images.
+    return row["seconds"] * (small + full / (RESIZED**2 if is_small else 1))
 
 
 def duration(seconds: float) -> str:

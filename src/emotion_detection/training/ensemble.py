@@ -153,4 +153,5 @@ def metrics(of_members: Sequence[pd.DataFrame]) -> dict[str, float]:
     )
     if len(rows) > 1:
         return {name: float(value) for name, value in rows.mean().items()}
-    return dict(rows.iloc[0].astype(object))
+    # A row of counts and figures would be one of floats.
+    return dict(rows.astype(object).iloc[0])

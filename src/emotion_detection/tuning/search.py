@@ -1,6 +1,6 @@
 """The search for a network: KerasTuner's oracles over the space in params.yaml.
 
-Finished trials are kept on disk, so a search that was cut off goes on with the next one. It runs
+Finished trials are kept on disk, so an interrupted search goes on with the next one. It runs
 in this process, or in the workers of which this process is the chief or one.
 """
 
@@ -74,7 +74,7 @@ RunTrial = Callable[[Trial], Outcome]
 class _Oracle:
     """An oracle that looks at the baseline first, and draws no network above a cost.
 
-    It tells how the search stands whenever a trial ends, keeps its state whole on disk, and lets
+    It logs how the search stands whenever a trial ends, writes its state atomically, and lets
     trials be taken from workers that are gone.
     """
 

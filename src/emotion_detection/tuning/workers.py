@@ -93,7 +93,7 @@ def worker_id() -> str | None:
 
 
 def is_chief(workers: int) -> bool:
-    """Tell whether this process, which is no worker, leads some: its own, or others elsewhere."""
+    """Return whether this process, which is no worker, leads some: its own, or others elsewhere."""
     return workers > 1 or ID in os.environ
 
 

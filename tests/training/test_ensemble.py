@@ -1,0 +1,316 @@
+"""The members of an ensemble: each is the network that it would be alone."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import Split
+from emotion_detection.models import saving
+from emotion_detection.params import Ensemble, Network, Params, Train, load
+from emotion_detection.stage import Stage
+from emotion_detection.tracking import runs
+from emotion_detection.training import ensemble
+from tests.support.stores import alone
+
+Make = Callable[..., Network]
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+# A stage is what dvc.yaml says; this one depends on its params and images alone.
+DVC_FILE = """
+stages:
+  train:
+    deps: [data/dataset]
+    params: [seed, precision, deterministic, split, ensemble, train]
+    outs: [models/networks]
+"""
+
+
+def settings(members: int, init_from: str | None = None) -> Params:
+    return load(PARAMS).model_copy(
+        update={
+            "seed": 3,
+            "precision": "float32",
+            "ensemble": Ensemble(members=members),
+            "train": Train(lr=1e-2, batch_size=24, epochs=2, init_from=init_from),
+        }
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """Work in a folder with a stage train and an MLflow store of its own."""
+    (tmp_path / "dvc.yaml").write_text(DVC_FILE)
+    with alone(tmp_path):
+        yield tmp_path
+
+
+class Trainings:
+    """Trains ensembles as the stage train does; `stage` and `run_id` are those of the last."""
+
+    def __init__(self, toy: Dataset, rows: Split, network: Network) -> None:
+        self.toy, self.rows, self.network = toy, rows, network
+        self.stage: Stage
+        self.run_id: str
+
+    def __call__(
+        self,
+        members: int,
+        folder: str,
+        *,
+        init_from: str | None = None,
+        log_resumed: bool = True,
+    ) -> list[pd.DataFrame]:
+        """Train in a new MLflow run, save the networks in `folder`, return their histories."""
+        chosen = settings(members, init_from)
+        self.stage = Stage("train", chosen, self.toy, shared_over=["ensemble.members"])
+        Path(folder).mkdir()
+        with runs.run("train", note="", dataset=self.toy, params={}, tags={}) as self.run_id:
+            return [
+                ensemble.train_member(
+                    member,
+                    chosen,
+                    self.network,
+                    self.rows,
+                    stage=self.stage,
+                    folder=Path(folder),
+                    log_resumed=log_resumed,
+                )
+                for member in range(members)
+            ]
+
+    def curve(self, name: str) -> list[int]:
+        """Return the epochs of a curve in the last run."""
+        points = mlflow.MlflowClient().get_metric_history(self.run_id, name)
+        return [point.step for point in points]
+
+
+@pytest.fixture
+def train(toy: Dataset, rows: Split, network: Make) -> Trainings:
+    return Trainings(toy, rows, network((8,), (), arch="plain", dropout=0.2))
+
+
+def files(folder: Path) -> dict[Path, int]:
+    """Return when each file below `folder` was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def digest(path: Path) -> str:
+    return saving.digest(saving.load(path)[0])
+
+
+def test_one_more_member_trains_that_one_alone(
+    place: Path, train: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = train(2, "two")
+    shared, folder = train.stage.shared, train.stage.folder
+    before = files(shared)
+    # Of a member that is trained its network is there, and no checkpoint.
+    places = {path.relative_to(shared).parts[:2] for path in before}
+    assert places == {("member_1", "trained"), ("member_2", "trained")}
+
+    fit, learning = keras.Model.fit, []
+
+    def noted(model: keras.Model, *args: Any, **options: Any) -> Any:
+        learning.append(model)
+        return fit(model, *args, **options)
+
+    monkeypatch.setattr(keras.Model, "fit", noted)
+    three = train(3, "three")
+    assert len(learning) == 1
+    assert train.stage.shared == shared
+    assert train.stage.folder != folder
+    after = files(shared)
+    assert {path: after[path] for path in before} == before
+    for mine, its in zip(three, two, strict=False):
+        pd.testing.assert_frame_equal(mine, its)
+    for member in (1, 2):
+        name = f"member_{member}.keras"
+        assert digest(Path("three", name)) == digest(Path("two", name))
+    digests = {digest(path) for path in Path("three").iterdir()}
+    assert len(digests) == 3
+    # The new run has the curves of all, and the parameters of all together.
+    for member in (1, 2, 3):
+        assert train.curve(f"member_{member}/val_loss") == [1, 2]
+    alone_parameters = saving.load(Path("three/member_1.keras"))[0].count_params()
+    logged = mlflow.MlflowClient().get_run(train.run_id).data.params
+    assert logged["parameters"] == str(3 * alone_parameters)
+
+
+def test_an_interrupted_ensemble_goes_on_with_the_epoch_and_member_that_it_was_at(
+    place: Path, train: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_epoch, seen = runs.log_epoch, []
+
+    def ending(row: Mapping[str, float], epoch: int, prefix: str) -> None:
+        seen.append((prefix, epoch))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        log_epoch(row, epoch, prefix)
+
+    monkeypatch.setattr(runs, "log_epoch", ending)
+    with pytest.raises(KeyboardInterrupt):
+        train(2, "interrupted", log_resumed=False)
+    train(2, "resumed", log_resumed=False)
+    ends = [("member_2", 2)]
+    assert seen == [("member_1", 1), ("member_1", 2), ("member_2", 1), *ends, *ends]
+    assert sorted(path.name for path in Path("resumed").iterdir()) == [
+        "member_1.keras",
+        "member_2.keras",
+    ]
+
+
+def test_the_saved_member_is_the_best_epoch_with_the_names_of_its_classes(
+    place: Path, train: Trainings, toy: Dataset, rows: Split
+) -> None:
+    (history,) = train(1, "one")
+    model, classes = saving.load(Path("one/member_1.keras"))
+    assert classes == toy.classes
+    answers = saving.predict(model, toy.images, rows.validation)
+    labels = toy.labels[rows.validation]
+    best = history.iloc[history["val_accuracy"].argmax()]
+    assert (answers.argmax(axis=1) == labels).mean() == pytest.approx(best["val_accuracy"])
+    loss = -np.log(answers[np.arange(len(labels)), labels]).mean()
+    assert loss == pytest.approx(best["val_loss"], rel=1e-4)
+    assert train.curve("epoch/val_loss") == [1, 2]
+
+
+def test_each_member_starts_from_the_model_that_is_set_and_a_resumed_one_does_not(
+    place: Path, train: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(ensemble, "start", lambda model, uri, **others: started.append(uri))
+    uri = "models:/faces/1"
+    train(1, "one", init_from=uri)
+    assert started == [uri]
+    # The first is there, and the second begins.
+    train(2, "two", init_from=uri)
+    assert started == [uri] * 2
+
+
+TRAINED = """
+import sys
+from pathlib import Path
+from emotion_detection import params
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import split
+from emotion_detection.models import saving
+from emotion_detection.stage import Stage
+from emotion_detection.tracking import runs
+from emotion_detection.training import ensemble
+
+dataset, params_file = Dataset.open(Path(sys.argv[1])), Path(sys.argv[2])
+seed, members = int(sys.argv[3]), int(sys.argv[4])
+rows = split(dataset, params.Split(fraction=0.2, seed=0))
+# Curves go nowhere: this is about weights.
+runs.log_params = runs.log_epoch = lambda *values: None
+settings = params.load(params_file).model_copy(update={
+    "seed": seed, "precision": "float32", "deterministic": True,
+    "ensemble": params.Ensemble(members=members),
+    "train": params.Train(
+        lr=1e-2, batch_size=24, epochs=2, ema=0.1, schedule="one_cycle",
+        augment=params.Augment(rotation=10, shift=0.1, horizontal_flip=True, random_erasing=0.3),
+    ),
+})
+network = params.Network(
+    arch="residual", filters=(8,), kernel_sizes=(3,), dense_units=(8,),
+    squeeze_excitation=True, conv_dropout=0.2, dense_dropout=0.2,
+)
+stage = Stage("train", settings, dataset, shared_over=["ensemble.members"])
+for member in range(members):
+    ensemble.train_member(
+        member, settings, network, rows, stage=stage, folder=Path(), log_resumed=False
+    )
+    print(saving.digest(saving.load(Path(f"member_{member + 1}.keras"))[0]))
+"""
+
+
+def test_a_deterministic_member_is_to_the_bit_the_network_that_its_seed_makes_alone(
+    packed: Path, tmp_path: Path
+) -> None:
+    processes = {}
+    for name, seed, members in (("ensemble", 3, 2), ("alone", 4, 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "dvc.yaml").write_text(DVC_FILE)
+        arguments = (str(packed), str(PARAMS), str(seed), str(members))
+        command = [sys.executable, "-c", TRAINED, *arguments]
+        processes[name] = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    digests = {name: process.communicate()[0].split() for name, process in processes.items()}
+    assert [process.returncode for process in processes.values()] == [0, 0]
+    first, second = digests["ensemble"]
+    assert digests["alone"] == [second]
+    assert first != second
+
+
+def history(*accuracies: float) -> pd.DataFrame:
+    epochs = range(1, len(accuracies) + 1)
+    return pd.DataFrame(
+        {
+            "epoch": epochs,
+            "loss": [2.0 / epoch for epoch in epochs],
+            "accuracy": [accuracy - 0.1 for accuracy in accuracies],
+            "val_loss": [1.0 / epoch for epoch in epochs],
+            "val_accuracy": accuracies,
+            "lr": [1e-3] * len(accuracies),
+            "seconds": [7.0] * len(accuracies),
+        }
+    )
+
+
+def test_the_table_of_one_network_is_its_history_without_times() -> None:
+    tables = ensemble.histories([history(0.5, 0.7)])
+    assert list(tables) == ["history"]
+    pd.testing.assert_frame_equal(tables["history"], history(0.5, 0.7).drop(columns="seconds"))
+
+
+def test_the_tables_of_an_ensemble_are_the_mean_and_each_member() -> None:
+    # The first stopped early: what there is of an epoch is averaged.
+    both = [history(0.5, 0.7), history(0.3, 0.6, 0.8)]
+    tables = ensemble.histories(both)
+    mean, members = tables["history"], tables["members"]
+    assert mean["epoch"].tolist() == [1, 2, 3]
+    assert mean["val_accuracy"].tolist() == pytest.approx([0.4, 0.65, 0.8])
+    assert members["member"].tolist() == [1, 1, 2, 2, 2]
+    assert "seconds" not in {*mean.columns, *members.columns}
+    for number, its in enumerate(both, start=1):
+        own = members[members["member"] == number].drop(columns="member")
+        pd.testing.assert_frame_equal(own.reset_index(drop=True), its.drop(columns="seconds"))
+
+
+def test_the_metrics_are_those_of_the_epoch_that_is_kept() -> None:
+    found = ensemble.metrics([history(0.5, 0.7, 0.6)])
+    assert found == pytest.approx(
+        {
+            **{"epochs": 3, "best_epoch": 2, "val_loss": 0.5, "val_accuracy": 0.7},
+            **{"train_loss": 1.0, "train_accuracy": 0.6},
+        }
+    )
+    # Counts are written as whole numbers.
+    written = json.loads(json.dumps(found))
+    assert [type(written[name]) for name in ("epochs", "best_epoch")] == [int, int]
+
+
+def test_the_metrics_of_an_ensemble_are_the_mean_over_its_members() -> None:
+    found = ensemble.metrics([history(0.5, 0.7), history(0.9, 0.6, 0.8)])
+    assert found == pytest.approx(
+        {
+            **{"epochs": 2.5, "best_epoch": 1.5, "val_loss": 0.75, "val_accuracy": 0.8},
+            **{"train_loss": 1.5, "train_accuracy": 0.7},
+        }
+    )
+
+
+def test_a_training_is_described_in_words(rows: Split) -> None:
+    assert ensemble.description(1, rows) == "Training 1 network on 72 images, validating on 18"
+    assert ensemble.description(3, rows) == (
+        "Training 3 networks, one after the other, on 72 images, validating on 18"
+    )
