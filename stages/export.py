@@ -4,7 +4,7 @@ from emotion_detection import params, paths
 from emotion_detection.console import UserError, log, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import split
-from emotion_detection.files import atomic
+from emotion_detection.files import atomic, write_json
 
 NOTE = "Its model is that of an earlier training, averaged over other views of an image."
 
@@ -33,6 +33,8 @@ def main() -> None:
         saving.save(model, path, dataset.classes)
     with atomic(paths.ONNX) as folder:
         folder.mkdir()
+        # DVC warns of a folder that is empty.
+        write_json(folder / "export.json", stage.params)
         if settings.export.onnx:
             metrics |= onnx.export(model, folder / paths.ONNX_MODEL.name, dataset)
     trained = runs.load_run_id(paths.NETWORKS / paths.RUN_FILE)

@@ -79,7 +79,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Return a project that ran on the tiles of photos, in one process to import TensorFlow once."""
+    """Return a project that ran on tiles of photos, in one process to import TensorFlow once."""
     project = Project.begin(tmp_path_factory.mktemp("photos"), COMMON | PHOTOS)
     write_photos(project.root / "photos")
     stages = "ingest, profile, tune, train, export, evaluate"

@@ -27,7 +27,7 @@ MODEL = Path("models/model.keras")
 """The model that is used: the members together, averaged over `tta`."""
 
 ONNX = Path("models/onnx")
-"""A folder, since every stage of DVC's leaves its outputs; empty where export.onnx is false."""
+"""A folder, since every stage of DVC's leaves its outputs: without export.onnx only its params."""
 
 ONNX_MODEL = ONNX / "model.onnx"
 
