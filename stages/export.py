@@ -42,7 +42,6 @@ def main() -> None:
     with stage.logging_to(exported) as run_id:
         stage.save_run_id(paths.EXPORT_RUN)
         if run_id is not None:
-            runs.log_params({"parameters": model.count_params()})
             runs.set_tags({"weights.digest": saving.digest(model)})
             runs.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
         stage.write(metrics)

@@ -12,7 +12,7 @@ from emotion_detection.console import log
 from emotion_detection.data.splits import Split
 from emotion_detection.files import atomic
 from emotion_detection.models.layers import plain
-from emotion_detection.models.saving import save
+from emotion_detection.models.saving import load, save
 from emotion_detection.params import Network, Params, flat
 from emotion_detection.stage import Stage
 from emotion_detection.tracking import runs
@@ -81,6 +81,10 @@ def train_member(
         log.info("it was trained before, for %d epochs", len(history))
         for row in history.to_dict("records") if log_resumed else []:
             runs.log_epoch(figures(row), int(row["epoch"]), prefix)
+    if member == 0:
+        parameters = load(trained / NETWORK)[0].count_params()
+        log.info("%s parameters per network", f"{parameters:,}")
+        runs.log_params({"parameters": members * parameters})
     shutil.copyfile(trained / NETWORK, folder / paths.network(member).name)
     return history
 
