@@ -131,7 +131,7 @@ def test_a_folder_is_told_by_its_files(tmp_path: Path) -> None:
     first = content_digest(folder)
     (folder / "a.txt").rename(folder / "b.txt")
     assert content_digest(folder) != first
-    with pytest.raises(UserError, match="nothing.json: cannot be read .*; run `dvc repro`"):
+    with pytest.raises(UserError, match=r"nothing.json: cannot be read .*; run `dvc repro`"):
         content_digest(tmp_path / "nothing.json")
 
 
