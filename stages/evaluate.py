@@ -8,7 +8,7 @@ from emotion_detection import params, paths
 from emotion_detection.console import log, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import sampled
-from emotion_detection.tuning.space import load_hyperparameters
+from emotion_detection.tuning.chosen import load_hyperparameters
 
 
 def main() -> None:

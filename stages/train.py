@@ -6,7 +6,7 @@ from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import split
 from emotion_detection.files import atomic
 from emotion_detection.params import flat
-from emotion_detection.tuning.space import load_hyperparameters
+from emotion_detection.tuning.chosen import load_hyperparameters
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from emotion_detection.console import log, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import part, split
 from emotion_detection.params import Params
-from emotion_detection.tuning.space import save_hyperparameters, write_empty_report
+from emotion_detection.tuning.chosen import save_hyperparameters, write_empty_report
 
 WORKER = (sys.executable, "-m", "stages.tune")
 

@@ -305,7 +305,7 @@ def test_other_tta_gives_other_scores_without_an_epoch(project: Project) -> None
     assert not np.allclose(plain[column], flipped[column])
     newest = project.runs("export")[0]
     assert newest.data.tags["train.run"] == first.info.run_id
-    assert newest.data.params["tta.flips"] == "False"
+    assert newest.data.params["tta.flips"] == "false"
     assert newest.data.params["train.lr"] == first.data.params["train.lr"]
     metrics = project.json("reports/evaluate/metrics.json")
     assert newest.data.metrics["test/accuracy"] == pytest.approx(metrics["test/accuracy"])
@@ -314,7 +314,7 @@ def test_other_tta_gives_other_scores_without_an_epoch(project: Project) -> None
     client = mlflow.MlflowClient(project.tracking_uri)
     kept = client.get_run(first.info.run_id)
     assert kept.data.metrics["test/accuracy"] == first.data.metrics["test/accuracy"]
-    assert kept.data.params["tta.flips"] == "True"
+    assert kept.data.params["tta.flips"] == "true"
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 

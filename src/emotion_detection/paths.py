@@ -13,7 +13,6 @@ REPORTS = Path("reports")
 PROFILE = REPORTS / "profile"
 TUNE = REPORTS / "tune"
 TRAIN = REPORTS / "train"
-EXPORT = REPORTS / "export"
 EVALUATE = REPORTS / "evaluate"
 
 METRICS = "metrics.json"

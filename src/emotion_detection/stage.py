@@ -28,7 +28,7 @@ from emotion_detection.figures.style import save
 from emotion_detection.files import atomic, write_json
 from emotion_detection.models import saving
 from emotion_detection.models.hardware import be_deterministic, resolve_precision
-from emotion_detection.params import Params, flat, read
+from emotion_detection.params import PARAMS, Params, flat, read
 from emotion_detection.tracking import runs
 
 CODE = Path(emotion_detection.__file__).parents[2]
@@ -91,7 +91,9 @@ class Stage:
         self.precision, self._why = resolve_precision(params.precision)
         if params.deterministic:
             be_deterministic(params.seed)
-        self.params = self.definition.values(params) | {"precision": self.precision}
+        self.params = self.definition.values(params)
+        if "precision" in self.params:
+            self.params["precision"] = self.precision
         varying = {key: self.params[key] for key in shared_over}
         constant = {key: value for key, value in self.params.items() if key not in varying}
         code = {path.as_posix(): self._content(path) for path in self.definition.deps}
@@ -319,10 +321,10 @@ def is_in_lock_file(stage: Definition) -> bool:
         stages = read(paths.LOCK_FILE)["stages"]
         noted = stages[stage.name]
         made = {out["path"]: out["md5"] for each in stages.values() for out in each["outs"]}
-        params = read(Path("params.yaml"))
+        params = read(PARAMS)
         return all(
             _value(params, name) == value
-            for name, value in noted.get("params", {}).get("params.yaml", {}).items()
+            for name, value in noted.get("params", {}).get(PARAMS.name, {}).items()
         ) and all(
             dep["md5"] == (made.get(dep["path"]) or _md5(Path(dep["path"])))
             for dep in noted["deps"]

@@ -236,7 +236,10 @@ def facts_of(values: Params, network: Network | None = None) -> dict[str, str]:
 
 def test_the_training_is_told_by_the_params_that_differ_from_their_default() -> None:
     facts = facts_of(PARAMS)
-    assert facts["network"] == "330 parameters: convolutions of 4 filters, dense layers of 2 units"
+    assert facts["network"] == (
+        "330 parameters: 2 convolutions per block of 16, 64, 128, 256 filters (plain), no dense "
+        "layer but the last"
+    )
     assert facts["validation"] == (
         "15.0\u00a0% of train, stratified by class; images with the same pixels are never in both"
     )
@@ -294,7 +297,8 @@ def test_an_ensemble_is_told_by_member() -> None:
     )
     facts = dict(report.training_facts(twice, PARAMS.network, values, histories))
     assert facts["network"] == (
-        "660 parameters: 2 members, each with convolutions of 4 filters, dense layers of 2 units"
+        "660 parameters: 2 members, each with 2 convolutions per block of 16, 64, 128, 256 filters "
+        "(plain), no dense layer but the last"
     )
     assert facts["ensemble params"] == "members: 2"
     assert facts["best epoch"] == (

@@ -11,8 +11,7 @@ from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.models.layers import FewPixelsConv2D
 from emotion_detection.models.network import build, check, forward_gflops
-from emotion_detection.models.saving import leaves
-from tests.support.networks import KINDS, noise, same_weights, small
+from tests.support.networks import KINDS, leaves, noise, same_weights, small
 
 Make = Callable[..., params.Network]
 NOTEBOOK = params.Network(

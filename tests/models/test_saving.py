@@ -14,7 +14,7 @@ from emotion_detection.models import saving
 from emotion_detection.models.layers import plain
 from emotion_detection.params import Network
 from emotion_detection.stage import load_network
-from tests.support.networks import KINDS, noise, same_weights, small
+from tests.support.networks import KINDS, leaves, noise, same_weights, small
 
 Make = Callable[..., Network]
 CLASSES = ("très triste", "怒り", "happy")
@@ -166,7 +166,7 @@ def test_an_ensemble_answers_with_the_mean_and_has_each_member_once(
         assert answers.dtype == "float32"
         np.testing.assert_allclose(answers, expected, rtol=1e-5, atol=1e-6)
         assert found.count_params() == 3 * trained[0].count_params()
-        kernels = [layer for layer in saving.leaves(found) if layer.name == "probabilities"]
+        kernels = [layer for layer in leaves(found) if layer.name == "probabilities"]
         assert len(kernels) == 3
     saving.save(trained[0], tmp_path / "one.keras", CLASSES)
 
@@ -188,14 +188,6 @@ def test_the_trained_network_is_found_in_a_model_of_several_views(
     assert saving.single(saving.combined([model], flips=True, shifts=1)) is model
     with pytest.raises(ValueError, match="ensemble of 2 networks"):
         saving.single(saving.combined(members(network, 2)))
-
-
-def test_the_layers_of_a_model_in_a_model_are_found(model: keras.Model) -> None:
-    own = [layer.name for layer in model.layers]
-    assert [layer.name for layer in saving.leaves(model)] == own
-    nested = [layer.name for layer in saving.leaves(saving.combined([model], flips=True))]
-    # Both have a layer "images", their input.
-    assert [name for name in nested if name in own[1:]] == own[1:]
 
 
 def test_the_digest_changes_with_every_bit_of_the_weights(network: Make) -> None:

@@ -1,5 +1,6 @@
 """Small networks, and images for them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -33,3 +34,12 @@ def same_weights(first: keras.Model, second: keras.Model) -> bool:
     """Return whether two networks have the same weights to the last bit."""
     pairs = zip(first.get_weights(), second.get_weights(), strict=True)
     return all(np.array_equal(mine, its) for mine, its in pairs)
+
+
+def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yield the layers of `model` and of the models in it, one after the other."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from leaves(layer)
+        else:
+            yield layer

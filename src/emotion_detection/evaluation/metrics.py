@@ -17,9 +17,8 @@ from emotion_detection.evaluation.bootstrap import (
     estimate,
     resampled,
 )
+from emotion_detection.models.saving import cross_entropy
 
-# Keras clips here too, so that the loss is the one that `model.evaluate` prints.
-SMALLEST_PROBABILITY = 1e-7
 # Wide enough for a softmax in bfloat16, and far too narrow for logits.
 ROW_SUM_TOLERANCE = 0.01
 # Hides floating-point noise from `dvc metrics diff`, and nothing that a million images could show.
@@ -304,7 +303,6 @@ def evaluate(
     if clean.shape != label_array.shape:
         raise ValueError(f"leaked must be of shape {label_array.shape}, not {clean.shape}")
 
-    of_label = probability_array[np.arange(len(label_array)), label_array]
     predicted = probability_array.argmax(axis=1)
     confusion = _confusion(label_array, predicted, len(classes))
     clean_confusion = _confusion(label_array[clean], predicted[clean], len(classes))
@@ -315,7 +313,7 @@ def evaluate(
         classes=tuple(classes),
         labels=label_array,
         probabilities=probability_array,
-        loss=float(-np.log(of_label.clip(min=SMALLEST_PROBABILITY)).mean()),
+        loss=cross_entropy(label_array, probability_array),
         accuracy=estimate(observed.accuracy, spread.accuracy),
         macro_f1=estimate(observed.macro_f1, spread.macro_f1),
         macro_auc=float(np.mean(areas)) if areas else np.nan,

@@ -24,7 +24,6 @@ from emotion_detection.evaluation.champion import Decision
 from emotion_detection.evaluation.corruptions import mean_accuracy, metrics
 from emotion_detection.evaluation.metrics import Evaluation
 from emotion_detection.files import atomic, write_json
-from emotion_detection.models.saving import leaves
 from emotion_detection.params import Network, Params, Section, Split, changed
 
 PAGE, CARD = "report.html", "model_card.md"
@@ -165,22 +164,20 @@ def training_facts(
         "train": values.train,
     }
     return [
-        ("network", _layers(model, values.ensemble.members)),
+        ("network", _layers(model, network, values.ensemble.members)),
         ("validation", _validation(values.split)),
         ("best epoch", _best_epochs(history)),
         *((f"{name} params", _changed(section)) for name, section in sections.items()),
     ]
 
 
-def _layers(model: keras.Model, members: int) -> str:
-    layers = list(leaves(model))
-    filters = [str(layer.filters) for layer in layers if isinstance(layer, keras.layers.Conv2D)]
-    units = [str(layer.units) for layer in layers if isinstance(layer, keras.layers.Dense)]
+def _layers(model: keras.Model, network: Network, members: int) -> str:
     ensemble = f"{members} members, each with " if members > 1 else ""
+    dense = ", ".join(map(str, network.dense_units))
     return (
-        f"{model.count_params():,} parameters: {ensemble}convolutions of "
-        f"{', '.join(filters[: len(filters) // members])} filters, dense layers of "
-        f"{', '.join(units[: len(units) // members])} units"
+        f"{model.count_params():,} parameters: {ensemble}{network.convolutions} convolutions per "
+        f"block of {', '.join(map(str, network.filters))} filters ({network.arch}), "
+        f"{f'dense layers of {dense} units' if dense else 'no dense layer but the last'}"
     )
 
 

@@ -1,7 +1,4 @@
-"""Find the faces in a picture, and frame each as the images that a network was trained on are.
-
-It imports nothing of the package, so that a logged model can carry a copy of it.
-"""
+"""Find the faces in a picture, and frame each as the images that a network was trained on are."""
 
 import threading
 from pathlib import Path

@@ -71,15 +71,17 @@ class FewBitsDropout(keras.layers.Dropout):
 class FewPixelsConv2D(keras.layers.Conv2D):
     """Keras's convolution for images of few pixels and many channels, with a quicker gradient.
 
-    State, config and what it computes are those of the parent class, with padding same and strides
-    of 1. Only how the gradient of the kernel comes about differs: where the processor has AMX, as a
-    product of matrices for each of its places, up to four times as fast as oneDNN 3.7 does it. The
-    class is the same on every machine, since Keras names what is in a checkpoint after it.
+    State, config and what it computes are those of the parent class. Only how the gradient of the
+    kernel comes about differs where the processor has AMX, padding is same, and there are no
+    strides, groups or dilation: as a product of matrices for each of its places, up to four times
+    as fast as oneDNN 3.7 does it. The class is the same on every machine, since Keras names what is
+    in a checkpoint after it.
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
         """Convolve `inputs` (N, H, W, C) with `kernel` (h, w, C, filters)."""
-        if inputs.dtype != tf.bfloat16 or not has_amx():
+        as_here = (self.strides, self.dilation_rate, self.groups, self.padding)
+        if inputs.dtype != tf.bfloat16 or not has_amx() or as_here != ((1, 1), (1, 1), 1, "same"):
             return super().convolution_op(inputs, kernel)
         high, wide = self.kernel_size
 

@@ -8,7 +8,7 @@ package's others.
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -84,11 +84,16 @@ def predict(model: keras.Model, images: np.ndarray, rows: np.ndarray) -> np.ndar
 
 def validation_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Return what export reports of `probabilities` (N, classes) against `labels` (N,) int64."""
-    of_label = probabilities[np.arange(len(labels)), labels].clip(min=SMALLEST_PROBABILITY)
     return {
         "export/val_accuracy": round(float((probabilities.argmax(axis=1) == labels).mean()), 6),
-        "export/val_loss": round(float(-np.log(of_label).mean()), 6),
+        "export/val_loss": round(cross_entropy(labels, probabilities), 6),
     }
+
+
+def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean loss of `probabilities` (N, classes) against `labels` (N,), not smoothed."""
+    of_label = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(of_label.clip(min=SMALLEST_PROBABILITY)).mean())
 
 
 def combined(
@@ -134,15 +139,6 @@ def single(model: keras.Model) -> keras.Model:
     if len(inner) > 1:
         raise ValueError(f"it is an ensemble of {len(inner)} networks")
     return inner[0] if inner else model
-
-
-def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Return the layers of `model` and of the models in it, one after the other."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from leaves(layer)
-        else:
-            yield layer
 
 
 def digest(model: keras.Model) -> str:

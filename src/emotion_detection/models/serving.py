@@ -1,7 +1,7 @@
 """The model as MLflow serves it: images in, labels and probabilities out.
 
 MLflow copies this file and the two it imports, data/image.py and models/saving.py, into a logged
-model and runs them from there, where there is no package. `tracking.log_model` lists them.
+model and runs them from there, where there is no package. `tracking.models.log_model` lists them.
 """
 
 import base64

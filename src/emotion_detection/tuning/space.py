@@ -1,14 +1,9 @@
 """What a search draws from: tune.space as KerasTuner's hyperparameters, and back as a network."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emotion_detection import paths
-from emotion_detection.console import UserError
-from emotion_detection.files import atomic, write_json
-from emotion_detection.params import Network, Space, validate
+from emotion_detection.params import Network, Space
 
 if TYPE_CHECKING:  # It takes TensorFlow along, which a stage without a search does not need.
     import keras_tuner
@@ -80,34 +75,3 @@ def columns_of(network: Network) -> dict[str, Any]:
         "dense_units": " ".join(map(str, network.dense_units)) or "none",
         "dense_dropout": network.dense_dropout,
     }
-
-
-def save_hyperparameters(network: Network, path: Path) -> None:
-    """Write the network that tune chose."""
-    write_json(path, network.model_dump())
-
-
-def load_hyperparameters(path: Path) -> Network:
-    """Return the network that tune chose.
-
-    Raises:
-        UserError: if the file is missing or does not hold a network.
-
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro tune`") from None
-    try:
-        return validate(Network, values, path)
-    except UserError as error:
-        raise UserError(f"{error}; run `dvc repro tune`") from None
-
-
-def write_empty_report(folder: Path) -> None:
-    """Write the report of a search that looked at nothing."""
-    with atomic(folder) as report:
-        report.mkdir()
-        write_json(report / paths.METRICS, {"tune/trials": 0})
-        # `dvc plots` complains of a table that is not there.
-        (report / "trials.csv").write_text("trial,val_accuracy\n", encoding="utf-8")

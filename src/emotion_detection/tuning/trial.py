@@ -75,6 +75,7 @@ def _trained(
     trial: Trial, dataset: Dataset, rows: Split, settings: Tune, precision: str, seed: int
 ) -> Outcome:
     training = Train(
+        optimizer="adam",
         lr=settings.lr,
         schedule="one_cycle",
         batch_size=settings.batch_size,
