@@ -108,7 +108,7 @@ def test_colour_images_that_are_not_square(photos: Project) -> None:
     accuracy = photos.json("reports/evaluate/metrics.json")["test/accuracy"]
     assert isinstance(accuracy, float)
     assert accuracy > 0.4  # chance: 0.2
-    assert "36×24 pixels (rgb), one thing each" in read(photos, "model_card.md")
+    assert "36×24 pixels (rgb), one object each" in read(photos, "model_card.md")
 
 
 def test_two_members_are_trained_of_what_a_search_found(photos: Project) -> None:
@@ -118,7 +118,7 @@ def test_two_members_are_trained_of_what_a_search_found(photos: Project) -> None
     assert parameters == 2 * int(trial.data.params["parameters"])
     card = read(photos, "model_card.md")
     assert f"{parameters:,} parameters" in card
-    assert "ensemble.members" in card
+    assert "ensemble params: members: 2" in card
 
 
 @pytest.mark.parametrize("name", ["report.html", "model_card.md"])

@@ -407,6 +407,7 @@ def _(place: Place) -> Callable[[], None]:
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
     place.model(b"PK\x03\x04 and no more")
+    place.chosen()
     return place.stage("evaluate")
 
 
@@ -433,6 +434,7 @@ def not_run(stage: Callable[[], None]) -> Callable[[], None]:
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
     that_runs_code(place)
+    place.chosen()
     return not_run(place.stage("evaluate"))
 
 

@@ -54,6 +54,7 @@ WRITTEN = BASELINE.model_dump()
         (json.dumps({**WRITTEN, "filters": [8]}), "filters has 1 entries and kernel_sizes 2"),
         (json.dumps({**WRITTEN, "dense_dropout": float("nan")}), "dense_dropout = NaN: must be a"),
         (json.dumps({**WRITTEN, "dropout": 0.5}), "dropout: unknown key"),
+        (json.dumps({"arch": "plain"}), "filters, kernel_sizes, convolutions, dense_units, "),
     ],
 )
 def test_a_file_without_hyperparameters_is_named_with_the_remedy(

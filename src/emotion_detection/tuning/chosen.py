@@ -26,9 +26,12 @@ def load_hyperparameters(path: Path) -> Network:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run `dvc repro tune`") from None
     try:
-        return validate(Network, values, path)
+        network = validate(Network, values, path)
     except UserError as error:
         raise UserError(f"{error}; run `dvc repro tune`") from None
+    if absent := [name for name in Network.model_fields if name not in network.model_fields_set]:
+        raise UserError(f"{path}: {', '.join(absent)}: missing; run `dvc repro tune`")
+    return network
 
 
 def write_empty_report(folder: Path) -> None:
