@@ -130,6 +130,10 @@ class Place:
     def chosen(self) -> None:
         write_json(self.root / paths.HYPERPARAMETERS, self.params["network"])
 
+    def trained(self) -> None:
+        self.chosen()
+        (self.root / paths.TRAIN).mkdir(parents=True)
+
 
 def one_image(name: str, data: bytes) -> Case:
     return lambda place: place.folder(faces() | {f"train/angry/{name}": data})
@@ -407,7 +411,7 @@ def _(place: Place) -> Callable[[], None]:
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
     place.model(b"PK\x03\x04 and no more")
-    place.chosen()
+    place.trained()
     return place.stage("evaluate")
 
 
@@ -434,7 +438,7 @@ def not_run(stage: Callable[[], None]) -> Callable[[], None]:
 def _(place: Place) -> Callable[[], None]:
     place.dataset()
     that_runs_code(place)
-    place.chosen()
+    place.trained()
     return not_run(place.stage("evaluate"))
 
 
