@@ -128,33 +128,34 @@ def rows(toy: Dataset) -> Split:
     return split(toy, params.Split(fraction=0.2, seed=0))
 
 
+def small_network(
+    filters: tuple[int, ...] = (8, 8),
+    dense_units: tuple[int, ...] = (8,),
+    *,
+    arch: Literal["notebook", "plain", "residual"] = "notebook",
+    kernel: int = 3,
+    convolutions: int = 2,
+    dropout: float = 0.0,
+    squeeze_excitation: bool = False,
+) -> params.Network:
+    """Return a small network for the toy set."""
+    return params.Network(
+        arch=arch,
+        filters=filters,
+        kernel_sizes=(kernel,) * len(filters),
+        convolutions=convolutions,
+        dense_units=dense_units,
+        squeeze_excitation=squeeze_excitation,
+        conv_dropout=dropout,
+        dense_dropout=dropout,
+        bn_momentum=0.8,
+    )
+
+
 @pytest.fixture(scope="session")
 def network() -> Callable[..., params.Network]:
     """Return what makes a small network for the toy set, as its arguments say."""
-
-    def make(
-        filters: tuple[int, ...] = (8, 8),
-        dense_units: tuple[int, ...] = (8,),
-        *,
-        arch: Literal["notebook", "plain", "residual"] = "notebook",
-        kernel: int = 3,
-        convolutions: int = 2,
-        dropout: float = 0.0,
-        squeeze_excitation: bool = False,
-    ) -> params.Network:
-        return params.Network(
-            arch=arch,
-            filters=filters,
-            kernel_sizes=(kernel,) * len(filters),
-            convolutions=convolutions,
-            dense_units=dense_units,
-            squeeze_excitation=squeeze_excitation,
-            conv_dropout=dropout,
-            dense_dropout=dropout,
-            bn_momentum=0.8,
-        )
-
-    return make
+    return small_network
 
 
 @pytest.fixture
@@ -166,11 +167,7 @@ def trainer(toy: Dataset, rows: Split, network: Callable[..., params.Network]) -
 
 
 @pytest.fixture(scope="session")
-def store(
-    toy: Dataset,
-    network: Callable[..., params.Network],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def store(toy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder whose MLflow store has a champion for the toy set, and its file."""
     import mlflow
 
@@ -181,7 +178,7 @@ def store(
     from emotion_detection.tracking import models, runs
 
     folder = tmp_path_factory.mktemp("store")
-    model = plain(build(network(), image_shape=toy.images.shape[1:], classes=3, seed=0))
+    model = plain(build(small_network(), image_shape=toy.images.shape[1:], classes=3, seed=0))
     (folder / paths.MODEL).parent.mkdir()
     saving.save(model, folder / paths.MODEL, toy.classes)
     with alone(folder):
