@@ -28,13 +28,13 @@ def main() -> None:
     log.info("%s; %s", about, stage.computes_in)
     note = f"{about}, of **{dataset.source}**.\n\n{ensemble.NOTE}"
     with (
-        stage.run(note=note, rows=rows, params=flat(network, "network.")) as is_new,
+        stage.run(note=note, rows=rows, params=flat(network, "network.")) as run_id,
         atomic(paths.NETWORKS) as folder,
     ):
         folder.mkdir()
         trained = [
             ensemble.train_member(
-                member, settings, network, rows, stage=stage, folder=folder, log_resumed=is_new
+                member, settings, network, rows, stage=stage, folder=folder, run_id=run_id
             )
             for member in range(members)
         ]

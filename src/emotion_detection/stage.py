@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 import emotion_detection
 from emotion_detection import paths
 from emotion_detection.console import UserError, log
-from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.dataset import INDEX_FILE, SUMMARY_FILE, Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.figures.style import save
 from emotion_detection.files import atomic, write_json
@@ -117,7 +117,14 @@ class Stage:
         return paths.REPORTS / self.definition.name
 
     def _content(self, path: Path) -> str:
-        return self.dataset.digest if path == paths.DATASET else content_digest(_of_code(path))
+        if path != paths.DATASET:
+            return content_digest(_of_code(path))
+        # The digest knows images as they were decoded; another resizing gives other pixels.
+        values = [self.dataset.digest, self.dataset.pixels]
+        if self.definition.name == "evaluate":
+            # Its report has file names and the source too, which no network depends on.
+            values += [content_digest(path / name) for name in (INDEX_FILE, SUMMARY_FILE)]
+        return " ".join(values)
 
     # Resume
 
@@ -132,11 +139,12 @@ class Stage:
             return False
         noted = _lock_digest() != (kept / LOCK_DIGEST).read_text(encoding="utf-8")
         if noted and is_in_lock_file(self.definition):
-            shutil.rmtree(self.shared)
+            _remove(self.shared)
             return False
         for path in self.definition.outs:
             with atomic(path) as temporary:
                 _copy(kept / path.name, temporary)
+        self.shared.touch()
         log.info(
             "%s: same params, data and code as before; its outputs are restored from %s "
             "(`dvc repro --force %s` runs it anew)",
@@ -148,27 +156,30 @@ class Stage:
         """Cache the outputs, and remove the oldest states of the stage."""
         with atomic(self.folder / OUTPUTS) as folder:
             folder.mkdir()
-            (folder / LOCK_DIGEST).write_text(_lock_digest(), encoding="utf-8")
+            # Where dvc.lock has the stage already, its content cannot tell that this end is noted.
+            noted = "forced" if is_in_lock_file(self.definition) else _lock_digest()
+            (folder / LOCK_DIGEST).write_text(noted, encoding="utf-8")
             for path in self.definition.outs:
                 _copy(path, folder / path.name)
         self.shared.touch()
         for state in self._states()[:-STATES_KEPT]:
-            shutil.rmtree(state)
+            _remove(state)
 
     def _states(self) -> list[Path]:
         """Return the folders of states of the stage, the oldest first."""
-        return sorted(self.shared.parent.glob("*/"), key=lambda state: state.stat().st_mtime)
+        states = [state for state in self.shared.parent.glob("*/") if state.name[0] != "."]
+        return sorted(states, key=lambda state: state.stat().st_mtime)
 
     # MLflow
 
     @contextlib.contextmanager
     def run(
         self, *, note: str, rows: Split, params: Mapping[str, Any] | None = None
-    ) -> Iterator[bool]:
-        """Log to the stage's own MLflow run while the block lasts; its end completes the stage.
+    ) -> Iterator[str]:
+        """Log to the stage's own MLflow run while the block lasts, and yield its id.
 
-        An interrupted stage goes on in the run that it began: True says that this is a new one.
-        `params` are logged besides those of the stage.
+        An interrupted stage goes on in the run that it began. `params` are logged besides those of
+        the stage. The end of the block completes the stage.
         """
         if rows.selected_on_test:
             log.warning(
@@ -196,8 +207,10 @@ class Stage:
             run_id=begun,
         ) as run_id:
             runs.save_run_id(file, run_id)
+            # It is worked on now, and not the oldest state.
+            self.shared.touch()
             self._run_id = run_id
-            yield run_id != begun
+            yield run_id
         self.complete()
 
     @contextlib.contextmanager
@@ -351,6 +364,14 @@ def _lock_digest() -> str:
 
 def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _remove(state: Path) -> None:
+    """Remove the folder of a state: at no moment is a part of it taken for the whole."""
+    gone = state.with_name(f".{state.name}.partial")
+    shutil.rmtree(gone, ignore_errors=True)
+    state.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _copy(source: Path, target: Path) -> None:

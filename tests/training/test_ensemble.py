@@ -67,7 +67,7 @@ class Trainings:
         folder: str,
         *,
         init_from: str | None = None,
-        log_resumed: bool = True,
+        run_id: str | None = None,
     ) -> list[pd.DataFrame]:
         """Train in a new MLflow run, save the networks in `folder`, return their histories."""
         chosen = settings(members, init_from)
@@ -82,7 +82,7 @@ class Trainings:
                     self.rows,
                     stage=self.stage,
                     folder=Path(folder),
-                    log_resumed=log_resumed,
+                    run_id=run_id or self.run_id,
                 )
                 for member in range(members)
             ]
@@ -158,14 +158,35 @@ def test_an_interrupted_ensemble_goes_on_with_the_epoch_and_member_that_it_was_a
 
     monkeypatch.setattr(runs, "log_epoch", ending)
     with pytest.raises(KeyboardInterrupt):
-        train(2, "interrupted", log_resumed=False)
-    train(2, "resumed", log_resumed=False)
+        train(2, "interrupted", run_id="the run")
+    train(2, "resumed", run_id="the run")
     ends = [("member_2", 2)]
     assert seen == [("member_1", 1), ("member_1", 2), ("member_2", 1), *ends, *ends]
     assert sorted(path.name for path in Path("resumed").iterdir()) == [
         "member_1.keras",
         "member_2.keras",
     ]
+
+
+def test_a_run_that_goes_on_has_the_epochs_that_were_logged_to_another(
+    place: Path, train: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def ending(row: Mapping[str, float], epoch: int, prefix: str) -> None:
+        seen.append((prefix, epoch))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "log_epoch", ending)
+    with pytest.raises(KeyboardInterrupt):
+        train(3, "interrupted", run_id="first")
+    train(2, "fewer", run_id="second")
+    del seen[:]
+    seen.extend([("", 0)] * 2)
+    train(3, "resumed", run_id="first")
+    logged = [(f"member_{member}", epoch) for member in (1, 2, 3) for epoch in (1, 2)]
+    assert seen[2:] == logged
 
 
 def test_the_saved_member_is_the_best_epoch_with_the_names_of_its_classes(
@@ -227,7 +248,7 @@ network = params.Network(
 stage = Stage("train", settings, dataset, shared_over=["ensemble.members"])
 for member in range(members):
     ensemble.train_member(
-        member, settings, network, rows, stage=stage, folder=Path(), log_resumed=False
+        member, settings, network, rows, stage=stage, folder=Path(), run_id="none"
     )
     print(saving.digest(saving.load(Path(f"member_{member + 1}.keras"))[0]))
 """

@@ -74,6 +74,7 @@ class Dataset:
     test_is_cut: bool
     bad_files: tuple[BadFile, ...]
     dropped_leaks: int = 0  # train images that were left out since they are also in test
+    pixels: str = ""  # hex SHA-256 of the file of packed images, as ingest wrote it
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -132,6 +133,7 @@ class Dataset:
                 "test_is_cut": bool(summary["test_is_cut"]),
                 "bad_files": tuple(BadFile(*entry) for entry in summary["bad_files"]),
                 "dropped_leaks": int(summary["dropped_leaks"]),
+                "pixels": str(summary["pixels"]),
             }
         with _reading(folder / INDEX_FILE) as path:
             index = _read_index(path, classes)
@@ -170,9 +172,15 @@ class Dataset:
             "test_is_cut": self.test_is_cut,
             "bad_files": [[bad.path, bad.reason] for bad in self.bad_files],
             "dropped_leaks": self.dropped_leaks,
+            "pixels": _file_digest(folder / IMAGES_FILE),
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         (folder / SUMMARY_FILE).write_text(text, "utf-8", errors=_TEXT_ERRORS, newline="\n")
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def are_emotions(classes: Sequence[str]) -> bool:

@@ -62,7 +62,7 @@ class FewBitsDropout(keras.layers.Dropout):
         seed = tf.cast(self.seed_generator.next(), tf.int64)
         drawn = tf.random.stateless_uniform([(values + 1) // 2], seed, None, None, tf.uint32)
         bits = tf.reshape(tf.bitcast(drawn, tf.uint16), [-1])[:values]
-        dropped = round(self.rate * 2**16)
+        dropped = min(round(self.rate * 2**16), 2**16 - 1)
         kept = tf.cast(bits >= tf.constant(dropped, tf.uint16), inputs.dtype)
         scale = tf.constant(2**16 / (2**16 - dropped), inputs.dtype)
         return inputs * tf.reshape(kept * scale, tf.shape(inputs))

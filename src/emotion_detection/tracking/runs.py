@@ -393,7 +393,8 @@ def save_run_id(path: Path, run_id: str) -> None:
 def load_run_id(path: Path) -> str | None:
     """Return the run id that `save_run_id` wrote to `path`, None if there is none."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+        run_id = json.loads(path.read_text(encoding="utf-8"))["run_id"]
+        return None if run_id is None else str(run_id)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,8 +1,10 @@
 """The members of an ensemble: networks of different seeds, trained one after the other."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import pandas as pd
@@ -10,7 +12,7 @@ import pandas as pd
 from emotion_detection import paths
 from emotion_detection.console import log
 from emotion_detection.data.splits import Split
-from emotion_detection.files import atomic
+from emotion_detection.files import atomic, write_json
 from emotion_detection.models.layers import plain
 from emotion_detection.models.saving import load, save
 from emotion_detection.params import Network, Params, flat
@@ -45,13 +47,14 @@ def train_member(
     *,
     stage: Stage,
     folder: Path,
-    log_resumed: bool,
+    run_id: str,
 ) -> pd.DataFrame:
     """Train `member`, from 0, save it in `folder`, and return its history.
 
     It is the network that it would be alone with its seed, `seed` + `member`. Its state does not
     depend on the number of members, so where there are more of them those that are trained already
-    stay as they are. `log_resumed` logs the epochs of an earlier process too.
+    stay as they are. The epochs that were not logged to the current MLflow run, `run_id`, are
+    logged to it too.
 
     Raises:
         UserError: as `fit` and `pretrained.start` do.
@@ -63,7 +66,10 @@ def train_member(
     prefix = "epoch" if members == 1 else f"member_{member + 1}"
     state = stage.shared / f"member_{member + 1}"
     trained = state / "trained"
+    logged = stage.folder / f"member_{member + 1}.json"
+    known = _logged(logged)
     if not trained.exists():
+        write_json(logged, {"run_id": run_id, "complete": False})
         _train(
             settings,
             network,
@@ -73,20 +79,33 @@ def train_member(
             target=trained,
             seed=settings.seed + member,
             log_epoch=lambda row, epoch: runs.log_epoch(row, epoch, prefix),
-            log_resumed=log_resumed,
+            log_resumed=known.get("run_id") != run_id,
         )
         history = pd.read_csv(trained / HISTORY)
     else:
         history = pd.read_csv(trained / HISTORY)
         log.info("it was trained before, for %d epochs", len(history))
-        for row in history.to_dict("records") if log_resumed else []:
-            runs.log_epoch(figures(row), int(row["epoch"]), prefix)
+        Checkpoints(state).remove()
+        if known != {"run_id": run_id, "complete": True}:
+            for row in history.to_dict("records"):
+                runs.log_epoch(figures(row), int(row["epoch"]), prefix)
+    write_json(logged, {"run_id": run_id, "complete": True})
+    stage.shared.touch()
     if member == 0:
         parameters = load(trained / NETWORK)[0].count_params()
         log.info("%s parameters per network", f"{parameters:,}")
         runs.log_params({"parameters": members * parameters})
     shutil.copyfile(trained / NETWORK, folder / paths.network(member).name)
     return history
+
+
+def _logged(path: Path) -> dict[str, Any]:
+    """Return which run a member's epochs were logged to last, and whether all of them were."""
+    try:
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known
 
 
 def _train(
