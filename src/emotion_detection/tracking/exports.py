@@ -43,14 +43,14 @@ def run_of_export(train_run_id: str, key: str, params: Mapping[str, str], note: 
                 f"tags.`{TRAINING_TAG}` = '{train_run_id}' AND tags.`{KEY_TAG}` = '{key}'",
             )
         )
-        if found:
-            return str(found[0].info.run_id)
-        return request(lambda: _create(client, training, key, params, note))
+        run = found[0] if found else request(lambda: _create(client, training, key, note))
+        run_id = str(run.info.run_id)
+        # A killed process may have left a run that it made without them.
+        request(lambda: _fill(client, run_id, training, params))
+        return run_id
 
 
-def _create(
-    client: mlflow.MlflowClient, training: Run, key: str, params: Mapping[str, str], note: str
-) -> str:
+def _create(client: mlflow.MlflowClient, training: Run, key: str, note: str) -> Run:
     inherited = {
         name: value
         for name, value in training.data.tags.items()
@@ -59,7 +59,7 @@ def _create(
     train_run_id = str(training.info.run_id)
     source = inherited.get("dataset", "another data set")
     of = f"An export of the training *{training.info.run_name}*, run {train_run_id}."
-    run = client.create_run(
+    return client.create_run(
         training.info.experiment_id,
         run_name=run_name("export", source, inherited),
         tags=resolve_tags(
@@ -73,9 +73,13 @@ def _create(
             }
         ),
     )
-    run_id = str(run.info.run_id)
+
+
+def _fill(
+    client: mlflow.MlflowClient, run_id: str, training: Run, params: Mapping[str, str]
+) -> None:
+    """Log the training's params, with `params` in place of its own, and its data set."""
     every = {**training.data.params, **params}
     client.log_batch(run_id, params=[Param(*item) for item in every.items()], synchronous=True)
     if training.inputs.dataset_inputs:
         client.log_inputs(run_id, training.inputs.dataset_inputs)
-    return run_id
