@@ -102,6 +102,13 @@ def test_ten_classes_of_tiny_grey_images_without_a_test_split(digits: Project) -
     assert version.tags["dataset"] == "digits"
 
 
+def test_without_corruption_images_no_corrupted_accuracy_is_reported(digits: Project) -> None:
+    metrics = digits.json("reports/evaluate/metrics.json")
+    assert "test/corrupted_accuracy" not in metrics
+    assert not (digits.root / "reports/evaluate/corruptions.png").exists()
+    assert read(digits, "corruptions.csv") == "condition,accuracy\n"
+
+
 def test_colour_images_that_are_not_square(photos: Project) -> None:
     dataset = photos.json("data/dataset/dataset.json")
     assert dataset["image_size"] == [24, 36]

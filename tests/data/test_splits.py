@@ -131,6 +131,7 @@ def test_a_sample_of_rows_is_stratified() -> None:
     assert (np.diff(chosen) > 0).all()
     assert np.bincount(labels[chosen]).tolist() == [60, 30, 1]
     assert chosen.tolist() != sampled(dataset, rows, 90, seed=1).tolist()
+    assert len(sampled(dataset, rows, 0, seed=0)) == 0
     for images in (900, 5000, None):
         assert sampled(dataset, rows, images, seed=0).tolist() == rows.tolist()
 

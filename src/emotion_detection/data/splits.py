@@ -170,9 +170,14 @@ def part(dataset: Dataset, rows: Split, images: int | None, seed: int) -> Split:
 
 
 def sampled(dataset: Dataset, rows: np.ndarray, images: int | None, seed: int) -> np.ndarray:
-    """Return about `images` of `rows` (n,) int64, stratified and sorted; `None` returns all."""
+    """Return about `images` of `rows` (n,) int64, stratified and sorted; `None` returns all.
+
+    Unless it is 0, every class has one at least.
+    """
     if images is None or images >= len(rows):
         return rows
+    if images == 0:
+        return rows[:0]
     return _share(dataset, rows, images / len(rows), seed)
 
 
