@@ -19,7 +19,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import kagglehub
-from filelock import FileLock, Timeout
 from kagglehub.exceptions import DataCorruptionError
 from kagglehub.handle import DatasetHandle, parse_dataset_handle
 from requests import HTTPError, RequestException
@@ -27,7 +26,7 @@ from requests import HTTPError, RequestException
 from emotion_detection import paths
 from emotion_detection.console import UserError, log, progress, run
 from emotion_detection.data.source import arrange, natural_key, open_source
-from emotion_detection.files import atomic
+from emotion_detection.files import atomic, locked
 
 FER = "ananthu017/emotion-detection-fer"
 
@@ -72,13 +71,9 @@ def download(dataset: str) -> None:
     target = paths.DATA / f"{handle.dataset}.zip"
     if not target.exists():
         paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(paths.DOWNLOADS / "lock", timeout=0).acquire()
-        except Timeout:
-            raise UserError(
-                f"{paths.DOWNLOADS}: another process downloads there; wait for it"
-            ) from None
-        with lock:
+        with locked(paths.DOWNLOADS / "lock") as alone:
+            if not alone:
+                raise UserError(f"{paths.DOWNLOADS}: another process downloads there; wait for it")
             _fetch(handle, target)
         shutil.rmtree(paths.DOWNLOADS)
     _describe(target, handle)
