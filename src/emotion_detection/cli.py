@@ -27,6 +27,12 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def main() -> None:
     """Run the command as the terminal gave it."""
+    arguments = parser().parse_args()
+    run(lambda: _until_nobody_reads(lambda: arguments.act(arguments)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
     parser = argparse.ArgumentParser(
         prog="emotion-detection",
         description="Train networks that recognize facial emotions, and use them.",
@@ -37,8 +43,7 @@ def main() -> None:
     _add_predict(commands, network)
     _add_demo(commands, network)
     _add_send(commands)
-    arguments = parser.parse_args()
-    run(lambda: _until_nobody_reads(lambda: arguments.act(arguments)))
+    return parser
 
 
 def _network_arguments() -> argparse.ArgumentParser:

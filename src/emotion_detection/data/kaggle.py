@@ -43,6 +43,12 @@ DAMAGE = (
 
 def main() -> None:
     """Run the command as the terminal gave it."""
+    dataset = parser().parse_args().dataset
+    run(lambda: download(dataset))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m emotion_detection.data.kaggle",
         description="Download a data set from Kaggle into data/, as a zip for ingest.source.",
@@ -53,8 +59,7 @@ def main() -> None:
         metavar="OWNER/NAME",
         help="as in the address of its page, or OWNER/NAME/versions/N (default: %(default)s)",
     )
-    dataset = parser.parse_args().dataset
-    run(lambda: download(dataset))
+    return parser
 
 
 def download(dataset: str) -> None:
