@@ -1,11 +1,15 @@
 """The commands, params and links of the documents are what the project has."""
 
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from emotion_detection import params
+from tests.support import reference
 from tests.support.documents import DOCUMENTS, ELSEWHERE, NOT_RUN, ROOT, RUN, commands, targets
 
 KNOWN = (*RUN, *ELSEWHERE, *NOT_RUN)
@@ -40,7 +44,7 @@ def test_every_param_that_a_command_sets_exists() -> None:
     assert named - keys.keys() == set()
 
 
-@pytest.mark.parametrize("document", LINKED, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", LINKED, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_link_leads_somewhere(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
     broken = []
@@ -74,3 +78,63 @@ def test_headings_and_anchors_are_targets_of_links() -> None:
         "| <a id='row'></a>x |\n## <a id='s'></a>It's\n"
     )
     assert targets(text) == {"the-first-in-http", "row", "s", "its"}
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_the_reference_says_what_the_code_says(name: str) -> None:
+    written = (reference.REFERENCE / name).read_text(encoding="utf-8")
+    assert written == reference.PAGES[name](), "run `python -m tests.support.reference`"
+
+
+def test_every_environment_variable_of_the_project_is_in_the_reference() -> None:
+    page = (reference.REFERENCE / "variables.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    # The chief of a search sets the last one for its workers.
+    used = set(re.findall(r"\bEMOTION_DETECTION_[A-Z_]+", code)) - {"EMOTION_DETECTION_WATCHDOG"}
+    assert used <= set(re.findall(r"\w+", page))
+
+
+def test_every_output_of_dvc_is_in_the_reference() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    known = reference.outputs()
+    for stage in stages.values():
+        for out in stage["outs"]:
+            path = out if isinstance(out, str) else next(iter(out))
+            assert any(name == path or name.startswith(f"{path}/") for name in known), path
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_pre_commit_and_ci_check_what_make_lint_checks() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    entries = [hook["entry"] for repository in hooks["repos"] for hook in repository["hooks"]]
+    programs = {entry.removeprefix(".venv/bin/").split(" --")[0] for entry in entries}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (lint,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert {re.split(r" [-.]", line.strip())[0] for line in lint.splitlines()} == programs
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    assert ".ci/run" in [step.get("run") for step in workflow["jobs"]["checks"]["steps"]]
+
+
+def test_the_version_and_the_license_are_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert (
+        (ROOT / "LICENSE").read_text(encoding="utf-8").startswith(f"{project['license']} License")
+    )
+
+
+def test_the_containers_use_what_the_project_has() -> None:
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text(encoding="utf-8"))
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert f" AS {container['build']['target']}\n" in dockerfile
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    commands = f"{re.sub('apt-get.*', '', dockerfile)} {container['postCreateCommand']}"
+    used = re.findall(r"\bmake (\S+)", commands)
+    assert all(f"\n{target}:" in makefile for target in used), used
+    for copied in re.findall(r"^COPY --chown=user (.+) \S+$", dockerfile, re.MULTILINE):
+        assert all(list(ROOT.glob(name)) for name in copied.split() if name != "."), copied

@@ -1,4 +1,4 @@
-"""docs/reliability.md says what bad input comes to: each row of its table is tried out here."""
+"""docs/reference/errors.md says what bad input comes to: its table, row by row."""
 
 import importlib
 import io
@@ -26,7 +26,7 @@ from emotion_detection.files import write_json
 from tests.support.stores import alone
 
 ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "docs" / "reliability.md"
+TABLE = ROOT / "docs" / "reference" / "errors.md"
 
 Case = Callable[["Place"], Callable[[], None]]
 CASES: dict[str, Case] = {}

@@ -1,4 +1,4 @@
-"""What docs/scaling.md promises of several machines, on one: real servers, real processes."""
+"""What docs/guide/scaling.md promises of several machines, on one: real servers, real processes."""
 
 import json
 import os

@@ -27,7 +27,7 @@ from tests.support.environment import without_settings
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
-DOCS = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+DOCS = (ROOT / "docs" / "guide" / "predict.md").read_text(encoding="utf-8")
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> str:

@@ -1,11 +1,11 @@
-"""The commands that README.md and docs/*.md name, and how each is known to work."""
+"""The commands that README.md and docs/ name, and how each is known to work."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+DOCUMENTS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 SHELLS = ("sh", "bash", "shell", "console")
 PROGRAMS = (
     *("curl", "docker", "dvc", "emotion-detection", "export", "git", "kaggle", "make", "mlflow"),
@@ -41,7 +41,13 @@ ELSEWHERE = {
     "dvc queue start --jobs 2": "test_pipeline.py",
     "mlflow ui": "test_pipeline.py, on a free port",
     "emotion-detection recipe --reset": "test_recipes.py",
+    "emotion-detection recipe": "test_recipes.py",
     "emotion-detection send": "test_outages.py",
+    "dvc exp run -S ingest.source=PATH": "test_other_sets.py: the photos, by params.yaml",
+    "dvc exp run -S deterministic=true": "test_ensemble.py, by its stage",
+    "dvc exp run -S ensemble.members=3": "test_pipeline.py",
+    "dvc queue status": "test_pipeline.py",
+    "python -m tests.support.reference": "test_documents.py: what it writes",
     "mlflow models serve -m models:/emotion-detection@champion --env-manager local --port 5001": (
         "test_serving.py, on a free port"
     ),
@@ -107,6 +113,24 @@ NOT_RUN = {
     "make .venv/.extras": "makes an environment from the package registry",
     "make .venv/.dev": "likewise",
     "pip install --require-hashes -r requirements-extras.txt": "needs the package registry",
+    'pip install "tensorflow[and-cuda]"': "needs a GPU, and the package registry",
+    "CUDA_VISIBLE_DEVICES=0 dvc repro": "needs a GPU",
+    "pip install pre-commit": "needs the package registry",
+    **dict.fromkeys(
+        ("make audit", "make bench", "make clean", "make help", "make lint", "make lock"),
+        "for those who change the project; CI runs lint, audit and test",
+    ),
+    "make tune-workers": "makes an environment; then `dvc exp run -S tune.workers=2`",
+    "python -m pytest -n 0 tests/training/test_augment.py": "a part of `make test`",
+    "dvc exp run -S tune.trials=50": "takes long; test_pipeline.py searches with two trials",
+    "dvc exp run -S train.epochs=50": "takes long; other params are set in the same way",
+    "dvc exp run --queue -S train.lr=1e-2": "test_pipeline.py queues two others",
+    "dvc exp run": "a name, not a command",
+    "dvc metrics diff": "likewise",
+    "git add .": "test_pipeline.py commits all that there is",
+    'git commit --message "Train with a lower learning rate"': "likewise",
+    "dvc exp apply EXP": "not a command as it stands: EXP is the reader's",
+    "dvc exp branch EXP BRANCH": "likewise",
     "make data": "makes an environment; then `python -m emotion_detection.data.kaggle`",
     "make data DATASET=OWNER/NAME": "likewise",
     "make demo": "makes an environment; then `emotion-detection demo`",
@@ -132,8 +156,6 @@ NOT_RUN = {
     "python -m tests.soak.together --minutes 10 --store postgresql": "likewise",
     "python -m tests.soak.together --minutes 10 --store sqlite": "likewise",
     "python -m tests.soak.workers": "takes minutes; test_scaling.py kills a worker too",
-    "python -m benchmarks --only predicting --source data/emotion-detection-fer.zip "
-    "--model models/model.keras": "takes minutes, and needs the archive",
     "mlflow models serve": "a name, not a command",
     "make ui": "makes an environment; then `mlflow ui`",
     "make send": "makes an environment; then `emotion-detection send`",
@@ -164,7 +186,6 @@ NOT_RUN = {
         "takes hours; the other recipes are run on the same zip",
     ),
     "dvc exp run -S tune.trials=0": "the recipe notebook sets it too",
-    "dvc add": "a name, not a command: what it is given is the reader's",
     "FUZZ_EXAMPLES=10000 python -m pytest tests/test_fuzzing.py": (
         "takes minutes; it runs with fewer"
     ),
