@@ -9,7 +9,7 @@ from benchmarks import ours
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import alone
-from emotion_detection.data.dataset import IMAGES_FILE, Dataset, set_digest
+from emotion_detection.data.dataset import IMAGES_FILE, SPLITS, Dataset, set_digest
 from emotion_detection.data.splits import Split
 from emotion_detection.params import Network
 from emotion_detection.training.fit import fit
@@ -54,17 +54,17 @@ def _make_large(folder: Path) -> int:
     del images
     digests = [f"{row:032x}" for row in range(count)]
     labels = np.arange(count) % 2
-    is_test = np.arange(count) >= int(count * 0.9)
+    splits = np.where(np.arange(count) < int(count * 0.9), 0, SPLITS.index("test"))
     classes = ("even", "odd")
     Dataset(
         images=np.lib.format.open_memmap(folder / IMAGES_FILE, "r"),
         files=[f"{row}.png" for row in range(count)],
         labels=labels,
         classes=classes,
-        is_test=is_test,
+        splits=splits,
         digests=digests,
         groups=np.arange(count),
-        digest=set_digest(digests, labels, is_test, classes, (SIZE, SIZE, 3)),
+        digest=set_digest(digests, labels, splits, classes, (SIZE, SIZE, 3)),
         source="noise",
         test_is_cut=False,
         bad_files=(),

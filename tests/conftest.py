@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from emotion_detection import params
-from emotion_detection.data.dataset import Dataset, group_by_digest, set_digest
+from emotion_detection.data.dataset import SPLITS, Dataset, group_by_digest, set_digest
 from emotion_detection.data.splits import Split, split
 from tests.support import servers
 from tests.support.stores import alone
@@ -58,17 +58,17 @@ def _draw_toy(folder: Path, train: int, test: int) -> None:
         top, left = half * (label // 2), half * (label % 2)
         images[row, top : top + half, left : left + half] += 150
         images[row, 0, 0] = row
-    is_test = np.arange(len(labels)) >= 3 * train
+    splits = np.where(np.arange(len(labels)) < 3 * train, 0, SPLITS.index("test"))
     digests = [f"{row:032x}" for row in range(len(labels))]
     dataset = Dataset(
         images=images,
         files=[f"{row}.png" for row in range(len(labels))],
         labels=labels,
         classes=TOY_CLASSES,
-        is_test=is_test,
+        splits=splits,
         digests=digests,
         groups=group_by_digest(digests),
-        digest=set_digest(digests, labels, is_test, TOY_CLASSES, images.shape[1:]),
+        digest=set_digest(digests, labels, splits, TOY_CLASSES, images.shape[1:]),
         source="toy.zip",
         test_is_cut=False,
         bad_files=(),

@@ -413,9 +413,7 @@ def test_what_is_no_yaml_is_said_to_be_none(file: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- seed\n- 3\n", "3\n"])
 def test_a_file_without_sections_is_told_which(file: Path, text: str) -> None:
     file.write_text(text)
-    assert complaint(file).startswith(
-        "holds no sections; expected seed, precision, deterministic, sample"
-    )
+    assert complaint(file).startswith("holds no sections")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

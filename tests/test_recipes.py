@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from dvc.utils.hydra import apply_overrides
 
-from emotion_detection import params, recipes
+from emotion_detection import files, params, recipes
 from emotion_detection.console import UserError
 from tests.support.project import Project
 
@@ -94,7 +94,7 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_holds_only_what_it_changes(name: str) -> None:
-    held = dict(leaves(params.read(ROOT / "recipes" / f"{name}.yaml")))
+    held = dict(leaves(files.read_yaml(ROOT / "recipes" / f"{name}.yaml")))
     assert held
     # A kernel size per block: they go with the filters, whatever a person has committed.
     assert ("network.kernel_sizes" in held) == ("network.filters" in held)
@@ -370,7 +370,7 @@ def test_any_value_reaches_dvc_as_it_is(tmp_path: Path, value: Any) -> None:
     file = tmp_path / "params.yaml"
     file.write_text("a:\n  b: 1\n")
     apply_overrides(file, [f"a.b={recipes.override(value)}"])
-    assert params.read(file) == {"a": {"b": value}}
+    assert files.read_yaml(file) == {"a": {"b": value}}
     assert not isinstance(value, float) or math.isfinite(value)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from emotion_detection.console import UserError
 
@@ -82,3 +84,34 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the sections of the YAML file `path` as DVC reads them (YAML 1.2, ruamel.yaml).
+
+    Raises:
+        UserError: if it cannot be read or holds no sections.
+
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    """Return the sections of the YAML `text`, which is that of `path`, as `read_yaml` does.
+
+    Raises:
+        UserError: if it is not YAML or holds no sections.
+
+    """
+    try:
+        values = YAML(typ="safe").load(text)
+    except (YAMLError, RecursionError, ValueError) as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"{path}: not YAML ({where})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no sections")
+    return values

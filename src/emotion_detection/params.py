@@ -4,6 +4,7 @@ A default means "off" where there is such a thing. The text under a setting is i
 params.yaml, which a test holds equal.
 """
 
+import codecs
 import difflib
 import json
 import math
@@ -13,11 +14,18 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from emotion_detection.console import UserError
+from emotion_detection.files import read_yaml
 
 PARAMS = Path("params.yaml")
 
@@ -26,6 +34,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
+
+
+def _encoding(name: str) -> str:
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        raise ValueError("is no encoding that Python knows") from None
 
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -66,7 +81,7 @@ class Ingest(Section):
     """Where the images come from and what they are turned into."""
 
     source: Annotated[str, Field(min_length=1)] = "data/sample"
-    """a Kaggle .zip, or the folder it unpacks to, with train/ and test/ in it"""
+    """a folder, .zip, .tar.gz or .csv of labelled images; see docs/guide"""
 
     image_size: Annotated[tuple[Side, Side], Field(strict=False)] = (48, 48)
     """height, width in pixels; other sizes are resized"""
@@ -74,14 +89,23 @@ class Ingest(Section):
     color_mode: Literal["grayscale", "rgb"] = "grayscale"
     """grayscale or rgb"""
 
+    splits: dict[str, Literal["train", "validation", "test"] | None] = {}
+    """what a folder, or a value of a table, is: train, validation, test, or null to leave it out"""
+
+    classes: dict[str, str | None] = {}
+    """another name for a class, one name for several, or null to leave it out"""
+
+    zip_encoding: Annotated[str, AfterValidator(_encoding)] | None = None
+    """of the names in a zip that are not UTF-8, as gbk or cp1250"""
+
     max_bad_fraction: Annotated[Float, Field(ge=0, le=1)] = 0.01
     """more undecodable files than this is an error"""
 
     max_unpacked_gib: Positive = 64.0
-    """a zip that unpacks to more is refused"""
+    """an archive that unpacks to more is refused"""
 
     test_fraction: OpenFraction = 0.2
-    """cut from train where the source has no test/"""
+    """cut from train where the source has no test split"""
 
     drop_leaks: bool = False
     """true: leave out train images that are also in test, pixel by pixel"""
@@ -354,8 +378,8 @@ class Params(Section):
 
 
 def load(path: Path = PARAMS) -> Params:
-    """Return the settings in `path`, as `read` and `check` do."""
-    return check(read(path), path)
+    """Return the settings in `path`, as `read_yaml` and `check` do."""
+    return check(read_yaml(path), path)
 
 
 def check(values: dict[str, Any], path: Path) -> Params:
@@ -369,37 +393,6 @@ def check(values: dict[str, Any], path: Path) -> Params:
     if absent := list(_absent(params)):
         raise UserError("; ".join(f"{path}: {key}: missing" for key in absent))
     return params
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return the sections of the YAML file `path` as DVC reads them (YAML 1.2, ruamel.yaml).
-
-    Raises:
-        UserError: if it cannot be read or holds no sections.
-
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    return parse(text, path)
-
-
-def parse(text: str, path: Path) -> dict[str, Any]:
-    """Return the sections of the YAML `text`, which is that of `path`, as `read` does.
-
-    Raises:
-        UserError: if it is not YAML or holds no sections.
-
-    """
-    try:
-        values = YAML(typ="safe").load(text)
-    except (YAMLError, RecursionError, ValueError) as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path}: not YAML ({where})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no sections; expected {', '.join(Params.model_fields)}")
-    return values
 
 
 def _absent(section: Section, prefix: str = "") -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from emotion_detection import params
+from emotion_detection import files, params
 from emotion_detection.console import Terminated, UserError, log
 from emotion_detection.files import atomic
 from emotion_detection.params import PARAMS
@@ -77,12 +77,12 @@ def changes(name: str) -> list[Change]:
             name,
         )
     else:
-        base = _restored(current, params.parse(text, PARAMS))
+        base = _restored(current, files.parse_yaml(text, PARAMS))
         if "source" in (own := _section(current, "ingest")):
             base = _overlaid(base, {"ingest": {"source": own["source"]}})
     params.check(base, PARAMS)
     recipe = FOLDER / f"{name}.yaml"
-    wanted = _overlaid(base, params.read(recipe))
+    wanted = _overlaid(base, files.read_yaml(recipe))
     params.check(wanted, recipe)
     return _changes(current, wanted)
 
@@ -105,9 +105,9 @@ def reset() -> list[Change]:
             f"--reset: Git has no committed {PARAMS} here to go back to; {ROOT_HINT}, in a clone "
             "or after `git init` and a commit"
         )
-    committed = params.parse(text, PARAMS)
+    committed = files.parse_yaml(text, PARAMS)
     try:
-        current = params.read(PARAMS)
+        current = files.read_yaml(PARAMS)
     except UserError as error:
         log.warning("%s", error)
         current = {}
@@ -150,7 +150,7 @@ def _current() -> dict[str, Any]:
     if not PARAMS.exists():
         raise UserError(f"{PARAMS}: there is no such file here; {ROOT_HINT}")
     try:
-        return params.read(PARAMS)
+        return files.read_yaml(PARAMS)
     except UserError as error:
         raise UserError(f"{error}; --reset brings the committed one back") from None
 

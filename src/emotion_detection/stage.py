@@ -25,10 +25,10 @@ from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import INDEX_FILE, SUMMARY_FILE, Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.figures.style import save
-from emotion_detection.files import atomic, write_json
+from emotion_detection.files import atomic, read_yaml, write_json
 from emotion_detection.models import saving
 from emotion_detection.models.hardware import be_deterministic, resolve_precision
-from emotion_detection.params import PARAMS, Params, flat, read
+from emotion_detection.params import PARAMS, Params, flat
 from emotion_detection.tracking import runs
 
 CODE = Path(emotion_detection.__file__).parents[2]
@@ -65,7 +65,7 @@ def definition(name: str) -> Definition:
 
     """
     try:
-        stage = read(_of_code(paths.DVC_FILE))["stages"][name]
+        stage = read_yaml(_of_code(paths.DVC_FILE))["stages"][name]
     except (KeyError, TypeError) as error:
         raise UserError(f"{paths.DVC_FILE}: has no stage {name}") from error
     return Definition(
@@ -331,10 +331,10 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 def is_in_lock_file(stage: Definition) -> bool:
     """Return whether dvc.lock has the stage's params and dependencies as they are now."""
     try:
-        stages = read(paths.LOCK_FILE)["stages"]
+        stages = read_yaml(paths.LOCK_FILE)["stages"]
         noted = stages[stage.name]
         made = {out["path"]: out["md5"] for each in stages.values() for out in each["outs"]}
-        params = read(PARAMS)
+        params = read_yaml(PARAMS)
         return all(
             _value(params, name) == value
             for name, value in noted.get("params", {}).get(PARAMS.name, {}).items()

@@ -111,15 +111,15 @@ def test_damage_is_found_and_named(
 
 
 def test_the_digest_knows_pixels_labels_splits_and_shape_but_not_the_order() -> None:
-    digests, labels, is_test = ["a", "b"], np.array([0, 1]), np.array([False, True])
-    base = set_digest(digests, labels, is_test, CLASSES, (4, 5, 1))
+    digests, labels, splits = ["a", "b"], np.array([0, 1]), np.array([0, 2])
+    base = set_digest(digests, labels, splits, CLASSES, (4, 5, 1))
 
-    assert base == set_digest(digests[::-1], labels[::-1], is_test[::-1], CLASSES, (4, 5, 1))
+    assert base == set_digest(digests[::-1], labels[::-1], splits[::-1], CLASSES, (4, 5, 1))
     others = {
-        set_digest(["a", "c"], labels, is_test, CLASSES, (4, 5, 1)),
-        set_digest(digests, np.array([0, 2]), is_test, CLASSES, (4, 5, 1)),
-        set_digest(digests, labels, ~is_test, CLASSES, (4, 5, 1)),
-        set_digest(digests, labels, is_test, CLASSES, (5, 4, 1)),
+        set_digest(["a", "c"], labels, splits, CLASSES, (4, 5, 1)),
+        set_digest(digests, np.array([0, 2]), splits, CLASSES, (4, 5, 1)),
+        set_digest(digests, labels, splits - 1 + (splits == 0), CLASSES, (4, 5, 1)),
+        set_digest(digests, labels, splits, CLASSES, (5, 4, 1)),
     }
     assert len(others | {base}) == 5
 

@@ -1,15 +1,19 @@
 """From the bytes of an image file to pixels."""
 
 import functools
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from emotion_detection.data.dataset import ColorMode
-from emotion_detection.data.image import decode
+from emotion_detection.data.image import BadImageError, decode, open_image
 from tests.support import sources
-from tests.support.sources import encoded
+from tests.support.sources import encoded, png
 
 picture = functools.partial(sources.picture, height=6, width=5)
 
@@ -83,3 +87,62 @@ def test_another_size_is_resized_without_aliasing() -> None:
     small = pixels_of(encoded(Image.fromarray(stripes)))
     assert small.shape == (6, 5, 1)
     assert (np.abs(small.astype(int) - 127) < 12).all()
+
+
+# --- As a viewer shows it.
+
+
+def grey_tiff(values: np.ndarray, **tags: Any) -> bytes:
+    """Return a TIFF of 16-bit grey values with other tags."""
+    data = bytearray(encoded(Image.fromarray(values.astype(np.uint16)), "TIFF"))
+    for tag, value in tags.items():
+        number = {"photometric": 262, "bits": 258}[tag]
+        at = data.index(struct.pack("<HHI", number, 3, 1))
+        data[at + 8 : at + 10] = struct.pack("<H", value)
+    return bytes(data)
+
+
+def test_white_is_zero_in_sixteen_bits_too() -> None:
+    ramp = np.tile(np.arange(16) * 4369, (16, 1))
+    shown = np.frombuffer(decode(grey_tiff(ramp, photometric=0), (16, 16), "grayscale"), np.uint8)
+    assert shown[:16].tolist() == list(range(255, -1, -17))
+
+
+def test_a_transparent_value_of_sixteen_bits_is_laid_on_white() -> None:
+    ramp = (np.tile(np.arange(16) * 4369, (16, 1))).astype(np.uint16)
+    data = encoded(Image.fromarray(ramp), "PNG")
+    at = data.index(b"IDAT") - 4
+    chunk = b"tRNS" + struct.pack(">H", 4369)
+    data = (
+        data[:at] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at:]
+    )
+    shown = np.frombuffer(decode(data, (16, 16), "grayscale"), np.uint8)
+    assert shown[:4].tolist() == [0, 255, 34, 51]
+
+
+def test_sixteen_bits_that_hold_eight_are_a_doubt() -> None:
+    image = open_image(grey_tiff(np.tile(np.arange(16) * 17, (16, 1))))
+    assert "below 256" in image.info["doubt"]
+    assert "doubt" not in open_image(grey_tiff(np.tile(np.arange(16) * 4369, (16, 1)))).info
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data, at: data[:-12],
+        lambda data, at: data + b"more",
+        lambda data, at: data[:at] + b"\0\0\0\1tEXtaXXXX" + data[at:],
+        lambda data, at: data[:at] + b"\0\0\0\4iCCPjunkXXXX" + data[at:],
+    ],
+)
+def test_a_png_with_odd_chunks_or_without_its_end_is_what_it_shows(
+    change: Callable[[bytes, int], bytes],
+) -> None:
+    data = png(3, 16, 16)
+    changed = change(data, data.index(b"IDAT") - 4)
+    assert decode(changed, (16, 16), "grayscale") == decode(data, (16, 16), "grayscale")
+
+
+def test_a_picture_that_is_wider_than_any_format_needs_is_refused() -> None:
+    with pytest.raises(BadImageError, match="more than 65,500 pixels on a side"):
+        open_image(encoded(Image.new("L", (70_000, 1)), "PNG"))

@@ -262,7 +262,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "text.png": (b"Not found", "not an image"),
     "vector.svg": (b"<svg/>", "not an image"),
     "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
-    "short.png": (png(1, 64, 64)[:-900], "Truncated"),
+    "short.png": (png(1, 64, 64)[:-900], "truncated"),
     "short.jpg": (encoded(picture(1, 64, 64), "JPEG")[:-400], "truncated"),
     "flipped.png": (broken(png(1, 64, 64), 900), "broken PNG"),
     "bomb.png": (huge_png(), "more than 50,000,000 pixels"),

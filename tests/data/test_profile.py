@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emotion_detection.data import profile
-from emotion_detection.data.dataset import BadFile, Dataset, group_by_digest, set_digest
+from emotion_detection.data.dataset import SPLITS, BadFile, Dataset, group_by_digest, set_digest
 from emotion_detection.data.profile import SAMPLES_PER_CLASS, Duplicate, measure, sample_rows
 
 CLASSES = ("angry", "happy")
@@ -28,17 +28,17 @@ def make(rows: list[Row], channels: int = 1) -> Dataset:
         ]
     )
     labels = np.array([CLASSES.index(row.class_name) for row in rows])
-    is_test = np.array([row.split == "test" for row in rows])
+    splits = np.array([SPLITS.index(row.split) for row in rows])
     digests = [str(row.picture) for row in rows]
     return Dataset(
         images=images,
         files=[f"{row.split}/{row.class_name}/{number}.png" for number, row in enumerate(rows)],
         labels=labels,
         classes=CLASSES,
-        is_test=is_test,
+        splits=splits,
         digests=digests,
         groups=group_by_digest(digests),
-        digest=set_digest(digests, labels, is_test, CLASSES, images.shape[1:]),
+        digest=set_digest(digests, labels, splits, CLASSES, images.shape[1:]),
         source="faces",
         test_is_cut=False,
         bad_files=(BadFile("train/angry/x.png", "empty file"),),
@@ -90,6 +90,7 @@ def test_a_clean_set_has_none() -> None:
         "train": 0,
         "test": 0,
         "leaked_test_images": 0,
+        "leaked_validation_images": 0,
         "dropped_leaks": 0,
         "conflicting_labels": 0,
     }
@@ -111,7 +112,7 @@ def test_pixels_are_measured_over_train_alone_in_pieces(
 ) -> None:
     monkeypatch.setattr(profile, "CHUNK_BYTES", 200)
     dataset = make(ROWS, channels)
-    train = dataset.images[~dataset.is_test].astype(np.float64) / 255
+    train = dataset.images[dataset.is_train].astype(np.float64) / 255
     found = measure(dataset)
     assert found.pixel_mean == pytest.approx(train.mean(), rel=1e-12)
     assert found.pixel_std == pytest.approx(train.std(), rel=1e-9)

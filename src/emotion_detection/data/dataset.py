@@ -13,9 +13,9 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ IMAGES_FILE = "images.npy"
 INDEX_FILE = "index.csv"
 SUMMARY_FILE = "dataset.json"
 INDEX_COLUMNS = ("row", "file", "class", "split", "digest", "group")
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 ColorMode = Literal["grayscale", "rgb"]
 CHANNELS: dict[ColorMode, int] = {"grayscale": 1, "rgb": 3}
 DIGEST_BYTES = 16
@@ -56,23 +56,25 @@ class BadFile:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Packed images and their index. Rows run by split (train first), class and file name.
+    """Packed images and their index. Rows run by split, class and file name.
 
     `classes` is sorted. The test split is the source's own, or a part of its train split where
-    `test_is_cut`.
+    `test_is_cut`. Validation images are there where the source has its own; otherwise they are
+    drawn from train when a stage needs them.
     """
 
     images: np.ndarray  # (N, H, W, C) uint8, a read-only memory map
     files: list[str]  # path of each image inside the source, posix
     labels: np.ndarray  # (N,) int64, into `classes`
     classes: tuple[str, ...]
-    is_test: np.ndarray  # (N,) bool
+    splits: np.ndarray  # (N,) int64, into `SPLITS`
     digests: list[str]  # hex, of each image as decoded, before resizing; see above
     groups: np.ndarray  # (N,) int64: images with the same digest share a group
     digest: str  # hex, of the whole set: see `set_digest`
     source: str  # name of the folder or zip it was read from
     test_is_cut: bool
     bad_files: tuple[BadFile, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)  # files that are in no row, by reason
     dropped_leaks: int = 0  # train images that were left out since they are also in test
     pixels: str = ""  # hex SHA-256 of the file of packed images, as ingest wrote it
 
@@ -96,20 +98,42 @@ class Dataset:
         return "grayscale" if self.channels == CHANNELS["grayscale"] else "rgb"
 
     @property
+    def is_train(self) -> np.ndarray:
+        """Return which rows are train images, (N,) bool."""
+        return self.splits == SPLITS.index("train")
+
+    @property
+    def is_validation(self) -> np.ndarray:
+        """Return which rows are validation images of the source's own, (N,) bool."""
+        return self.splits == SPLITS.index("validation")
+
+    @property
+    def is_test(self) -> np.ndarray:
+        """Return which rows are test images, (N,) bool."""
+        return self.splits == SPLITS.index("test")
+
+    @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of images by split, then class."""
+        """Return the number of images by split, then class; validation only where it has some."""
+        table = np.bincount(
+            self.splits * len(self.classes) + self.labels,
+            minlength=len(SPLITS) * len(self.classes),
+        ).reshape(len(SPLITS), -1)
         return {
-            split: {
-                name: int(np.count_nonzero((self.labels == label) & (self.is_test == is_test)))
-                for label, name in enumerate(self.classes)
-            }
-            for split, is_test in zip(SPLITS, (False, True), strict=True)
+            split: dict(zip(self.classes, row.tolist(), strict=True))
+            for split, row in zip(SPLITS, table, strict=True)
+            if split != "validation" or row.any()
         }
 
     @property
     def leaked(self) -> np.ndarray:
         """Return which rows are test images that are in train too, under any label: (N,) bool."""
-        return self.is_test & np.isin(self.groups, self.groups[~self.is_test])
+        return self.is_test & np.isin(self.groups, self.groups[self.is_train])
+
+    @property
+    def leaked_validation(self) -> np.ndarray:
+        """Return which rows are validation images that are in train too: (N,) bool."""
+        return self.is_validation & np.isin(self.groups, self.groups[self.is_train])
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
@@ -132,14 +156,15 @@ class Dataset:
                 "source": str(summary["source"]),
                 "test_is_cut": bool(summary["test_is_cut"]),
                 "bad_files": tuple(BadFile(*entry) for entry in summary["bad_files"]),
+                "left_out": {str(k): int(v) for k, v in summary["left_out"].items()},
                 "dropped_leaks": int(summary["dropped_leaks"]),
                 "pixels": str(summary["pixels"]),
             }
         with _reading(folder / INDEX_FILE) as path:
             index = _read_index(path, classes)
-            labels, is_test, digests = index["labels"], index["is_test"], index["digests"]
+            labels, splits, digests = index["labels"], index["splits"], index["digests"]
             _expect(
-                set_digest(digests, labels, is_test, classes, shape) == rest["digest"],
+                set_digest(digests, labels, splits, classes, shape) == rest["digest"],
                 f"its digest is not the one in {SUMMARY_FILE}",
             )
         with _reading(folder / IMAGES_FILE) as path:
@@ -159,7 +184,7 @@ class Dataset:
             writer.writerow(INDEX_COLUMNS)
             for row, name in enumerate(self.files):
                 class_name = self.classes[self.labels[row]]
-                split = SPLITS[int(self.is_test[row])]
+                split = SPLITS[self.splits[row]]
                 writer.writerow((row, name, class_name, split, self.digests[row], self.groups[row]))
         summary = {
             "source": self.source,
@@ -171,6 +196,7 @@ class Dataset:
             "counts": self.counts,
             "test_is_cut": self.test_is_cut,
             "bad_files": [[bad.path, bad.reason] for bad in self.bad_files],
+            "left_out": dict(self.left_out),
             "dropped_leaks": self.dropped_leaks,
             "pixels": _file_digest(folder / IMAGES_FILE),
         }
@@ -191,19 +217,20 @@ def are_emotions(classes: Sequence[str]) -> bool:
 def set_digest(
     digests: Sequence[str],
     labels: np.ndarray,
-    is_test: np.ndarray,
+    splits: np.ndarray,
     classes: Sequence[str],
     shape: Sequence[int],
 ) -> str:
     """Return the hex digest of a whole set: which images, in which split, class and shape.
 
-    `digests` are those of the images, and `shape` is what they are packed in, (H, W, C). File names
-    and the order of rows make no difference, so the same pictures in a zip or a folder, on any
-    machine, have the same digest; packed in another size or colour mode they have another.
+    `digests` are those of the images, `splits` (N,) int64 into `SPLITS`, and `shape` is what they
+    are packed in, (H, W, C). File names and the order of rows make no difference, so the same
+    pictures in a zip or a folder, on any machine, have the same digest; packed in another size or
+    colour mode they have another.
     """
     lines = sorted(
-        f"{SPLITS[int(test)]} {classes[label]} {digest}"
-        for digest, label, test in zip(digests, labels, is_test, strict=True)
+        f"{SPLITS[split]} {classes[label]} {digest}"
+        for digest, label, split in zip(digests, labels, splits, strict=True)
     )
     content = json.dumps([list(shape), lines])
     return hashlib.blake2b(content.encode(), digest_size=DIGEST_BYTES).hexdigest()
@@ -226,7 +253,6 @@ def _read_index(path: Path, classes: Sequence[str]) -> dict[str, Any]:
         "its rows are not numbered 0, 1, 2, ...",
     )
     label_of = {name: label for label, name in enumerate(classes)}
-    is_test_of = {"train": False, "test": True}
     digests = [row[4] for row in table]
     groups = group_by_digest(digests)
     _expect(
@@ -236,7 +262,7 @@ def _read_index(path: Path, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "files": [row[1] for row in table],
         "labels": np.array([label_of[row[2]] for row in table], np.int64),
-        "is_test": np.array([is_test_of[row[3]] for row in table], bool),
+        "splits": np.array([SPLITS.index(row[3]) for row in table], np.int64),
         "digests": digests,
         "groups": groups,
     }

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 # The formats whose plug-ins Pillow loads by default come first, which is quicker.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
 MAX_PIXELS = 50_000_000
+MAX_SIDE = 65_500
+"""Of JPEG, the widest of the usual formats. A longer line needs gigabytes to be resized."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"eXIf"}
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+
+PHOTOMETRIC, WHITE_IS_ZERO, BITS_PER_SAMPLE = 262, 0, 258  # of TIFF
+
+DARK = "its 16-bit values are all below 256, so it is nearly black"
 
 
 class BadImageError(Exception):
@@ -40,12 +50,13 @@ def decode(data: bytes, image_size: tuple[int, int], color_mode: ColorMode) -> b
 def open_image(data: bytes) -> Image.Image:
     """Return the decoded image, in Pillow's mode L or RGB.
 
-    It is turned upright as its EXIF says, laid on white where it is transparent, and scaled from 16
-    bits to 8. Of an animation it is the first frame.
+    It is turned upright as its EXIF says, laid on white where it is transparent, and scaled from up
+    to 16 bits to 8. Of an animation it is the first frame. Where it may not be what is meant,
+    `info["doubt"]` says why.
 
     Raises:
         BadImageError: if the data are not those of a complete image in one of `FORMATS`, or it has
-            more than `MAX_PIXELS` pixels.
+            more than `MAX_PIXELS` pixels or `MAX_SIDE` on a side.
 
     """
     if not data:
@@ -81,6 +92,8 @@ def prepare(image: Image.Image, image_size: tuple[int, int], color_mode: ColorMo
 
 def _load(data: bytes) -> Image.Image:
     """Return the first frame, decoded and upright."""
+    if data.startswith(PNG_SIGNATURE):
+        data = _plain_png(data)
     image: Image.Image = _open(data)
     if image.format == "PNG":
         # Decoding ignores the checksums, and sometimes returns other pixels for damaged data.
@@ -98,11 +111,29 @@ def _open(data: bytes) -> Image.Image:
         raise BadImageError(f"more than {MAX_PIXELS:,} pixels") from error
     if image.width * image.height > MAX_PIXELS:
         raise BadImageError(f"more than {MAX_PIXELS:,} pixels")
+    if max(image.size) > MAX_SIDE:
+        raise BadImageError(f"more than {MAX_SIDE:,} pixels on a side")
     return image
 
 
+def _plain_png(data: bytes) -> bytes:
+    """Return a PNG file with nothing but the chunks that its pixels need, and with its end.
+
+    Viewers show a file whose comments or colour profile are damaged; Pillow refuses it.
+    """
+    kept, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] in PNG_CHUNKS:
+            if end > len(data):
+                raise BadImageError("truncated PNG file")
+            kept.append(data[at:end])
+        at = end
+    return b"".join((*kept, PNG_END))
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Return 16-bit grey values scaled to 8 bits; Pillow's own conversion would clip them."""
+    """Return grey values of up to 16 bits scaled to 8; Pillow's own conversion would clip them."""
     if image.mode == "F":
         raise BadImageError("floating-point pixels, whose range is not known")
     if not image.mode.startswith("I"):
@@ -110,4 +141,16 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     if pixels.min() < 0 or pixels.max() > 65535:
         raise BadImageError("integer pixels of more than 16 bits")
-    return Image.fromarray(((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    tags = getattr(image, "tag_v2", {})
+    (bits,) = tags.get(BITS_PER_SAMPLE, (16,))[:1]
+    highest = 2**bits - 1 if 8 <= bits < 16 else 65535
+    grey = (pixels.astype(np.uint32) * 255 + highest // 2) // highest
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[pixels == transparent] = 255
+    scaled = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+    if 1 < pixels.max() < 256 and highest == 65535:
+        scaled.info["doubt"] = DARK
+    return scaled

@@ -1,7 +1,6 @@
-"""Ingest: a folder or zip of class folders becomes a checked, packed dataset.
+"""Ingest: a folder or archive of images with their classes becomes a checked, packed dataset.
 
-Every file in a class folder is decoded to its last byte; what is no sound image is listed and left
-out.
+Every image file is decoded to its last byte; what is no sound image is listed and left out.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import signal
 import threading
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,8 +36,10 @@ from emotion_detection.data.dataset import (
     set_digest,
 )
 from emotion_detection.data.image import BadImageError, open_image, prepare
-from emotion_detection.data.source import Item, Source, arrange, check_filled, open_source, some
+from emotion_detection.data.layout import Item, Names
+from emotion_detection.data.source import Source, open_source, some
 from emotion_detection.data.splits import cut
+from emotion_detection.data.unpack import Unpacking, arranged
 from emotion_detection.files import atomic
 
 # The processes that decode images would import it for nothing, which takes half a second.
@@ -50,6 +51,7 @@ FILES_IN_PROCESS = 2000
 # Large enough to make the cost of sending small, small enough for memory where images are large.
 CHUNK_FILES = 32
 STRIP_PIXELS = 2**16
+TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class IngestReport:
 
 
 def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) -> IngestReport:
-    """Write the images of `source`, a folder or zip, as a dataset to the folder `target`.
+    """Write the images of `source`, a folder or archive, as a dataset to the folder `target`.
 
     Images become `image_size` (height, width), stretched where their proportions differ, and
     `color_mode`. A source without a test split has `test_fraction` of train, drawn with `seed` by
@@ -75,25 +77,71 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
     this needs its `if __name__ == "__main__"`.
 
     Raises:
-        UserError: if the source has another layout, is an unsafe or damaged zip, would unpack to
-            more than `max_unpacked_gib`, has a class without images, has more than
-            `max_bad_fraction` of its files bad, or has a class that `drop_leaks` leaves without a
-            train image.
+        UserError: if the source has another layout, is unsafe or damaged, would unpack to more than
+            `max_unpacked_gib`, has a class without images, has more than `max_bad_fraction` of its
+            files bad, has a class that `drop_leaks` leaves without a train image, or changes while
+            it is read.
 
     """
     if source.resolve().is_relative_to(target.resolve()):
         raise UserError(f"ingest.source: {source} lies in {target}, which ingest replaces; move it")
+    before = _state(source)
     with atomic(target) as folder:
         folder.mkdir()
-        with closing(open_source(source)) as opened:
-            items = arrange(opened.contents(settings.max_unpacked_gib), source)
+        names = Names(settings.splits, settings.classes)
+        unpacking = Unpacking(
+            folder.with_name("unpacked"), settings.max_unpacked_gib, settings.zip_encoding
+        )
+        opened, arrangement = arranged(source, names, unpacking)
+        with closing(opened):
             decoder = Decoder(opened, settings.image_size, settings.color_mode)
-            packed = _pack(items, decoder, folder / IMAGES_FILE)
-        _check_bad_files(packed.bad_files, len(items), settings.max_bad_fraction)
-        check_filled({(item.is_test, item.class_name) for item in items}, packed.items)
-        report = _write(packed, folder, source.resolve().name, settings, seed)
+            packed = _pack(arrangement.items, decoder, folder / IMAGES_FILE)
+        _check_bad_files(packed.bad_files, len(arrangement.items), settings.max_bad_fraction)
+        _check_filled(arrangement.items, packed.items)
+        report = _write(packed, folder, source.resolve().name, settings, seed, arrangement.left_out)
+        _check_unchanged(source, before)
     _log_report(report)
     return report
+
+
+def _state(source: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of change of every file of a source, by its path."""
+    if not source.is_dir():
+        found = source.stat() if source.exists() else None
+        return {} if found is None else {source.name: (found.st_size, found.st_mtime_ns)}
+    state = {}
+    for folder, _, names in os.walk(source):
+        for name in names:
+            path = os.path.join(folder, name)  # noqa: PTH118 (twice as fast for a million files)
+            found = os.lstat(path)
+            state[os.path.relpath(path, source)] = (found.st_size, found.st_mtime_ns)
+    return state
+
+
+def _check_unchanged(source: Path, before: dict[str, tuple[int, int]]) -> None:
+    """Raise UserError if the files of a source are others than before.
+
+    DVC looks at the source after ingest has read it, and would take the dataset for that of the
+    files that are there then.
+    """
+    after = _state(source)
+    changed = sorted(name for name, _ in before.items() ^ after.items())
+    if changed:
+        raise UserError(
+            f"ingest.source: {source} changed while it was read ({some(changed)}); run this again "
+            "once it is complete"
+        )
+
+
+def _check_filled(expected: list[Item], found: list[Item]) -> None:
+    """Raise UserError if no file of a class in a split can be read."""
+    empty = sorted({item[:2] for item in expected} - {item[:2] for item in found})
+    if empty:
+        split, name = empty[0]
+        raise UserError(
+            f"ingest.source: class {name!r} has no image that can be read in {split}; add some, or "
+            "remove the class"
+        )
 
 
 # --- Decoding: the bytes of a file to the bytes of its pixels.
@@ -104,6 +152,7 @@ class Decoded(NamedTuple):
 
     pixels: bytes
     digest: str
+    doubt: str | None = None  # why it may not be the picture that is meant
 
 
 @dataclass(frozen=True)
@@ -132,7 +181,7 @@ class Decoder:
         except BadImageError as error:
             return BadFile(path, str(error))
         pixels = prepare(image, self.image_size, self.color_mode)
-        return Decoded(pixels, image_digest(image))
+        return Decoded(pixels, image_digest(image), image.info.get("doubt"))
 
 
 def image_digest(image: Image.Image) -> str:
@@ -190,7 +239,12 @@ def _decode_all(items: list[Item], decoder: Decoder) -> Generator[Decoded | BadF
         # Not forked, on any system: the fork of a process with threads may hang.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(decoder.source.path, decoder.image_size, decoder.color_mode),
+        initargs=(
+            decoder.source.path,
+            decoder.source.encoding,
+            decoder.image_size,
+            decoder.color_mode,
+        ),
     )
     try:
         # Few chunks are under way at a time, so that memory stays small whatever the set's size.
@@ -217,12 +271,14 @@ def _decode_all(items: list[Item], decoder: Decoder) -> Generator[Decoded | BadF
 _worker_decoder: Decoder
 
 
-def _start_worker(source: Path, image_size: tuple[int, int], color_mode: ColorMode) -> None:
+def _start_worker(
+    source: Path, encoding: str | None, image_size: tuple[int, int], color_mode: ColorMode
+) -> None:
     # Ctrl-C reaches every process of the terminal; only the parent is to act on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     global _worker_decoder
-    _worker_decoder = Decoder(open_source(source), image_size, color_mode)
+    _worker_decoder = Decoder(open_source(source, encoding), image_size, color_mode)
 
 
 def _exit_with_parent() -> None:
@@ -261,6 +317,7 @@ def _pack(items: list[Item], decoder: Decoder, path: Path) -> Packed:
     sound: list[Item] = []
     digests: list[str] = []
     bad: list[BadFile] = []
+    doubts: list[str] = []
     with path.open("wb") as file, closing(_decode_all(items, decoder)) as results:
         _write_npy_header(file, (len(items), *decoder.shape))
         bar = progress(results, description="ingest", unit="images", total=len(items))
@@ -271,9 +328,13 @@ def _pack(items: list[Item], decoder: Decoder, path: Path) -> Packed:
                 file.write(result.pixels)
                 sound.append(item)
                 digests.append(result.digest)
+                if result.doubt:
+                    doubts.append(f"{item.path} ({result.doubt})")
         # Now their number is known. NumPy pads its header, so this one is as long as the first.
         file.seek(0)
         _write_npy_header(file, (len(sound), *decoder.shape))
+    if doubts:
+        log.warning("%s files may not be what is meant: %s", f"{len(doubts):,}", some(doubts))
     return Packed(sound, digests, tuple(bad), path)
 
 
@@ -293,15 +354,20 @@ def _check_bad_files(bad: Sequence[BadFile], total: int, max_bad_fraction: float
 
 
 def _write(
-    packed: Packed, folder: Path, source: str, settings: params.Ingest, seed: int
+    packed: Packed,
+    folder: Path,
+    source: str,
+    settings: params.Ingest,
+    seed: int,
+    left_out: Counter[str],
 ) -> IngestReport:
     """Write the index beside the packed images, after the changes of the splits asked for."""
     items, digests = packed.items, packed.digests
     classes = tuple(sorted({item.class_name for item in items}))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of[item.class_name] for item in items], np.int64)
-    is_test = np.array([item.is_test for item in items], bool)
-    test_is_cut = not is_test.any()
+    splits = np.array([SPLITS.index(item.split) for item in items], np.int64)
+    test_is_cut = TEST not in splits
     if test_is_cut:
         is_test = cut(
             labels,
@@ -312,27 +378,29 @@ def _write(
             key="ingest.test_fraction",
             sides="train and test",
         )
-    kept = np.argsort(is_test, kind="stable")
+        splits[is_test] = TEST
+    kept = np.argsort(splits, kind="stable")
     if settings.drop_leaks:
-        leaks = _leaks(digests, is_test)
-        _check_left(classes, labels[~is_test & ~leaks])
+        leaks = _leaks(digests, splits)
+        _check_left(classes, labels[(splits == TRAIN) & ~leaks])
         kept = kept[~leaks[kept]]
     if not np.array_equal(kept, np.arange(len(items))):
         _rearrange(packed.images_path, kept)
-    digests, labels, is_test = [digests[row] for row in kept], labels[kept], is_test[kept]
+    digests, labels, splits = [digests[row] for row in kept], labels[kept], splits[kept]
     images = np.lib.format.open_memmap(packed.images_path, mode="r")
     dataset = Dataset(
         images=images,
         files=[items[row].path for row in kept],
         labels=labels,
         classes=classes,
-        is_test=is_test,
+        splits=splits,
         digests=digests,
         groups=group_by_digest(digests),
-        digest=set_digest(digests, labels, is_test, classes, images.shape[1:]),
+        digest=set_digest(digests, labels, splits, classes, images.shape[1:]),
         source=source,
         test_is_cut=test_is_cut,
         bad_files=packed.bad_files,
+        left_out=left_out,
         dropped_leaks=len(items) - len(kept),
     )
     dataset.write_index(folder)
@@ -346,10 +414,10 @@ def _write(
     )
 
 
-def _leaks(digests: Sequence[str], is_test: np.ndarray) -> np.ndarray:
+def _leaks(digests: Sequence[str], splits: np.ndarray) -> np.ndarray:
     """Return which rows are train images that are also in test: (N,) bool."""
-    in_test = {digest for digest, test in zip(digests, is_test, strict=True) if test}
-    return np.array([digest in in_test for digest in digests]) & ~is_test
+    in_test = {digest for digest, split in zip(digests, splits, strict=True) if split == TEST}
+    return np.array([digest in in_test for digest in digests]) & (splits == TRAIN)
 
 
 def _check_left(classes: Sequence[str], train_labels: np.ndarray) -> None:
@@ -376,16 +444,15 @@ def _rearrange(images_path: Path, rows: np.ndarray) -> None:
 
 
 def _log_report(report: IngestReport) -> None:
-    train, test = (sum(report.counts[split].values()) for split in SPLITS)
+    images = {split: sum(of_class.values()) for split, of_class in report.counts.items()}
     log.info(
-        "%s train and %s test images, %d classes; %s sets of identical images",
-        f"{train:,}",
-        f"{test:,}",
+        "%s images, %d classes; %s sets of identical images",
+        " and ".join(f"{count:,} {split}" for split, count in images.items()),
         len(report.counts["train"]),
         f"{report.duplicate_groups:,}",
     )
     if report.test_is_cut:
-        log.info("the source has no test/: the test images were cut from train/")
+        log.info("the source has no test split: the test images were cut from train")
     if report.dropped_leaks:
         log.info(
             "ingest.drop_leaks: %s train images left out that are also in test",

@@ -8,14 +8,15 @@ thousands. The same version of a set gives the same zip, byte by byte, on any ma
 import argparse
 import hashlib
 import logging
-import math
 import os
 import shutil
 import tarfile
+import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import kagglehub
@@ -25,7 +26,9 @@ from requests import HTTPError, RequestException
 
 from emotion_detection import paths
 from emotion_detection.console import UserError, log, progress, run
-from emotion_detection.data.source import arrange, natural_key, open_source
+from emotion_detection.data.layout import Names
+from emotion_detection.data.source import natural_key
+from emotion_detection.data.unpack import Unpacking, arranged
 from emotion_detection.files import atomic, locked
 
 FER = "ananthu017/emotion-detection-fer"
@@ -167,8 +170,12 @@ def _pack(folder: Path, path: Path, comment: str) -> None:
 
 def _describe(path: Path, handle: DatasetHandle) -> None:
     """Log what the zip holds, after checking every byte of it."""
-    with closing(open_source(path)) as opened:
-        items = arrange(opened.contents(math.inf), path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        # Of any size: the zip was made here.
+        unpacking = Unpacking(Path(scratch), max_gib=2**20, encoding=None)
+        source, arrangement = arranged(path, Names(), unpacking)
+        source.close()
+    images = Counter(item.split for item in arrangement.items)
     with zipfile.ZipFile(path) as archive:
         came_from = archive.comment.decode(errors="replace")
         try:
@@ -181,13 +188,11 @@ def _describe(path: Path, handle: DatasetHandle) -> None:
         raise UserError(f"{path}: is {came_from}, not {handle}; move it and run this again")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    test = sum(item.is_test for item in items)
     log.info(
-        "%s: %s train and %s test images, %d classes; %s, sha256 %s",
+        "%s: %s images, %d classes; %s, sha256 %s",
         path,
-        f"{len(items) - test:,}",
-        f"{test:,}",
-        len({item.class_name for item in items}),
+        " and ".join(f"{count:,} {split}" for split, count in images.items()),
+        len({item.class_name for item in arrangement.items}),
         came_from or "not downloaded by this command",
         digest,
     )

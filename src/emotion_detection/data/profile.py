@@ -1,5 +1,6 @@
 """The profile of a dataset: balance, brightness, duplicates, leaks, conflicts and blanks."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -53,6 +54,9 @@ class Profile:
     leaked_test_images: int
     """Test images that are also in train, whatever the labels."""
 
+    leaked_validation_images: int
+    """Validation images of the source's own that are also in train, whatever the labels."""
+
     dropped_leaks: int
     """Train images that ingest left out since they are also in test."""
 
@@ -63,7 +67,10 @@ class Profile:
     """Images of one colour: in each channel, pixels deviate by less than one of 256 levels."""
 
     bad_files: tuple[BadFile, ...]
-    """Files that ingest left out."""
+    """Files that ingest left out since they cannot be read."""
+
+    left_out: dict[str, int]
+    """Number of other files that ingest left out, by the reason."""
 
     duplicates: tuple[Duplicate, ...]
     """Every image that has a duplicate, by group."""
@@ -71,7 +78,7 @@ class Profile:
     def metrics(self) -> dict[str, object]:
         """Return the numbers as nested JSON, as `dvc metrics` shows them."""
         return {
-            "images": {split: sum(self.counts[split].values()) for split in SPLITS},
+            "images": {split: sum(of_class.values()) for split, of_class in self.counts.items()},
             "classes": len(self.counts["train"]),
             "imbalance_ratio": self.imbalance_ratio,
             "pixel": {"mean": self.pixel_mean, "std": self.pixel_std},
@@ -79,6 +86,7 @@ class Profile:
                 "train": self.train_duplicates,
                 "test": self.test_duplicates,
                 "leaked_test_images": self.leaked_test_images,
+                "leaked_validation_images": self.leaked_validation_images,
                 "dropped_leaks": self.dropped_leaks,
                 "conflicting_labels": self.conflicting_groups,
             },
@@ -96,8 +104,17 @@ class Profile:
         return {
             "class_balance": (("split", "class", "images"), [*balance]),
             "duplicates": (("group", "file", "class", "split"), [*self.duplicates]),
+            "left_out": (("reason", "files"), self._reasons()),
             "bad_files": (("file", "reason"), [(bad.path, bad.reason) for bad in self.bad_files]),
         }
+
+    def _reasons(self) -> list[tuple[object, ...]]:
+        """Return what was left out of the dataset, with the number of files, by the reason."""
+        reasons = Counter(self.left_out)
+        if self.dropped_leaks:
+            reasons["a train image that is also in test"] = self.dropped_leaks
+        reasons.update(f"bad: {bad.reason}" for bad in self.bad_files)
+        return [*reasons.most_common()]
 
     def summary(self) -> str:
         """Return on one line what is to be known of duplicates and leaks."""
@@ -106,16 +123,21 @@ class Profile:
             if self.dropped_leaks
             else ""
         )
+        validation = (
+            f"; {self.leaked_validation_images:,} validation images are also in train"
+            if self.leaked_validation_images
+            else ""
+        )
         return (
             f"{self.train_duplicates:,} exact duplicates in train, {self.test_duplicates:,} in "
-            f"test; {self.leaked_test_images:,} test images are also in train{dropped}; "
-            f"{self.conflicting_groups:,} pictures have two labels"
+            f"test; {self.leaked_test_images:,} test images are also in train{dropped}{validation}"
+            f"; {self.conflicting_groups:,} pictures have two labels"
         )
 
 
 def measure(dataset: Dataset) -> Profile:
     """Return the profile of a dataset; its pixels are read once, in pieces."""
-    train = ~dataset.is_test
+    train = dataset.is_train
     sizes = dataset.counts["train"].values()
     sums, squares = pixel_sums(dataset)
     height, width, channels = dataset.images.shape[1:]
@@ -132,12 +154,14 @@ def measure(dataset: Dataset) -> Profile:
         pixel_mean=mean / 255,
         pixel_std=max(variance, 0.0) ** 0.5 / 255,
         train_duplicates=_surplus(dataset.groups[train]),
-        test_duplicates=_surplus(dataset.groups[~train]),
+        test_duplicates=_surplus(dataset.groups[dataset.is_test]),
         leaked_test_images=int(dataset.leaked.sum()),
+        leaked_validation_images=int(dataset.leaked_validation.sum()),
         dropped_leaks=dataset.dropped_leaks,
         conflicting_groups=_conflicting_groups(dataset),
         blank_files=tuple(dataset.files[row] for row in blank),
         bad_files=dataset.bad_files,
+        left_out=dict(dataset.left_out),
         duplicates=tuple(_duplicates(dataset)),
     )
 
@@ -176,7 +200,7 @@ def _duplicates(dataset: Dataset) -> Iterator[Duplicate]:
             group=int(dataset.groups[row]),
             file=dataset.files[row],
             class_name=dataset.classes[dataset.labels[row]],
-            split=SPLITS[int(dataset.is_test[row])],
+            split=SPLITS[dataset.splits[row]],
         )
 
 
@@ -185,7 +209,7 @@ def sample_rows(dataset: Dataset, seed: int) -> np.ndarray:
 
     They run by class, and are drawn by the digests of the images, as the split is.
     """
-    train = np.flatnonzero(~dataset.is_test)
+    train = np.flatnonzero(dataset.is_train)
     train = train[random_order([dataset.digests[row] for row in train], seed)]
     return np.concatenate(
         [

@@ -1,29 +1,29 @@
-"""The source of a dataset: a folder or a zip of class folders, and what lies in it.
+"""The source of a dataset: a folder or a zip, and the files in it.
 
-It holds `train/<class>/` and `test/<class>/`, at its top or below one folder. A zip is not trusted,
-and never unpacked: its members are read one by one, within bounds.
+A zip is not trusted: its members are read one by one, within bounds.
 """
 
 import os
 import re
 import stat
 import struct
-import unicodedata
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, NoReturn
+from typing import IO, NoReturn
 
 from emotion_detection.console import UserError, log
-from emotion_detection.data.dataset import SPLITS
 from emotion_detection.data.image import BadImageError
 
 MAX_FILE_BYTES = 256 * 2**20
+MAX_DEPTH = 32
 UTF_8_NAME = 1 << 11  # the flag of a zip member whose name is in UTF-8
+UNICODE_PATH = 0x7075  # the extra field that has a member's name in UTF-8 (APPNOTE 4.6.9)
+LIKELY_ENCODINGS = ("gbk", "shift_jis", "euc_kr", "cp1250", "cp1251", "cp1252", "cp437")
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
 # What the zipfile module raises on damaged archives and members.
@@ -50,10 +50,11 @@ class Listing:
 
 
 class FolderSource:
-    """A folder. Links to files are followed, links to folders are not.
-
-    DVC does the same when it looks for changes, and so nothing can loop.
+    """A folder. Links to files and to folders are followed; one that leads back to a folder above
+    it is left out, so that nothing can loop.
     """
+
+    encoding = None
 
     def __init__(self, path: Path) -> None:
         """Remember the path; nothing is opened before it is read."""
@@ -62,30 +63,57 @@ class FolderSource:
     def close(self) -> None:
         """Do nothing: files are opened one by one."""
 
-    def contents(self, max_unpacked_gib: float) -> Listing:
-        """Return what the folder holds, in any order; nothing is unpacked, so no limit applies.
+    def contents(self) -> Listing:
+        """Return what the folder holds, in any order.
 
         Raises:
-            UserError: if a folder in it cannot be listed.
+            UserError: if a folder in it cannot be listed, or lies deeper than `MAX_DEPTH`.
 
         """
+        files: list[tuple[str, ...]] = []
+        folders: set[tuple[str, ...]] = set()
+        links: list[str] = []
+        for parts, folder_names, file_names in self._walk(links):
+            folders |= {(*parts, name) for name in folder_names}
+            files += [(*parts, name) for name in file_names if not _is_clutter(name)]
+        if links:
+            log.warning(
+                "links to folders are followed: %s; DVC does not see changes behind them (run "
+                "`dvc repro --force ingest` after one)",
+                some(sorted(links)),
+            )
+        return Listing(files, folders)
+
+    def _walk(self, links: list[str]) -> Iterator[tuple[tuple[str, ...], list[str], list[str]]]:
+        """Yield each folder's parts and the names in it, and note links to folders."""
 
         def stop(error: OSError) -> NoReturn:
             raise UserError(f"ingest.source: {error.filename} cannot be listed: {error.strerror}")
 
-        files: list[tuple[str, ...]] = []
-        folders: set[tuple[str, ...]] = set()
-        links: list[str] = []
-        for folder, folder_names, file_names in os.walk(self.path, onerror=stop):
+        above: dict[tuple[str, ...], frozenset[tuple[int, int]]] = {}
+        for folder, folder_names, file_names in os.walk(self.path, onerror=stop, followlinks=True):
             parts = Path(folder).relative_to(self.path).parts
-            folder_names[:] = [name for name in folder_names if not _is_clutter(name)]
-            linked = {name for name in folder_names if Path(folder, name).is_symlink()}
-            links += ["/".join((*parts, name)) for name in linked]
-            folders |= {(*parts, name) for name in folder_names if name not in linked}
-            files += [(*parts, name) for name in file_names if not _is_clutter(name)]
-        if links:
-            log.info("ignored (links to folders are not followed): %s", some(sorted(links)))
-        return Listing(files, folders)
+            if len(parts) > MAX_DEPTH:
+                raise UserError(f"ingest.source: {folder} is more than {MAX_DEPTH} folders deep")
+            found = Path(folder).stat()
+            own = above.get(parts[:-1], frozenset()) | {(found.st_dev, found.st_ino)}
+            above[parts] = own
+            names = [name for name in folder_names if not _is_clutter(name)]
+            folder_names.clear()
+            for name in names:
+                path = Path(folder, name)
+                if path.is_symlink():
+                    target = path.stat()
+                    if (target.st_dev, target.st_ino) in own:
+                        log.warning("left out: %s is a link to a folder above it", path)
+                        continue
+                    links.append("/".join((*parts, name)))
+                folder_names.append(name)
+            yield parts, folder_names, file_names
+
+    def open(self, name: str) -> IO[bytes]:
+        """Return the file `name`, its path in the folder, opened for reading."""
+        return (self.path / name).open("rb")
 
     def read(self, name: str) -> bytes:
         """Return the content of the file `name`, its path in the folder.
@@ -110,66 +138,101 @@ class FolderSource:
 class ZipSource:
     """A zip archive. What it says about itself may be false, and is checked."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the archive.
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
+        """Open the archive; `encoding` is that of names which are neither marked as UTF-8 nor it.
 
         Raises:
             UserError: if its directory cannot be read.
 
         """
         self.path = path
+        self.encoding = encoding
         try:
             self._zip = zipfile.ZipFile(path)
         except ZIP_DAMAGE as error:
             raise UserError(
                 f"ingest.source: {path} is not a sound zip archive ({error}); download it again"
             ) from error
-        self._entries = [(_zip_parts(info), info) for info in self._zip.infolist()]
+        self._entries = [(self._parts(info), info) for info in self._zip.infolist()]
         self._members = dict(self._entries)
 
     def close(self) -> None:
         """Close the archive."""
         self._zip.close()
 
-    def contents(self, max_unpacked_gib: float) -> Listing:
+    @property
+    def unpacked_bytes(self) -> int:
+        """The sum of the sizes that the archive states of its members.
+
+        A member that is larger does no harm, since `read` stops at the stated size.
+        """
+        return sum(info.file_size for _, info in self._entries)
+
+    def contents(self) -> Listing:
         """Return what the archive holds, in any order.
 
-        `max_unpacked_gib` limits the sum of the sizes that the archive states. A member that is
-        larger than stated does no harm, since `read` stops at the stated size.
-
         Raises:
-            UserError: if a member is unsafe or there twice, or if the limit is exceeded.
+            UserError: if a member is unsafe or there twice.
 
         """
-        for parts, info in self._entries:
-            if fault := _zip_fault(parts, info):
-                raise UserError(
-                    f"ingest.source: {self.path} is refused: its member {info.filename!r} {fault}; "
-                    "zip its images anew, or give their folder"
-                )
-        unpacked = sum(info.file_size for _, info in self._entries) / 2**30
-        if unpacked > max_unpacked_gib:
-            raise UserError(
-                f"ingest.source: {self.path} would unpack to {unpacked:.2f} GiB, more than "
-                f"ingest.max_unpacked_gib = {max_unpacked_gib} allows; raise the limit if you "
-                "trust the archive"
-            )
         files: list[tuple[str, ...]] = []
         folders: set[tuple[str, ...]] = set()
         for parts, info in self._entries:
+            if fault := _zip_fault(parts, info):
+                raise self._refused(f"its member {info.filename[:200]!r} {fault}")
             if not parts or any(map(_is_clutter, parts)):
                 continue
             folder = parts if info.filename.endswith(("/", "\\")) else parts[:-1]
             if folder != parts:
                 files.append(parts)
-            folders |= {folder[:end] for end in range(1, len(folder) + 1)}
+            while folder and folder not in folders:
+                folders.add(folder)
+                folder = folder[:-1]
         if len(set(files)) < len(files):
             name, count = Counter(files).most_common(1)[0]
-            raise UserError(
-                f"ingest.source: {self.path} is refused: it has {count} members "
-                f"{'/'.join(name)!r}; zip its images anew, or give their folder"
-            )
+            raise self._refused(f"it has {count} members {'/'.join(name)!r}")
         return Listing(files, folders)
+
+    def _refused(self, fault: str) -> UserError:
+        return UserError(
+            f"ingest.source: {self.path} is refused: {fault}; zip its images anew, or give their "
+            "folder"
+        )
+
+    def _parts(self, info: zipfile.ZipInfo) -> tuple[str, ...]:
+        # Some Windows programs write backslashes, against the standard.
+        return PurePosixPath(self._name(info).replace("\\", "/")).parts
+
+    def _name(self, info: zipfile.ZipInfo) -> str:
+        """Return a member's name: of its Unicode field, as UTF-8, or in `encoding`."""
+        if info.flag_bits & UTF_8_NAME:
+            return info.filename
+        # What zipfile has decoded as cp437, which has a character for every byte.
+        raw = info.orig_filename.encode("cp437")
+        if (name := _unicode_path(info.extra, raw)) is not None:
+            return name
+        for encoding in ("utf-8", self.encoding):
+            with suppress(UnicodeError):
+                if encoding is not None:
+                    return raw.decode(encoding)
+        if self.encoding is not None:
+            raise UserError(
+                f"ingest.zip_encoding = {self.encoding}: {self.path} has a name that is not in it: "
+                f"{raw!r}"
+            )
+        folder = raw.rpartition(b"/")[0]
+        try:
+            folder.decode()
+        except UnicodeError:
+            raise UserError(
+                f"ingest.source: the names in {self.path} are not in UTF-8; set "
+                f"ingest.zip_encoding to theirs. {raw!r} would be: {_readings(folder)}"
+            ) from None
+        return info.orig_filename
+
+    def open(self, name: str) -> IO[bytes]:
+        """Return the member `name`, opened for reading."""
+        return self._zip.open(self._members[tuple(name.split("/"))])
 
     def read(self, name: str) -> bytes:
         """Return the content of the member `name`.
@@ -191,8 +254,8 @@ class ZipSource:
 Source = FolderSource | ZipSource
 
 
-def open_source(path: Path) -> Source:
-    """Open the folder or zip of images at `path`.
+def open_source(path: Path, encoding: str | None = None) -> Source:
+    """Open the folder or zip of images at `path`; `encoding` is as of `ZipSource`.
 
     Raises:
         UserError: if it is neither, or a zip that cannot be read.
@@ -201,24 +264,38 @@ def open_source(path: Path) -> Source:
     if path.is_dir():
         return FolderSource(path)
     if not path.exists():
-        raise UserError(f"ingest.source: {path} does not exist; give a folder or zip of images")
+        raise UserError(f"ingest.source: {path} does not exist; give a folder or archive of images")
     if not path.is_file() or not (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
-        raise UserError(f"ingest.source: {path} is neither a folder nor a zip archive")
-    return ZipSource(path)
+        raise UserError(f"ingest.source: {path} is neither a folder nor a .zip, .tar or .csv file")
+    return ZipSource(path, encoding)
 
 
-def _zip_parts(info: zipfile.ZipInfo) -> tuple[str, ...]:
-    name = info.filename
-    if not info.flag_bits & UTF_8_NAME:
-        # macOS writes UTF-8 without setting the flag, and zipfile then decodes it as cp437.
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """Return the name in a member's Unicode Path field, unless it belongs to another `raw` name."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == UNICODE_PATH and len(field) > 5:
+            version, crc = struct.unpack_from("<BI", field)
+            with suppress(UnicodeError):
+                if version == 1 and crc == zlib.crc32(raw):
+                    return field[5:].decode()
+    return None
+
+
+def _readings(raw: bytes) -> str:
+    """Return how a name reads in the encodings that are likely."""
+    readings = []
+    for encoding in LIKELY_ENCODINGS:
         with suppress(UnicodeError):
-            name = name.encode("cp437").decode("utf-8")
-    # Some Windows programs write backslashes, against the standard.
-    return PurePosixPath(name.replace("\\", "/")).parts
+            readings.append(f"{raw.decode(encoding)!r} ({encoding})")
+    return ", ".join(readings)
 
 
 def _zip_fault(parts: tuple[str, ...], info: zipfile.ZipInfo) -> str | None:
     """Return why a member is unsafe or unusable; None if it is neither."""
+    if len(parts) > MAX_DEPTH:
+        return f"is more than {MAX_DEPTH} folders deep"
     if ".." in parts:
         return "has '..' in its name"
     if parts and (parts[0].startswith("/") or re.match("[A-Za-z]:", parts[0])):
@@ -244,157 +321,11 @@ def _is_clutter(name: str) -> bool:
     return name.startswith(".") or name.casefold() in CLUTTER
 
 
-# --- The layout: which file is of which split and class.
-
-
-class Item(NamedTuple):
-    """A file of the source, with the split and the class that its folders say."""
-
-    is_test: bool
-    class_name: str
-    path: str
-
-
-def arrange(listing: Listing, source: Path) -> list[Item]:
-    """Return the files in class folders, by split (train first), class and natural name order.
-
-    A class is named as its folder, in Unicode's composed form, since systems differ in the form
-    that they store. A class folder may hold further folders. `source` is for the messages.
-
-    Raises:
-        UserError: if the layout is another one, or a class has no file in a split.
-
-    """
-    train, test = _find_splits(listing.folders, source)
-    items: list[Item] = []
-    classes: dict[bool, set[str]] = {}
-    strays: list[str] = []
-    for is_test, root in ((False, train), (True, test)):
-        if root is None:
-            continue
-        depth = len(root)
-        classes[is_test] = {
-            _composed(folder[depth])
-            for folder in listing.folders
-            if len(folder) == depth + 1 and folder[:depth] == root
-        }
-        for parts in listing.files:
-            if parts[:depth] != root:
-                continue
-            path = "/".join(parts)
-            if len(parts) < depth + 2:
-                strays.append(path)
-            else:
-                items.append(Item(is_test, _composed(parts[depth]), path))
-    if strays:
-        log.info("ignored (in no class folder): %s", some(sorted(strays)))
-    _check_classes(classes, items, source)
-    return sorted(items, key=lambda item: (item.is_test, item.class_name, natural_key(item.path)))
-
-
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Return a sort key by which im2 comes before im10."""
     # At most 18 digits at a time: Python refuses to convert thousands of them to an integer.
     parts = re.split("([0-9]{1,18})", name)
     return [int(part) if odd % 2 else part for odd, part in enumerate(parts)], name
-
-
-def _find_splits(
-    folders: set[tuple[str, ...]], source: Path
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Return the paths of the train folder and, if there is one, of the test folder."""
-
-    def named(name: str, among: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
-        return sorted(folder for folder in among if folder[-1].casefold() == name)
-
-    def at_depth(depth: int) -> set[tuple[str, ...]]:
-        return {folder for folder in folders if len(folder) == depth}
-
-    top = at_depth(1)
-    trains = named("train", top) or named("train", at_depth(2))
-    if not trains:
-        found = some(sorted(f"{folder[0]}/" for folder in top)) if top else "no folders"
-        raise UserError(
-            f"ingest.source: {source} has no train/ folder: expected train/<class>/<images> and "
-            f"test/<class>/<images>, at the top or below one folder; found {found}"
-        )
-    parent = trains[0][:-1]
-    tests = named("test", {folder for folder in folders if folder[:-1] == parent})
-    for same in (trains, tests):
-        if len(same) > 1:
-            names = ", ".join("/".join(folder) + "/" for folder in same)
-            raise UserError(f"ingest.source: {source} has more than one split of a kind: {names}")
-    used = {parent, trains[0], *tests}
-    ignored = {f for f in folders if f[:-1] in ((), parent) and f not in used}
-    if ignored:
-        names = some(sorted("/".join(folder) + "/" for folder in ignored))
-        log.info("ignored (only train/ and test/ are read): %s", names)
-    return _unnested(trains[0], folders), _unnested(tests[0], folders) if tests else None
-
-
-def _unnested(root: tuple[str, ...], folders: set[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return train/train/ for train/ where it holds nothing else, as in many Kaggle sets."""
-    while True:
-        inside = [folder for folder in folders if folder[:-1] == root]
-        if len(inside) != 1 or inside[0][-1].casefold() != root[-1].casefold():
-            return root
-        root = inside[0]
-
-
-def _check_classes(classes: dict[bool, set[str]], items: list[Item], source: Path) -> None:
-    train, test = classes[False], classes.get(True)
-    for name in sorted(train | (test or set())):
-        if not _is_text(name):
-            raise UserError(
-                f"ingest.source: {source} has a class folder {name!r}, whose name is not UTF-8; "
-                "rename it"
-            )
-    if test is not None and not test:
-        raise UserError(
-            f"ingest.source: {source} has no class folder in test/, so the classes of its images "
-            "are not known; rename or remove that folder, and ingest.test_fraction of train is cut "
-            "off as the test split"
-        )
-    if test is not None and train != test:
-        only = [
-            f"only in {split}: {some(sorted(names))}"
-            for split, names in (("train", train - test), ("test", test - train))
-            if names
-        ]
-        raise UserError(
-            f"ingest.source: the classes of {source} differ between its splits; "
-            + "; ".join(only)
-            + "; give both the same"
-        )
-    if len(train) < 2:
-        raise UserError(
-            f"ingest.source: {source} has {some(sorted(train)) if train else 'no class'} in "
-            "train/; two classes are needed at least, each a folder of images"
-        )
-    check_filled({(is_test, name) for is_test in classes for name in train}, items)
-
-
-def check_filled(expected: set[tuple[bool, str]], items: list[Item]) -> None:
-    """Raise UserError unless every expected pair of is_test and class has an item."""
-    empty = sorted(expected - {(item.is_test, item.class_name) for item in items})
-    if empty:
-        is_test, name = empty[0]
-        raise UserError(
-            f"ingest.source: class {name!r} has no image that can be read in {SPLITS[is_test]}; "
-            "add some, or remove the class"
-        )
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -39,7 +39,8 @@ class Split:
 def split(dataset: Dataset, settings: params.Split) -> Split:
     """Return the train, validation and test rows of a dataset.
 
-    `holdout` sets a stratified `fraction` of the train rows aside for validation. `test` validates
+    `holdout` validates on the source's own validation images where it has some, and otherwise sets
+    a stratified `fraction` of the train rows aside for it. `test` validates
     on the test rows, as published notebooks on these sets do: its scores can be compared with
     theirs, and are too good.
 
@@ -47,10 +48,12 @@ def split(dataset: Dataset, settings: params.Split) -> Split:
         UserError: if a class is too small to be in both train and validation.
 
     """
-    train = np.flatnonzero(~dataset.is_test)
-    test = np.flatnonzero(dataset.is_test)
+    train, test = np.flatnonzero(dataset.is_train), np.flatnonzero(dataset.is_test)
+    own = np.flatnonzero(dataset.is_validation)
     if settings.validation == "test":
         return Split(train, test, test, selected_on_test=True)
+    if len(own):
+        return Split(train, own, test, selected_on_test=False)
     in_validation = cut(
         dataset.labels[train],
         [dataset.digests[row] for row in train],

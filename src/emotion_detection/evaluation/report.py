@@ -305,13 +305,14 @@ def _picture(path: Path, figure: Figure) -> Picture:
 
 
 def _data_facts(dataset: Dataset) -> list[tuple[str, str]]:
-    train, test = (sum(of_class.values()) for of_class in dataset.counts.values())
+    images = {split: sum(of_class.values()) for split, of_class in dataset.counts.items()}
     height, width = dataset.image_size
     facts = [
         ("data", f"{dataset.source}, digest {dataset.digest}"),
         (
             "images",
-            f"{train:,} train and {test:,} test, {width}×{height} pixels, {dataset.color_mode}"
+            f"{' and '.join(f'{count:,} {split}' for split, count in images.items())}, "
+            f"{width}×{height} pixels, {dataset.color_mode}"
             + (", the test images cut from train" if dataset.test_is_cut else ""),
         ),
     ]

@@ -400,13 +400,13 @@ def load_run_id(path: Path) -> str | None:
 
 
 def _log_dataset(run_id: str, dataset: Dataset) -> None:
-    test = int(dataset.is_test.sum())
+    images = {split: sum(of_class.values()) for split, of_class in dataset.counts.items()}
     entity = MlflowDataset(
         name=dataset.source,
         digest=_short_digest(dataset),
         source_type="local",
         source=json.dumps({"uri": dataset.source}),
-        profile=json.dumps({"train": len(dataset) - test, "test": test}),
+        profile=json.dumps(images),
     )
     tag = InputTag(key="mlflow.data.context", value="train, test")
     mlflow.MlflowClient().log_inputs(run_id, [DatasetInput(entity, [tag])])
