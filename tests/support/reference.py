@@ -103,6 +103,8 @@ def _allowed(kind: Any, limits: Sequence[Any] = ()) -> str:
         least = next((limit.min_length for limit in limits if hasattr(limit, "min_length")), 0)
         how_many = ("one or more" if least else "any number") if of[1] is ... else str(len(of))
         return f"a list of {how_many}: {_allowed(of[0])}"
+    if origin is dict:
+        return f"names, each with {_allowed(of[1])}"
     return f"{NAMES[kind]}{_range(limits)}"
 
 
