@@ -13,6 +13,7 @@ from tests.support import reference
 from tests.support.documents import DOCUMENTS, ELSEWHERE, NOT_RUN, ROOT, RUN, commands, targets
 
 KNOWN = (*RUN, *ELSEWHERE, *NOT_RUN)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINKED = (*DOCUMENTS, ROOT / "CHANGELOG.md")
 
 
@@ -103,8 +104,18 @@ def test_every_output_of_dvc_is_in_the_reference() -> None:
             assert any(name == path or name.startswith(f"{path}/") for name in known), path
 
 
+def test_the_tree_in_the_readme_names_every_module() -> None:
+    (tree,) = re.findall(r"^## The tree\n+```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    lines = dict(re.findall(r"^  (\w+)/ +((?:.+\n(?: {20,}.+\n)*))", tree, re.MULTILINE))
+    for package in (path for path in (ROOT / "src/emotion_detection").iterdir() if path.is_dir()):
+        if package.name in ("figures", "tracking", "__pycache__"):
+            continue
+        modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+        assert modules <= set(re.findall(r"\w+", lines[package.name])), package.name
+
+
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+    assert len(README.splitlines()) <= 120
 
 
 def test_pre_commit_and_ci_check_what_make_lint_checks() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.support import documents
+from tests.support import documents, reference
 from tests.support.project import SMALL, STAGES, Project
 from tests.support.servers import free_port
 
@@ -69,6 +69,20 @@ def test_every_stage_leaves_what_people_look_at(project: Project) -> None:
     assert (predictions["actual"] == predictions["predicted"]).mean() == pytest.approx(
         metrics["test/accuracy"], abs=1e-6
     )
+
+
+def test_the_reference_names_every_output_and_metric(project: Project) -> None:
+    files = [
+        path.relative_to(project.root).as_posix()
+        for folder in ("data/dataset", "models", "reports")
+        for path in (project.root / folder).rglob("*")
+        if path.is_file() and not {".state", "benchmarks", ".gitignore"} & set(path.parts)
+    ]
+    outputs, metrics = reference.outputs(), reference.metrics()
+    assert [name for name in files if not reference.is_named(name, outputs)] == []
+    (train,) = project.runs("train")
+    logged = {name for run in (*project.runs("tune"), train) for name in run.data.metrics}
+    assert [name for name in logged if not reference.is_named(name, metrics)] == []
 
 
 def test_the_search_is_a_run_with_a_child_a_trial(project: Project) -> None:
