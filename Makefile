@@ -1,7 +1,8 @@
 # The project's commands. Each makes the environment that it needs; PYTHON=python3.12 picks another.
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
-LOCK := pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
+PIP := python -m pip install --disable-pip-version-check --quiet --progress-bar on
+LOCK := --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # For a command that Ctrl-C ends: in a terminal it gets a process group of its own, so that make does not end with it.
@@ -9,18 +10,27 @@ UNTIL_CTRL_C = @[ ! -t 0 ] || set -m; $(1) || [ $$? -eq 130 ]
 # Without MLflow's job queue, which evaluates language models: two processes less, and no traceback at Ctrl-C.
 NO_JOBS = MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 
-.PHONY: help repro data tune-workers ui demo send test soak lint audit bench lock clean
+.PHONY: help has-git repro gpu data tune-workers ui demo send test soak lint audit bench lock clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
-repro: .venv/.repro  ## run the pipeline
+has-git:
+	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { printf '%s\n' \
+	  'DVC needs a Git repository with a commit. Make one here, and run this again:' \
+	  '  git init && git add -A' '  git commit -m "Begin"'; exit 1; }
+
+repro: has-git .venv/.repro  ## run the pipeline
 	dvc repro
+
+gpu: .venv/.repro  ## take the TensorFlow that computes on an NVIDIA GPU (Linux, x86): downloads 3 GB
+	python -m pip uninstall --quiet --yes tensorflow-cpu
+	$(PIP) --require-hashes -r requirements-gpu.txt
 
 data: .venv/.repro  ## download the faces from Kaggle into data/; DATASET=owner/name takes another data set
 	python -m emotion_detection.data.kaggle $(if $(DATASET),--dataset $(DATASET))
 
-tune-workers: .venv/.repro  ## search for a network with N=2 processes
+tune-workers: has-git .venv/.repro  ## search for a network with N=2 processes
 	dvc exp run -S tune.workers=$(or $(N),2) tune
 
 ui: .venv/.repro  ## open MLflow's pages at http://127.0.0.1:5000
@@ -52,24 +62,28 @@ bench: .venv/.dev  ## measure the speed and write docs/benchmarks.md; SOURCE=arc
 	python -m benchmarks $(if $(SOURCE),--source $(SOURCE))
 
 lock:  ## resolve requirements*.txt again, with uv
-	uv pip compile $(LOCK) --output-file requirements.txt
-	uv pip compile $(LOCK) --extra onnx --extra scale --constraint requirements.txt --output-file requirements-extras.txt
-	uv pip compile $(LOCK) --extra onnx --extra scale --extra dev --constraint requirements-extras.txt --output-file requirements-dev.txt
+	uv pip compile pyproject.toml --universal $(LOCK) --output-file requirements.txt
+	uv pip compile pyproject.toml --universal $(LOCK) --extra onnx --extra scale --constraint requirements.txt --output-file requirements-extras.txt
+	uv pip compile pyproject.toml --universal $(LOCK) --extra onnx --extra scale --extra dev --constraint requirements-extras.txt --output-file requirements-dev.txt
+	echo 'tensorflow[and-cuda]' | uv pip compile - --python-platform x86_64-manylinux_2_28 $(LOCK) --constraint requirements.txt --output-file requirements-gpu.txt
 
 clean:  ## remove the environment
 	rm -rf .venv
 
 .venv/.repro: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; try make PYTHON=python3.12")'
+	@echo "installing the packages of requirements.txt in .venv: SIZES"
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
-	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@# The pip that comes with Python may be too old to show a bar while it installs.
+	@sed -n '/^pip==/,/[^\\]$$/p' requirements-dev.txt > .venv/pip.txt && $(PIP) --require-hashes -r .venv/pip.txt
+	$(PIP) --require-hashes -r requirements.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/.extras: requirements-extras.txt .venv/.repro
-	python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-extras.txt
+	$(PIP) --require-hashes -r requirements-extras.txt
 	@touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.repro
-	python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(PIP) --require-hashes -r requirements-dev.txt
 	@touch $@

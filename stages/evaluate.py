@@ -17,7 +17,7 @@ def main() -> None:
     dataset = Dataset.open(paths.DATASET)
     network = load_hyperparameters(paths.HYPERPARAMETERS)
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
-    from emotion_detection.evaluation import champion, corruptions, metrics, report
+    from emotion_detection.evaluation import champion, corruptions, metrics, predictions, report
     from emotion_detection.figures.evaluation import evaluation_figures
     from emotion_detection.models import saving
     from emotion_detection.stage import Stage, load_network
@@ -27,7 +27,7 @@ def main() -> None:
     if stage.restore():
         return
     model, rows = load_network(paths.MODEL, "export"), np.flatnonzero(dataset.is_test)
-    answers = saving.predict(model, dataset.images, rows)
+    answers = predictions.predict(model, dataset, rows)
     labels, leaked = dataset.labels[rows], dataset.leaked[rows]
     result = metrics.evaluate(labels, answers, dataset.classes, leaked=leaked, seed=seed)
     some = sampled(dataset, rows, settings.evaluate.corruption_images, settings.split.seed)

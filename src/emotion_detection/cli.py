@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from emotion_detection.console import UserError, log, progress, run, silence
 
 # What the help does not need is imported where it is: TensorFlow alone takes seconds.
@@ -186,6 +184,8 @@ def _recipe(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     if not arguments.paths and arguments.camera is None:
         arguments.error("give a PATH or --camera")
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     from emotion_detection.data.dataset import BadFile, are_emotions
     from emotion_detection.inference import predict
 

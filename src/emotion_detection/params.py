@@ -70,10 +70,10 @@ class Section(BaseModel):
 class Sample(Section):
     """The synthetic faces, so that a fresh clone runs without a download."""
 
-    train: Annotated[int, Field(ge=50)] = 1000
+    train: Annotated[int, Field(ge=50)] = 400
     """images"""
 
-    test: Annotated[int, Field(ge=25)] = 400
+    test: Annotated[int, Field(ge=25)] = 200
     """images"""
 
 

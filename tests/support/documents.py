@@ -113,7 +113,14 @@ NOT_RUN = {
     "make .venv/.extras": "makes an environment from the package registry",
     "make .venv/.dev": "likewise",
     "pip install --require-hashes -r requirements-extras.txt": "needs the package registry",
-    'pip install "tensorflow[and-cuda]"': "needs a GPU, and the package registry",
+    **dict.fromkeys(
+        (
+            "make gpu",
+            "pip uninstall tensorflow-cpu",
+            "pip install --require-hashes -r requirements-gpu.txt",
+        ),
+        "needs a GPU, and the package registry",
+    ),
     "CUDA_VISIBLE_DEVICES=0 dvc repro": "needs a GPU",
     "pip install pre-commit": "needs the package registry",
     **dict.fromkeys(

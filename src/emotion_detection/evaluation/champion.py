@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.evaluation import predictions
 from emotion_detection.evaluation.bootstrap import RESAMPLES
 from emotion_detection.evaluation.comparison import Comparison, compare
 from emotion_detection.evaluation.metrics import DIGITS, Evaluation
-from emotion_detection.models import saving
 from emotion_detection.tracking import models as registry
 
 
@@ -165,7 +165,7 @@ def _decide(
         )
         return Decision(version.number, False, why, incumbent.number)
     labels = challenger.result.labels
-    old = saving.predict(model, dataset.images, challenger.rows).argmax(axis=1) == labels
+    old = predictions.predict(model, dataset, challenger.rows).argmax(axis=1) == labels
     comparison = compare(challenger.result.correct, old, bootstrap=bootstrap, seed=seed)
     difference = comparison.difference
     why = (

@@ -7,6 +7,7 @@ model and runs them from there, where there is no package. `tracking.models.log_
 import base64
 import binascii
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class EmotionModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the network, ready to answer the first request as quickly as the next."""
+        # As the package's __init__, which is not there, and why: before TensorFlow is imported.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
         # Modules of their own in a logged model, and importable only once MLflow loads it.
         self._image = importlib.import_module("image")
         saving = importlib.import_module("saving")
