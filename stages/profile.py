@@ -4,8 +4,6 @@ from emotion_detection import params, paths
 from emotion_detection.console import log, run
 from emotion_detection.data import profile
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.figures.data import class_balance, duplicates_grid, sample_grid
-from emotion_detection.figures.style import save
 from emotion_detection.files import atomic, write_csv, write_json
 
 
@@ -13,6 +11,10 @@ def main() -> None:
     """Read params, measure, and write metrics, tables and figures."""
     seed = params.load().split.seed
     dataset = Dataset.open(paths.DATASET)
+    # Imported here, since matplotlib takes a second, and wrong params are refused before.
+    from emotion_detection.figures.data import class_balance, duplicates_grid, sample_grid
+    from emotion_detection.figures.style import save
+
     found = profile.measure(dataset)
     rows = profile.sample_rows(dataset, seed)
     plots = {

@@ -79,6 +79,18 @@ def test_help_is_quick_since_it_loads_nothing_heavy(command: list[str], expected
     assert printed.splitlines()[-1] == "[]"
 
 
+def test_a_path_that_is_not_there_is_told_before_tensorflow_is_loaded(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.argv[1:] = ['predict', {str(tmp_path / 'gone.png')!r}]\n"
+        "from emotion_detection.cli import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'tensorflow', 'keras', 'mlflow'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+    assert done.stderr == f"error: {tmp_path / 'gone.png'}: there is no such file or folder\n"
+
+
 def test_a_network_is_loaded_without_what_keras_has_no_use_for_here(store: Path) -> None:
     code = (
         "import sys\n"

@@ -189,6 +189,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     from emotion_detection.data.dataset import BadFile, are_emotions
     from emotion_detection.inference import predict
 
+    if arguments.camera is None and not any(path.exists() for path in arguments.paths):
+        raise UserError(f"{', '.join(map(str, arguments.paths))}: there is no such file or folder")
     found = predict.pictures(arguments.paths)
     if arguments.camera is not None:
         found.append(predict.camera(arguments.camera))

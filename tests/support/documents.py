@@ -170,7 +170,7 @@ NOT_RUN = {
     "source .venv/bin/activate": "needs that environment",
     "pip install --require-hashes -r requirements.txt": "needs the package registry",
     "pip install --no-deps --no-build-isolation --editable .": "needs that environment",
-    "dvc exp run -S ingest.source=data/emotion-detection-fer.zip": (
+    "dvc exp run -S tune.trials=10 -S ingest.source=data/emotion-detection-fer.zip": (
         "the recipe notebook is run on the same zip"
     ),
     "emotion-detection recipe notebook --run -S split.validation=holdout "

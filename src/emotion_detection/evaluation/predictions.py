@@ -47,5 +47,5 @@ def _key(model: keras.Model, dataset: Dataset, rows: np.ndarray) -> str:
     layers = re.sub(r'"shared_object_id": \d+', "", model.to_json())
     found = hashlib.sha256(f"{keras.__version__} {layers} {saving.digest(model)}".encode())
     for some in np.array_split(rows, max(1, len(rows) // saving.ROWS_AT_ONCE)):
-        found.update(np.ascontiguousarray(dataset.images[some]))
+        found.update(dataset.images[some].tobytes())
     return found.hexdigest()[:32]
