@@ -64,6 +64,7 @@ def _make_large(folder: Path) -> int:
         splits=splits,
         digests=digests,
         groups=np.arange(count),
+        near_groups=np.arange(count),
         digest=set_digest(digests, labels, splits, classes, (SIZE, SIZE, 3)),
         source="noise",
         test_is_cut=False,

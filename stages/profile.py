@@ -3,7 +3,7 @@
 from emotion_detection import params, paths
 from emotion_detection.console import log, run
 from emotion_detection.data import profile
-from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.dataset import Dataset, read_near_pairs
 from emotion_detection.files import atomic, write_csv, write_json
 
 
@@ -12,20 +12,23 @@ def main() -> None:
     seed = params.load().split.seed
     dataset = Dataset.open(paths.DATASET)
     # Imported here, since matplotlib takes a second, and wrong params are refused before.
-    from emotion_detection.figures.data import class_balance, duplicates_grid, sample_grid
+    from emotion_detection.figures import data as figures
     from emotion_detection.figures.style import save
 
     found = profile.measure(dataset)
     rows = profile.sample_rows(dataset, seed)
     plots = {
-        "class_balance": class_balance(found.counts),
-        "samples": sample_grid(
+        "class_balance": figures.class_balance(found.counts),
+        "samples": figures.sample_grid(
             dataset.images[rows],
             dataset.labels[rows],
             dataset.classes,
             profile.SAMPLES_PER_CLASS,
         ),
-        "conflicts": duplicates_grid(profile.conflicts(dataset)),
+        "conflicts": figures.duplicates_grid(profile.conflicts(dataset)),
+        "near_duplicates": figures.near_duplicates_grid(
+            profile.nearest_misses(dataset, *read_near_pairs(paths.DATASET))
+        ),
     }
     with atomic(paths.PROFILE) as folder:
         folder.mkdir()

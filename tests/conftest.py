@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from emotion_detection import params
-from emotion_detection.data.dataset import SPLITS, Dataset, group_by_digest, set_digest
+from emotion_detection.data.dataset import (
+    SPLITS,
+    Dataset,
+    group_by_digest,
+    set_digest,
+    write_near_pairs,
+)
 from emotion_detection.data.splits import Split, split
 from tests.support import servers
 from tests.support.stores import alone
@@ -68,6 +74,7 @@ def _draw_toy(folder: Path, train: int, test: int) -> None:
         splits=splits,
         digests=digests,
         groups=group_by_digest(digests),
+        near_groups=group_by_digest(digests),
         digest=set_digest(digests, labels, splits, TOY_CLASSES, images.shape[1:]),
         source="toy.zip",
         test_is_cut=False,
@@ -76,6 +83,7 @@ def _draw_toy(folder: Path, train: int, test: int) -> None:
     folder.mkdir()
     np.save(folder / "images.npy", images)
     dataset.write_index(folder)
+    write_near_pairs(folder, np.empty((0, 2), np.int64), np.empty(0))
 
 
 @pytest.fixture(scope="session")

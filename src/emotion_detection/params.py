@@ -107,6 +107,9 @@ class Ingest(Section):
     test_fraction: OpenFraction = 0.2
     """cut from train where the source has no test split"""
 
+    near_duplicates: WholeNumber = 200_000
+    """sets of up to so many images are searched for near-duplicates, which takes minutes; 0: off"""
+
     drop_leaks: bool = False
     """true: leave out train images that are also in test, pixel by pixel"""
 

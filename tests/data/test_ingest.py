@@ -191,6 +191,7 @@ def test_a_source_of_train_alone_has_its_test_split_cut(
         "dataset.json",
         "images.npy",
         "index.csv",
+        "near_duplicates.csv",
     ]
 
 

@@ -207,6 +207,7 @@ def test_archives_and_archives_in_them_are_unpacked(
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "images.npy",
         "index.csv",
+        "near_duplicates.csv",
         "dataset.json",
     }
     assert not list(tmp_path.glob(".*"))

@@ -38,6 +38,7 @@ def make(rows: list[Row], channels: int = 1) -> Dataset:
         splits=splits,
         digests=digests,
         groups=group_by_digest(digests),
+        near_groups=group_by_digest(digests),
         digest=set_digest(digests, labels, splits, CLASSES, images.shape[1:]),
         source="faces",
         test_is_cut=False,
@@ -90,6 +91,8 @@ def test_a_clean_set_has_none() -> None:
         "train": 0,
         "test": 0,
         "leaked_test_images": 0,
+        "near_duplicate_sets": 0,
+        "near_leaked_test_images": 0,
         "leaked_validation_images": 0,
         "dropped_leaks": 0,
         "conflicting_labels": 0,
@@ -151,8 +154,8 @@ def test_the_tables_list_classes_duplicates_and_bad_files() -> None:
 def test_the_summary_counts_duplicates_leaks_and_conflicts() -> None:
     found = measure(make(ROWS))
     assert found.summary() == (
-        "3 exact duplicates in train, 1 in test; 2 test images are also in train; "
-        "2 pictures have two labels"
+        "3 exact duplicates in train, 1 in test; 2 test images are also in train, and 2 with "
+        "near-duplicates; 2 pictures have two labels"
     )
     dropped = dataclasses.replace(found, dropped_leaks=1234).summary()
     assert "(ingest left out 1,234 train images that are also in test)" in dropped

@@ -28,6 +28,7 @@ def make(labels: list[int], is_test: list[bool], groups: list[int]) -> Dataset:
         splits=splits,
         digests=digests,
         groups=group_by_digest(digests),
+        near_groups=group_by_digest(digests),
         digest=set_digest(digests, label_array, splits, CLASSES, images.shape[1:]),
         source="faces.zip",
         test_is_cut=True,

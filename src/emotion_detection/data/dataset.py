@@ -1,12 +1,14 @@
 """The packed dataset that ingest writes.
 
-A dataset is a folder of three files: `images.npy`, the pixels, read as a memory map; `index.csv`,
-a line for each row of it; and `dataset.json`, what holds for the whole set.
+A dataset is a folder of four files: `images.npy`, the pixels, read as a memory map; `index.csv`,
+a line for each row of it; `near_duplicates.csv`, the pairs of rows that look alike; and
+`dataset.json`, what holds for the whole set.
 
 An image is known by its digest: that of its decoded pixels and its size, before it is resized or
 its colour mode changed. It stays the same under another file name, in another archive or folder,
 and whatever `image_size` and `color_mode` the image is packed in. Duplicates and leaks are images
-with the same digest, and the split is drawn by digests.
+with the same digest. Near-duplicates look alike but for a mirror, a shift, light or a format; a
+split is drawn by digests and keeps them on one side.
 """
 
 import csv
@@ -25,8 +27,9 @@ from emotion_detection.console import UserError
 
 IMAGES_FILE = "images.npy"
 INDEX_FILE = "index.csv"
+NEAR_FILE = "near_duplicates.csv"
 SUMMARY_FILE = "dataset.json"
-INDEX_COLUMNS = ("row", "file", "class", "split", "digest", "group")
+INDEX_COLUMNS = ("row", "file", "class", "split", "digest", "group", "near_group")
 SPLITS = ("train", "validation", "test")
 ColorMode = Literal["grayscale", "rgb"]
 CHANNELS: dict[ColorMode, int] = {"grayscale": 1, "rgb": 3}
@@ -70,6 +73,7 @@ class Dataset:
     splits: np.ndarray  # (N,) int64, into `SPLITS`
     digests: list[str]  # hex, of each image as decoded, before resizing; see above
     groups: np.ndarray  # (N,) int64: images with the same digest share a group
+    near_groups: np.ndarray  # (N,) int64: and near-duplicates too; equal to `groups` if not sought
     digest: str  # hex, of the whole set: see `set_digest`
     source: str  # name of the folder or zip it was read from
     test_is_cut: bool
@@ -131,6 +135,22 @@ class Dataset:
         return self.is_test & np.isin(self.groups, self.groups[self.is_train])
 
     @property
+    def near_leaked(self) -> np.ndarray:
+        """Return which rows are test images of which train has a near-duplicate: (N,) bool."""
+        return self.is_test & np.isin(self.near_groups, self.near_groups[self.is_train])
+
+    @property
+    def near_sets(self) -> int:
+        """Return the number of near groups with more than one digest."""
+        pairs = np.unique(np.stack([self.near_groups, self.groups], axis=1), axis=0)
+        return int(np.count_nonzero(np.bincount(pairs[:, 0]) > 1))
+
+    @property
+    def drawn_by(self) -> list[str]:
+        """Return what a split is drawn by, see `drawn_by`."""
+        return drawn_by(self.digests, self.near_groups)
+
+    @property
     def leaked_validation(self) -> np.ndarray:
         """Return which rows are validation images that are in train too: (N,) bool."""
         return self.is_validation & np.isin(self.groups, self.groups[self.is_train])
@@ -185,7 +205,8 @@ class Dataset:
             for row, name in enumerate(self.files):
                 class_name = self.classes[self.labels[row]]
                 split = SPLITS[self.splits[row]]
-                writer.writerow((row, name, class_name, split, self.digests[row], self.groups[row]))
+                groups = (self.groups[row], self.near_groups[row])
+                writer.writerow((row, name, class_name, split, self.digests[row], *groups))
         summary = {
             "source": self.source,
             "digest": self.digest,
@@ -202,6 +223,36 @@ class Dataset:
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         (folder / SUMMARY_FILE).write_text(text, "utf-8", errors=_TEXT_ERRORS, newline="\n")
+
+
+def drawn_by(digests: Sequence[str], near_groups: np.ndarray) -> list[str]:
+    """Return what a split is drawn by: of each image, the least digest of its near group."""
+    least: dict[int, str] = {}
+    for group, digest in zip(near_groups.tolist(), digests, strict=True):
+        least[group] = min(digest, least.get(group, digest))
+    return [least[group] for group in near_groups.tolist()]
+
+
+def write_near_pairs(folder: Path, rows: np.ndarray, scores: np.ndarray) -> None:
+    """Write the pairs of near-duplicates, (P, 2) int64 rows with their correlations, (P,)."""
+    with (folder / NEAR_FILE).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("row", "other_row", "correlation"))
+        for (row, other), score in zip(rows.tolist(), scores.tolist(), strict=True):
+            writer.writerow((row, other, f"{score:.4f}"))
+
+
+def read_near_pairs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of near-duplicates, (P, 2) int64 rows, and their correlations, (P,).
+
+    Raises:
+        UserError: if the file is missing or damaged.
+
+    """
+    with _reading(folder / NEAR_FILE) as path:
+        table = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
+        table = table.reshape(-1, 3)
+        return table[:, :2].astype(np.int64), table[:, 2]
 
 
 def _file_digest(path: Path) -> str:
@@ -259,12 +310,20 @@ def _read_index(path: Path, classes: Sequence[str]) -> dict[str, Any]:
         [row[5] for row in table] == [str(group) for group in groups],
         "its groups are not those of its digests",
     )
+    near_groups = np.array([int(row[6]) for row in table], np.int64)
+    pairs = np.unique(np.stack([groups, near_groups], axis=1), axis=0)
+    _expect(
+        len(pairs) == len(np.unique(groups))
+        and np.array_equal(near_groups, group_by_digest(list(map(str, near_groups)))),
+        "its near groups do not fit its groups",
+    )
     return {
         "files": [row[1] for row in table],
         "labels": np.array([label_of[row[2]] for row in table], np.int64),
         "splits": np.array([SPLITS.index(row[3]) for row in table], np.int64),
         "digests": digests,
         "groups": groups,
+        "near_groups": near_groups,
     }
 
 

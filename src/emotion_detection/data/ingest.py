@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from emotion_detection.console import UserError, log, progress
+from emotion_detection.data import near_duplicates
 from emotion_detection.data.dataset import (
     CHANNELS,
     DIGEST_BYTES,
@@ -32,12 +33,14 @@ from emotion_detection.data.dataset import (
     BadFile,
     ColorMode,
     Dataset,
+    drawn_by,
     group_by_digest,
     set_digest,
+    write_near_pairs,
 )
 from emotion_detection.data.image import BadImageError, open_image, prepare
 from emotion_detection.data.layout import Item, Names
-from emotion_detection.data.source import Source, open_source, some
+from emotion_detection.data.source import Source, check_unchanged, open_source, some, state
 from emotion_detection.data.splits import cut
 from emotion_detection.data.unpack import Unpacking, arranged
 from emotion_detection.files import atomic
@@ -61,6 +64,7 @@ class IngestReport:
     counts: dict[str, dict[str, int]]
     bad_files: tuple[BadFile, ...]
     duplicate_groups: int  # sets of two or more images with the same digest
+    near_duplicate_groups: int  # sets of two or more images that are near-duplicates
     test_is_cut: bool  # the source had no test split: it is a part of train
     dropped_leaks: int  # train images left out since they are also in test
     digest: str
@@ -85,7 +89,7 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
     """
     if source.resolve().is_relative_to(target.resolve()):
         raise UserError(f"ingest.source: {source} lies in {target}, which ingest replaces; move it")
-    before = _state(source)
+    before = state(source)
     with atomic(target) as folder:
         folder.mkdir()
         names = Names(settings.splits, settings.classes)
@@ -99,38 +103,9 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
         _check_bad_files(packed.bad_files, len(arrangement.items), settings.max_bad_fraction)
         _check_filled(arrangement.items, packed.items)
         report = _write(packed, folder, source.resolve().name, settings, seed, arrangement.left_out)
-        _check_unchanged(source, before)
+        check_unchanged(source, before)
     _log_report(report)
     return report
-
-
-def _state(source: Path) -> dict[str, tuple[int, int]]:
-    """Return size and time of change of every file of a source, by its path."""
-    if not source.is_dir():
-        found = source.stat() if source.exists() else None
-        return {} if found is None else {source.name: (found.st_size, found.st_mtime_ns)}
-    state = {}
-    for folder, _, names in os.walk(source):
-        for name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118 (twice as fast for a million files)
-            found = os.lstat(path)
-            state[os.path.relpath(path, source)] = (found.st_size, found.st_mtime_ns)
-    return state
-
-
-def _check_unchanged(source: Path, before: dict[str, tuple[int, int]]) -> None:
-    """Raise UserError if the files of a source are others than before.
-
-    DVC looks at the source after ingest has read it, and would take the dataset for that of the
-    files that are there then.
-    """
-    after = _state(source)
-    changed = sorted(name for name, _ in before.items() ^ after.items())
-    if changed:
-        raise UserError(
-            f"ingest.source: {source} changed while it was read ({some(changed)}); run this again "
-            "once it is complete"
-        )
 
 
 def _check_filled(expected: list[Item], found: list[Item]) -> None:
@@ -152,6 +127,7 @@ class Decoded(NamedTuple):
 
     pixels: bytes
     digest: str
+    reduced: bytes  # as near-duplicates are sought
     doubt: str | None = None  # why it may not be the picture that is meant
 
 
@@ -181,7 +157,9 @@ class Decoder:
         except BadImageError as error:
             return BadFile(path, str(error))
         pixels = prepare(image, self.image_size, self.color_mode)
-        return Decoded(pixels, image_digest(image), image.info.get("doubt"))
+        return Decoded(
+            pixels, image_digest(image), near_duplicates.reduced(image), image.info.get("doubt")
+        )
 
 
 def image_digest(image: Image.Image) -> str:
@@ -310,6 +288,7 @@ class Packed:
     digests: list[str]
     bad_files: tuple[BadFile, ...]
     images_path: Path
+    reduced_path: Path  # of (N, 48, 48) uint8, as near-duplicates are sought
 
 
 def _pack(items: list[Item], decoder: Decoder, path: Path) -> Packed:
@@ -318,7 +297,13 @@ def _pack(items: list[Item], decoder: Decoder, path: Path) -> Packed:
     digests: list[str] = []
     bad: list[BadFile] = []
     doubts: list[str] = []
-    with path.open("wb") as file, closing(_decode_all(items, decoder)) as results:
+    # On disk, since those of a large set may not fit into memory.
+    reduced_path = path.with_name("reduced.bin")
+    with (
+        path.open("wb") as file,
+        reduced_path.open("wb") as reduced,
+        closing(_decode_all(items, decoder)) as results,
+    ):
         _write_npy_header(file, (len(items), *decoder.shape))
         bar = progress(results, description="ingest", unit="images", total=len(items))
         for item, result in zip(items, bar, strict=True):
@@ -326,6 +311,7 @@ def _pack(items: list[Item], decoder: Decoder, path: Path) -> Packed:
                 bad.append(result)
             else:
                 file.write(result.pixels)
+                reduced.write(result.reduced)
                 sound.append(item)
                 digests.append(result.digest)
                 if result.doubt:
@@ -335,7 +321,7 @@ def _pack(items: list[Item], decoder: Decoder, path: Path) -> Packed:
         _write_npy_header(file, (len(sound), *decoder.shape))
     if doubts:
         log.warning("%s files may not be what is meant: %s", f"{len(doubts):,}", some(doubts))
-    return Packed(sound, digests, tuple(bad), path)
+    return Packed(sound, digests, tuple(bad), path, reduced_path)
 
 
 def _write_npy_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
@@ -366,27 +352,28 @@ def _write(
     classes = tuple(sorted({item.class_name for item in items}))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of[item.class_name] for item in items], np.int64)
+    groups = group_by_digest(digests)
+    pairs, scores = _near_duplicates(packed.reduced_path, groups, settings.near_duplicates)
+    near_groups = near_duplicates.grouped(groups, pairs)
     splits = np.array([SPLITS.index(item.split) for item in items], np.int64)
     test_is_cut = TEST not in splits
     if test_is_cut:
-        is_test = cut(
-            labels,
-            digests,
-            classes,
-            fraction=settings.test_fraction,
-            seed=seed,
-            key="ingest.test_fraction",
-            sides="train and test",
-        )
-        splits[is_test] = TEST
-    kept = np.argsort(splits, kind="stable")
-    if settings.drop_leaks:
-        leaks = _leaks(digests, splits)
-        _check_left(classes, labels[(splits == TRAIN) & ~leaks])
-        kept = kept[~leaks[kept]]
+        splits[
+            cut(
+                labels,
+                drawn_by(digests, near_groups),
+                classes,
+                fraction=settings.test_fraction,
+                seed=seed,
+                key="ingest.test_fraction",
+                sides="train and test",
+            )
+        ] = TEST
+    kept = _kept(splits, labels, digests, classes, drop_leaks=settings.drop_leaks)
     if not np.array_equal(kept, np.arange(len(items))):
         _rearrange(packed.images_path, kept)
     digests, labels, splits = [digests[row] for row in kept], labels[kept], splits[kept]
+    near_groups = near_duplicates.grouped(near_groups[kept], np.empty((0, 2), np.int64))
     images = np.lib.format.open_memmap(packed.images_path, mode="r")
     dataset = Dataset(
         images=images,
@@ -396,6 +383,7 @@ def _write(
         splits=splits,
         digests=digests,
         groups=group_by_digest(digests),
+        near_groups=near_groups,
         digest=set_digest(digests, labels, splits, classes, images.shape[1:]),
         source=source,
         test_is_cut=test_is_cut,
@@ -404,20 +392,68 @@ def _write(
         dropped_leaks=len(items) - len(kept),
     )
     dataset.write_index(folder)
+    _write_pairs(folder, pairs, scores, kept)
+    return _report(dataset)
+
+
+def _report(dataset: Dataset) -> IngestReport:
     return IngestReport(
         counts=dataset.counts,
         bad_files=dataset.bad_files,
         duplicate_groups=int(np.count_nonzero(np.bincount(dataset.groups) > 1)),
-        test_is_cut=test_is_cut,
+        near_duplicate_groups=dataset.near_sets,
+        test_is_cut=dataset.test_is_cut,
         dropped_leaks=dataset.dropped_leaks,
         digest=dataset.digest,
     )
 
 
-def _leaks(digests: Sequence[str], splits: np.ndarray) -> np.ndarray:
-    """Return which rows are train images that are also in test: (N,) bool."""
+def _kept(
+    splits: np.ndarray,
+    labels: np.ndarray,
+    digests: Sequence[str],
+    classes: Sequence[str],
+    *,
+    drop_leaks: bool,
+) -> np.ndarray:
+    """Return the rows by split, without leaks if they are to be dropped: (n,) int64."""
+    kept = np.argsort(splits, kind="stable")
+    if not drop_leaks:
+        return kept
     in_test = {digest for digest, split in zip(digests, splits, strict=True) if split == TEST}
-    return np.array([digest in in_test for digest in digests]) & (splits == TRAIN)
+    leaks = np.array([digest in in_test for digest in digests]) & (splits == TRAIN)
+    _check_left(classes, labels[(splits == TRAIN) & ~leaks])
+    return kept[~leaks[kept]]
+
+
+def _write_pairs(folder: Path, pairs: np.ndarray, scores: np.ndarray, kept: np.ndarray) -> None:
+    """Write the pairs of near-duplicates, (P, 2) int64 rows of which `kept` are, in this order."""
+    new_row = np.full(max(kept.max(), pairs.max(initial=0)) + 1, -1)
+    new_row[kept] = np.arange(len(kept))
+    pairs = new_row[pairs]
+    there = (pairs >= 0).all(axis=1)
+    write_near_pairs(folder, np.sort(pairs[there], axis=1), scores[there])
+
+
+def _near_duplicates(path: Path, groups: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of near-duplicates, (P, 2) int64 rows, and their correlations, (P,).
+
+    Of duplicates the first is compared.
+    """
+    _, rows = np.unique(groups, return_index=True)
+    pairs, scores = np.empty((0, 2), np.int64), np.empty(0)
+    if len(rows) <= most:
+        side = near_duplicates.SIDE
+        images = np.memmap(path, np.uint8, "r").reshape(-1, side, side)
+        pairs, scores, _ = near_duplicates.find(images[rows])
+        del images  # Windows cannot remove a file that is mapped.
+    elif most:
+        log.warning(
+            "near-duplicates are not looked for among %s images (ingest.near_duplicates = %s)",
+            *(f"{len(rows):,}", f"{most:,}"),
+        )
+    path.unlink()
+    return rows[pairs], scores
 
 
 def _check_left(classes: Sequence[str], train_labels: np.ndarray) -> None:
@@ -446,10 +482,11 @@ def _rearrange(images_path: Path, rows: np.ndarray) -> None:
 def _log_report(report: IngestReport) -> None:
     images = {split: sum(of_class.values()) for split, of_class in report.counts.items()}
     log.info(
-        "%s images, %d classes; %s sets of identical images",
+        "%s images, %d classes; %s sets of identical images, %s of near-duplicates",
         " and ".join(f"{count:,} {split}" for split, count in images.items()),
         len(report.counts["train"]),
         f"{report.duplicate_groups:,}",
+        f"{report.near_duplicate_groups:,}",
     )
     if report.test_is_cut:
         log.info("the source has no test split: the test images were cut from train")

@@ -54,6 +54,12 @@ class Profile:
     leaked_test_images: int
     """Test images that are also in train, whatever the labels."""
 
+    near_leaked_test_images: int
+    """Test images of which train has a near-duplicate or the image itself."""
+
+    near_duplicate_sets: int
+    """Sets of images that are near-duplicates, within or across the splits."""
+
     leaked_validation_images: int
     """Validation images of the source's own that are also in train, whatever the labels."""
 
@@ -86,6 +92,8 @@ class Profile:
                 "train": self.train_duplicates,
                 "test": self.test_duplicates,
                 "leaked_test_images": self.leaked_test_images,
+                "near_duplicate_sets": self.near_duplicate_sets,
+                "near_leaked_test_images": self.near_leaked_test_images,
                 "leaked_validation_images": self.leaked_validation_images,
                 "dropped_leaks": self.dropped_leaks,
                 "conflicting_labels": self.conflicting_groups,
@@ -130,7 +138,8 @@ class Profile:
         )
         return (
             f"{self.train_duplicates:,} exact duplicates in train, {self.test_duplicates:,} in "
-            f"test; {self.leaked_test_images:,} test images are also in train{dropped}{validation}"
+            f"test; {self.leaked_test_images:,} test images are also in train{dropped}, and "
+            f"{self.near_leaked_test_images:,} with near-duplicates{validation}"
             f"; {self.conflicting_groups:,} pictures have two labels"
         )
 
@@ -156,6 +165,8 @@ def measure(dataset: Dataset) -> Profile:
         train_duplicates=_surplus(dataset.groups[train]),
         test_duplicates=_surplus(dataset.groups[dataset.is_test]),
         leaked_test_images=int(dataset.leaked.sum()),
+        near_leaked_test_images=int(dataset.near_leaked.sum()),
+        near_duplicate_sets=dataset.near_sets,
         leaked_validation_images=int(dataset.leaked_validation.sum()),
         dropped_leaks=dataset.dropped_leaks,
         conflicting_groups=_conflicting_groups(dataset),
@@ -217,6 +228,24 @@ def sample_rows(dataset: Dataset, seed: int) -> np.ndarray:
             for label in range(len(dataset.classes))
         ]
     )
+
+
+def nearest_misses(
+    dataset: Dataset, pairs: np.ndarray, scores: np.ndarray
+) -> list[tuple[np.ndarray, list[str]]]:
+    """Return the near-duplicates that are least alike, beside each other, with their classes.
+
+    `pairs` (P, 2) int64 are rows and `scores` (P,) their correlations, the highest first. A picture
+    is (H, 2 W, C) uint8.
+    """
+    named = [dataset.classes[label] for label in dataset.labels]
+    return [
+        (
+            np.concatenate([dataset.images[row], dataset.images[other]], axis=1),
+            [f"{named[row]} | {named[other]}", f"{score:.3f}"],
+        )
+        for (row, other), score in zip(pairs[::-1].tolist(), scores[::-1].tolist(), strict=True)
+    ]
 
 
 def conflicts(dataset: Dataset) -> list[tuple[np.ndarray, list[str]]]:

@@ -321,6 +321,39 @@ def _is_clutter(name: str) -> bool:
     return name.startswith(".") or name.casefold() in CLUTTER
 
 
+def state(source: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of change of every file of a source, by its path."""
+    if not source.is_dir():
+        found = source.stat() if source.exists() else None
+        return {} if found is None else {source.name: (found.st_size, found.st_mtime_ns)}
+    files = {}
+    for folder, _, names in os.walk(source):
+        for name in names:
+            path = os.path.join(folder, name)  # noqa: PTH118 (twice as fast for a million files)
+            found = os.lstat(path)
+            files[os.path.relpath(path, source)] = (found.st_size, found.st_mtime_ns)
+    return files
+
+
+def check_unchanged(source: Path, before: dict[str, tuple[int, int]]) -> None:
+    """Check that the files of a source are those of the `state` before.
+
+    DVC looks at the source after ingest has read it, and would take the dataset for that of the
+    files that are there then.
+
+    Raises:
+        UserError: if they are not.
+
+    """
+    after = state(source)
+    changed = sorted(name for name, _ in before.items() ^ after.items())
+    if changed:
+        raise UserError(
+            f"ingest.source: {source} changed while it was read ({some(changed)}); run this again "
+            "once it is complete"
+        )
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Return a sort key by which im2 comes before im10."""
     # At most 18 digits at a time: Python refuses to convert thousands of them to an integer.

@@ -2,7 +2,7 @@
 
 Everything here is drawn by the digests of the images and a seed. File names, the order of rows and
 the size or colour mode that ingest packs them in make no difference: the same images land on the
-same side. Images with the same digest stay on one side.
+same side. Duplicates and near-duplicates stay on one side.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def split(dataset: Dataset, settings: params.Split) -> Split:
         return Split(train, own, test, selected_on_test=False)
     in_validation = cut(
         dataset.labels[train],
-        [dataset.digests[row] for row in train],
+        _at(dataset.drawn_by, train),
         dataset.classes,
         fraction=settings.fraction,
         seed=settings.seed,
@@ -64,6 +64,10 @@ def split(dataset: Dataset, settings: params.Split) -> Split:
         sides="train and validation",
     )
     return Split(train[~in_validation], train[in_validation], test, selected_on_test=False)
+
+
+def _at(values: Sequence[str], rows: np.ndarray) -> list[str]:
+    return [values[row] for row in rows.tolist()]
 
 
 def cut(

@@ -126,6 +126,25 @@ def sample_grid(
     return figure
 
 
+def near_duplicates_grid(
+    pairs: Sequence[tuple[npt.NDArray[np.uint8], Sequence[str]]], *, limit: int = 40
+) -> Figure:
+    """Return a gallery of the near-duplicates that are least alike, so that a person can judge.
+
+    `pairs` holds two images beside each other, (H, 2 W, C) uint8, and their classes each, the least
+    alike first.
+    """
+    if not pairs:
+        return note("No images are near-duplicates")
+    shown = pairs[:limit]
+    which = f"; the {len(shown)} least alike" if len(shown) < len(pairs) else ""
+    return gallery(
+        [image for image, _ in shown],
+        [list(labels) for _, labels in shown],
+        f"{len(pairs):,} pairs of near-duplicates{which}",
+    )
+
+
 def duplicates_grid(
     conflicts: Sequence[tuple[npt.NDArray[np.uint8], Sequence[str]]], *, limit: int = 24
 ) -> Figure:
