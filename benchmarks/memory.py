@@ -34,7 +34,6 @@ def _train(packed: Path, network: Network, images: int, limit_gib: float | None)
         Split(train=rows, validation=rows[:256], test=rows[:0], selected_on_test=False),
         ours.settings(256, 1),
         seed=SEED,
-        verbose=False,
     )
     return float(images / history["seconds"].sum())
 

@@ -68,7 +68,6 @@ def train(
         settings(batch_size, 1000),
         seed=SEED,
         log_epoch=next_turn,
-        verbose=False,
     )
 
 

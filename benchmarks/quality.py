@@ -52,5 +52,5 @@ def _train(
     material: Material, dataset: Dataset, rows: Split, seed: int, precision: str, fast: bool
 ) -> float:
     model = ours.make(NOTEBOOK, dataset, precision, fast, seed)
-    history = fit(model, dataset, rows, ours.settings(64, EPOCHS), seed=seed, verbose=False)
+    history = fit(model, dataset, rows, ours.settings(64, EPOCHS), seed=seed)
     return float(best_epoch(history)["val_accuracy"])

@@ -34,7 +34,7 @@ def _search(packed: Path, rows: Split, folder: Path) -> tuple[list[params.Networ
     def run(trial: Trial) -> Outcome:
         model = ours.make(trial.network, dataset)
         chosen = ours.settings(BATCH_SIZE, EPOCHS)
-        history = fit(model, dataset, rows, chosen, seed=SEED, verbose=False)
+        history = fit(model, dataset, rows, chosen, seed=SEED)
         best = best_epoch(history)
         networks.append(trial.network)
         memory.append(psutil.Process().memory_info().rss / 2**30)

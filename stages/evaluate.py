@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from emotion_detection import params, paths
-from emotion_detection.console import log, run
+from emotion_detection.console import log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import sampled
 from emotion_detection.tuning.chosen import load_hyperparameters
@@ -17,16 +17,18 @@ def main() -> None:
     dataset = Dataset.open(paths.DATASET)
     network = load_hyperparameters(paths.HYPERPARAMETERS)
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
-    from emotion_detection.evaluation import champion, corruptions, metrics, predictions, report
-    from emotion_detection.figures.evaluation import evaluation_figures
-    from emotion_detection.models import saving
-    from emotion_detection.stage import Stage, load_network
-    from emotion_detection.tracking import runs
+    with quiet():
+        from emotion_detection.evaluation import champion, corruptions, metrics, predictions, report
+        from emotion_detection.figures.evaluation import evaluation_figures
+        from emotion_detection.models import saving
+        from emotion_detection.stage import Stage, load_network
+        from emotion_detection.tracking import runs
 
     stage, seed = Stage("evaluate", settings, dataset), settings.seed
     if stage.restore():
         return
     model, rows = load_network(paths.MODEL, "export"), np.flatnonzero(dataset.is_test)
+    stage.announce(f"{len(rows):,} test images")
     answers = predictions.predict(model, dataset, rows)
     labels, leaked = dataset.labels[rows], dataset.leaked[rows]
     result = metrics.evaluate(labels, answers, dataset.classes, leaked=leaked, seed=seed)
@@ -48,9 +50,9 @@ def main() -> None:
             more_files=partial(report.write, subject, figures),
             tags=decision.tags(),
         )
-    log.info("%s; see %s", report.headline(result), paths.EVALUATE)
-    log.info("%s", decision.sentence)
+    log.info("evaluate: %s", decision.sentence)
+    log.info("evaluate: %s; %s", report.headline(result), paths.EVALUATE / "report.html")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, stage="evaluate")

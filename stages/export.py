@@ -1,7 +1,7 @@
 """Make the model that is used from the trained networks: ensemble, tta, ONNX; and log it."""
 
 from emotion_detection import params, paths
-from emotion_detection.console import UserError, log, run
+from emotion_detection.console import Progress, UserError, log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import split
 from emotion_detection.files import atomic, write_json
@@ -15,19 +15,23 @@ def main() -> None:
     dataset = Dataset.open(paths.DATASET)
     rows = split(dataset, settings.split)
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
-    from emotion_detection.inference import onnx
-    from emotion_detection.models import saving
-    from emotion_detection.stage import Stage, load_network
-    from emotion_detection.tracking import runs
+    with quiet():
+        from emotion_detection.inference import onnx
+        from emotion_detection.models import saving
+        from emotion_detection.stage import Stage, load_network
+        from emotion_detection.tracking import runs
 
     stage = Stage("export", settings, dataset)
     if stage.restore():
         return
+    total = len(rows.validation)
+    stage.announce(f"{total:,} validation images")
     members = [load_network(path, "train") for path in paths.networks()]
     if not members:
         raise UserError(f"{paths.NETWORKS}: holds no network; run `dvc repro train`")
     model = saving.combined(members, flips=settings.tta.flips, shifts=settings.tta.shifts)
-    answers = saving.predict(model, dataset.images, rows.validation)
+    with Progress("export: predicting", total=total, unit="images") as progress:
+        answers = saving.predict(model, dataset.images, rows.validation, progress.advance)
     metrics = saving.validation_scores(dataset.labels[rows.validation], answers)
     with atomic(paths.MODEL) as path:
         saving.save(model, path, dataset.classes)
@@ -45,11 +49,9 @@ def main() -> None:
             runs.set_tags({"weights.digest": saving.digest(model)})
             runs.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
         stage.write(metrics)
-    log.info(
-        "%s: validation accuracy %.1f %% on %s images",
-        *(paths.MODEL, 100 * metrics["export/val_accuracy"], f"{len(rows.validation):,}"),
-    )
+    accuracy = 100 * metrics["export/val_accuracy"]
+    log.info("export: validation accuracy %.1f %%; %s", accuracy, paths.MODEL)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, stage="export")

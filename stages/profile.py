@@ -37,8 +37,8 @@ def main() -> None:
             write_csv(folder / f"{name}.csv", header, table)
         for name, figure in plots.items():
             save(figure, folder / f"{name}.png")
-    log.info("%s; see %s", found.summary(), paths.PROFILE)
+    log.info("profile: %s; %s", found.summary(), paths.PROFILE)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, stage="profile")

@@ -1,7 +1,7 @@
 """Train the network that tune chose, once per member of the ensemble, and track it."""
 
 from emotion_detection import params, paths
-from emotion_detection.console import log, run
+from emotion_detection.console import log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import split
 from emotion_detection.files import atomic
@@ -16,16 +16,17 @@ def main() -> None:
     dataset = Dataset.open(paths.DATASET)
     rows = split(dataset, settings.split)
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
-    from emotion_detection.figures.training import learning_curves
-    from emotion_detection.stage import Stage
-    from emotion_detection.training import ensemble
+    with quiet():
+        from emotion_detection.figures.training import learning_curves
+        from emotion_detection.stage import Stage
+        from emotion_detection.training import ensemble
 
     stage = Stage("train", settings, dataset, shared_over=["ensemble.members"])
     if stage.restore():
         return
     members = settings.ensemble.members
     about = ensemble.description(members, rows)
-    log.info("%s; %s", about, stage.computes_in)
+    stage.announce(about)
     note = f"{about}, of **{dataset.source}**.\n\n{ensemble.NOTE}"
     with (
         stage.run(note=note, rows=rows, params=flat(network, "network.")) as run_id,
@@ -42,7 +43,8 @@ def main() -> None:
         tables = ensemble.histories(trained)
         curves = learning_curves(tables.get("members", tables["history"]))
         stage.write(ensemble.metrics(trained), tables=tables, figures={"learning_curves": curves})
+    log.info("train: %s; %s", ensemble.summary(trained), paths.NETWORKS)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, stage="train")

@@ -360,8 +360,8 @@ def test_more_members_leave_those_that_are_trained(project: Project) -> None:
     assert "Running stage 'tune'" not in "".join(printed)
     assert "learnt from other data" not in printed[0]
     assert "was trained with other" not in printed[0]
-    assert printed[1].count("it was trained before") == 2
-    assert printed[1].count("epoch 1/1") == 1
+    assert printed[1].count(", trained before") == 2
+    assert "train: network 3/3: validation accuracy" in printed[1]
     two, three = (
         next(run for run in project.runs("train") if run.data.tags.get("dvc.experiment") == name)
         for name in ("members-2", "members-3")
@@ -444,7 +444,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     project.set_params({"train": {"epochs": 20}})
     # Its weights are in the checkpoint.
     client.delete_registered_model("begun")
-    assert "going on after epoch" in project.run("dvc", "repro")
+    assert "goes on after epoch" in project.run("dvc", "repro")
     history = pd.read_csv(project.root / "reports/train/history.csv")
     assert history["epoch"].tolist() == list(range(1, 21))
     one_epoch, run = (run for run in project.runs("train") if run.info.run_id not in runs_before)

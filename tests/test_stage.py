@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "emotion_detection"
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
-NOT_AN_OUTPUT = ("__init__", "console", "paths", "files", "params", "stage", "tracking/")
+NOT_AN_OUTPUT = ("__init__", "console", "paths", "files", "machine", "params", "stage", "tracking/")
 """What no output depends on, or what the stage's params stand for."""
 
 NOT_WEIGHTS_OR_CHOICES = (*NOT_AN_OUTPUT, "figures/", "models/saving", "tuning/workers")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from emotion_detection.console import UserError, log, progress, run, silence
+from emotion_detection.console import UserError, log, progress, quiet, run
 
 # What the help does not need is imported where it is: TensorFlow alone takes seconds.
 if TYPE_CHECKING:
@@ -214,21 +214,20 @@ def _predict(arguments: argparse.Namespace) -> None:
             results, description="predict", unit="pictures", total=len(found), delay=0.0
         )
     any_label = False
-    with logging_redirect_tqdm([log]):
-        for result in results:
-            if isinstance(result, BadFile):
-                log.warning("%s: %s", result.path, result.reason)
-                continue
-            any_label = True
-            write(result)
-            if result.image is not None:
-                _annotate(result, result.image, network.classes, arguments.annotate)
+    for result in results:
+        if isinstance(result, BadFile):
+            log.warning("%s: %s", result.path, result.reason)
+            continue
+        any_label = True
+        write(result)
+        if result.image is not None:
+            _annotate(result, result.image, network.classes, arguments.annotate)
     if not any_label:
         raise UserError(f"nothing was labelled in {len(found):,} pictures")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    with silence():
+    with quiet():
         from emotion_detection.inference import demo, predict
 
     network = predict.load(arguments.model, arguments.classes)

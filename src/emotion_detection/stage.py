@@ -27,7 +27,7 @@ from emotion_detection.data.splits import Split
 from emotion_detection.figures.style import save
 from emotion_detection.files import atomic, read_yaml, write_json
 from emotion_detection.models import saving
-from emotion_detection.models.hardware import be_deterministic, resolve_precision
+from emotion_detection.models.hardware import be_deterministic, device, resolve_precision
 from emotion_detection.params import PARAMS, Params, flat
 from emotion_detection.tracking import runs
 
@@ -106,10 +106,11 @@ class Stage:
         """A digest of the stage's params alone, 16 hex digits."""
         return _digest(self.params)
 
-    @property
-    def computes_in(self) -> str:
-        """The precision and why it was chosen, for a log line."""
-        return f"{self.precision} ({self._why})"
+    def announce(self, work: str) -> None:
+        """Log what the stage is about to do, and on what."""
+        precision = [self.precision] if "precision" in self.params else []
+        machine = ", ".join([device(), *precision])
+        log.info("%s: %s; %s", self.definition.name, work[0].lower() + work[1:], machine)
 
     @property
     def report(self) -> Path:
@@ -183,8 +184,9 @@ class Stage:
         """
         if rows.selected_on_test:
             log.warning(
-                "split.validation = test: the choice is made on the test images, so their scores "
-                "will be too good"
+                "%s: split.validation = test: the choice is made on the test images, so their "
+                "scores will be too good",
+                self.definition.name,
             )
         file = self.folder / paths.RUN_FILE
         begun = runs.load_run_id(file)
@@ -192,8 +194,8 @@ class Stage:
         interrupted = [state for state in others if not any(state.rglob(OUTPUTS))]
         if interrupted and begun is None:
             log.info(
-                "starting anew: %d interrupted with other params, data or code wait in %s",
-                *(len(interrupted), self.shared.parent),
+                "%s: starts anew: %d interrupted with other params, data or code wait in %s",
+                *(self.definition.name, len(interrupted), self.shared.parent),
             )
         with runs.run(
             self.definition.name,

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from emotion_detection.models import hardware
-from emotion_detection.models.hardware import has_amx, resolve_precision
+from emotion_detection.models.hardware import device, has_amx, resolve_precision
 
 
 def test_a_precision_that_is_asked_for_is_taken() -> None:
@@ -58,6 +58,41 @@ def test_this_processors_flags_are_read(monkeypatch: pytest.MonkeyPatch) -> None
     text = Path("/proc/cpuinfo").read_text()
     has_bfloat16 = "amx_bf16" in text or "avx512_bf16" in text
     assert resolve_precision("auto")[0] == ("mixed_bfloat16" if has_bfloat16 else "float32")
+
+
+@pytest.mark.parametrize(
+    ("visible", "cuda", "libraries", "why"),
+    [
+        (None, True, False, "the CUDA libraries are missing; `pip install 'tensorflow[and-cuda]=="),
+        (None, False, False, "this TensorFlow is built without CUDA"),
+        (None, True, True, "CUDA 12.5 does not start; see whether `nvidia-smi` works"),
+        ("-1", True, True, "hidden by CUDA_VISIBLE_DEVICES=-1"),
+    ],
+)
+def test_a_card_that_is_not_used_is_named_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, cuda: bool, libraries: bool, why: str
+) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    monkeypatch.setattr(hardware, "nvidia_card", lambda: "NVIDIA X")
+    build = {"is_cuda_build": cuda, "cuda_version": "12.5"}
+    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: build)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: libraries or None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device().startswith(f"CPU, 2 cores (NVIDIA X: {why}")
+    monkeypatch.setattr(hardware, "nvidia_card", lambda: None)
+    assert device() == "CPU, 2 cores"
+
+
+def test_the_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    details = {"device_name": "NVIDIA X"}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    monkeypatch.setattr(hardware, "cores", lambda: 1)
+    for gpus, words in ((1, "NVIDIA X, 1 core"), (2, "2 GPUs (NVIDIA X), 1 core")):
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind, n=gpus: ["GPU"] * n)
+        assert device() == words
 
 
 def test_amx_counts_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

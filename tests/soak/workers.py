@@ -8,7 +8,6 @@ as many threads as each of them has.
 import argparse
 import contextlib
 import json
-import re
 import resource
 import shutil
 import subprocess
@@ -77,24 +76,19 @@ class Searching:
         shutil.rmtree(root / paths.STATE, ignore_errors=True)
         limits = {} if threads is None else dict.fromkeys(share(0, 1), str(threads))
         began, used = time.perf_counter(), _processor_seconds()
-        chief = subprocess.Popen(
-            _command("tune"),
-            cwd=root,
-            env=self._project.env | limits,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert chief.stderr is not None
-        lines = []
-        for line in chief.stderr:
-            lines.append(line)
-            begun = re.match(rf"(local-\d)  trial {KILLED}/{TRIALS} ", line)
-            if begun and kill:
-                time.sleep(1)
-                _worker_of(chief, begun[1]).kill()
-                kill = False
-        if chief.wait():
-            sys.exit("".join(lines))
+        with tempfile.TemporaryFile("w+") as log:
+            chief = subprocess.Popen(
+                _command("tune"), cwd=root, env=self._project.env | limits, stderr=log
+            )
+            while chief.poll() is None:
+                if kill and (name := self._worker_with(KILLED)):
+                    time.sleep(1)
+                    _worker_of(chief, name).kill()
+                    kill = False
+                time.sleep(0.1)
+            if chief.returncode:
+                log.seek(0)
+                sys.exit(log.read())
         return Search(
             seconds=time.perf_counter() - began,
             processor_seconds=_processor_seconds() - used,
@@ -102,6 +96,14 @@ class Searching:
             chosen=json.loads((root / paths.HYPERPARAMETERS).read_text("utf-8")),
             runs=self._runs(),
         )
+
+    def _worker_with(self, trial: int) -> str | None:
+        """Return the name of the worker that is at `trial`, as the search's oracle wrote it."""
+        for oracle in (self._project.root / paths.STATE / "tune").glob("*/oracle.json"):
+            for name, number in json.loads(oracle.read_text("utf-8"))["ongoing_trials"].items():
+                if int(number) + 1 == trial:
+                    return str(name)
+        return None
 
     def _runs(self) -> Counter[tuple[str, str]]:
         """Return the runs of the newest search's trials, by name and status."""
@@ -126,7 +128,7 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _worker_of(chief: subprocess.Popen[str], name: str) -> psutil.Process:
+def _worker_of(chief: subprocess.Popen[bytes], name: str) -> psutil.Process:
     return next(
         child
         for child in psutil.Process(chief.pid).children()

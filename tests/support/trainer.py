@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from emotion_detection.console import Progress
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.saving import predict
@@ -65,7 +66,7 @@ class Trainer:
         checkpoints: Path | None = None,
         log_resumed: bool = False,
         first_epoch: int = 0,
-        verbose: bool = False,
+        progress: Progress | None = None,
     ) -> pd.DataFrame:
         """Train, on the rows `train` alone where they are given, and return the history."""
         rows = self.rows if train is None else dataclasses.replace(self.rows, train=train)
@@ -80,7 +81,7 @@ class Trainer:
             log_epoch=log_epoch,
             log_resumed=log_resumed,
             first_epoch=first_epoch,
-            verbose=verbose,
+            progress=progress,
         )
 
     def validate(self) -> tuple[float, float]:

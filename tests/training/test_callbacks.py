@@ -1,14 +1,13 @@
 """What happens around the epochs: which is the best, when a training stops, what it logs."""
 
-import logging
-import re
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from emotion_detection.console import Progress
 from emotion_detection.params import Train
-from emotion_detection.training.callbacks import best_epoch, duration, seconds_left
+from emotion_detection.training.callbacks import best_epoch, work
 from tests.support.trainer import SETTINGS, Trainer
 
 
@@ -35,49 +34,29 @@ def test_on_a_plateau_the_learning_rate_is_halved(trainer: Trainer) -> None:
     assert history["lr"].tolist() == pytest.approx(expected, rel=1e-4, abs=0)
 
 
-def test_each_epoch_is_a_log_line_with_its_figures_and_the_time_left(
-    trainer: Trainer, caplog: pytest.LogCaptureFixture
+def test_the_progress_has_the_epoch_and_the_accuracy_so_far(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, "emotion_detection")
-    history = trainer(SETTINGS.model_copy(update={"epochs": 2}), verbose=True)
-    lines = [line for line in caplog.messages if line.startswith("epoch ")]
-    for line, row in zip(lines, history.itertuples(), strict=True):
-        assert line.startswith(
-            f"epoch {row.epoch}/2  loss {row.loss:.3f}  accuracy {row.accuracy:.3f}  "
-            f"val_loss {row.val_loss:.3f}  val_accuracy {row.val_accuracy:.3f}  lr 1.0e-02  "
-        )
-        assert re.search(r"\d+ s, at most \d+ (s|min) left$", line)
-    assert lines[-1].endswith("at most 0 s left")
+    said: list[tuple[float, str]] = []
+    progress = Progress("train", bar=False, lines=False)
+    monkeypatch.setattr(progress, "advance", lambda by, note: said.append((by, note)))
+    history = trainer(SETTINGS.model_copy(update={"epochs": 2}), progress=progress)
+    steps = len(said) // 2
+    assert sum(by for by, _ in said) == pytest.approx(2)
+    first = f"epoch 2/2, validation accuracy {100 * history['val_accuracy'][0]:.1f} %"
+    assert [note for _, note in said] == ["epoch 1/2"] * steps + [first] * steps
 
 
 @pytest.mark.parametrize(
-    ("settings", "epoch", "left"),
+    ("settings", "epochs", "amount"),
     [
-        ({"epochs": 10}, 4, 60),
-        ({"epochs": 10, "progressive_resizing": 6}, 7, 30),
-        # Two more small epochs, and four whose images have 9/4 the pixels.
-        ({"epochs": 10, "progressive_resizing": 6}, 4, 2 * 10 + 4 * 22.5),
+        ({"epochs": 10}, 4, 4),
+        # Their images have 4/9 of the pixels.
+        ({"epochs": 10, "progressive_resizing": 6}, 4, 4 * 4 / 9),
+        ({"epochs": 10, "progressive_resizing": 6}, 7, 6 * 4 / 9 + 1),
     ],
 )
-def test_the_time_left_depends_on_the_size_of_the_images_to_come(
-    settings: dict[str, Any], epoch: int, left: float
+def test_epochs_of_small_images_are_less_work(
+    settings: dict[str, Any], epochs: int, amount: float
 ) -> None:
-    row = {"epoch": epoch, "seconds": 10.0}
-    assert seconds_left(row, Train(**settings)) == pytest.approx(left)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0, "0 s"),
-        (42.4, "42 s"),
-        (89, "89 s"),
-        (90, "2 min"),
-        (420, "7 min"),
-        (5399, "90 min"),
-        (5400, "1.5 h"),
-        (11_160, "3.1 h"),
-    ],
-)
-def test_durations_read_as_a_person_says_them(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert work(Train(**settings), epochs) == pytest.approx(amount)

@@ -52,7 +52,7 @@ def train(kind, network=network, epochs=4, folder=None, stop=False, lr=1e-2):
     )
     history = fit(
         model, dataset, rows, settings, seed=0, log_epoch=log_epoch,
-        checkpoints=folder and Checkpoints(Path(sys.argv[2], folder)), verbose=False,
+        checkpoints=folder and Checkpoints(Path(sys.argv[2], folder)),
     )
     return devices, model, history.drop(columns="seconds"), seen
 

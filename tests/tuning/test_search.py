@@ -290,7 +290,7 @@ def test_a_failed_trial_is_in_the_table_and_the_search_goes_on(
     assert failed["val_accuracy"].isna().all()
     assert table["status"].isin(["FAILED", "COMPLETED"]).all()
     assert score(best) == pytest.approx(table["val_accuracy"].max())
-    assert "trial 5/9  failed: such a network; no result so far" in caplog.text
+    assert "tune: trial 5/9 failed: such a network" in caplog.text
 
 
 def test_a_trial_whose_score_is_not_a_number_fails(tmp_path: Path) -> None:

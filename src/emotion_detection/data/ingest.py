@@ -44,6 +44,7 @@ from emotion_detection.data.source import Source, check_unchanged, open_source, 
 from emotion_detection.data.splits import cut
 from emotion_detection.data.unpack import Unpacking, arranged
 from emotion_detection.files import atomic
+from emotion_detection.machine import cores
 
 # The processes that decode images would import it for nothing, which takes half a second.
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
     """
     if source.resolve().is_relative_to(target.resolve()):
         raise UserError(f"ingest.source: {source} lies in {target}, which ingest replaces; move it")
+    log.info("ingest: images of %s; %d cores", source, cores())
     before = state(source)
     with atomic(target) as folder:
         folder.mkdir()
@@ -104,7 +106,7 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
         _check_filled(arrangement.items, packed.items)
         report = _write(packed, folder, source.resolve().name, settings, seed, arrangement.left_out)
         check_unchanged(source, before)
-    _log_report(report)
+    _log_report(report, target)
     return report
 
 
@@ -210,7 +212,7 @@ def _decode_all(items: list[Item], decoder: Decoder) -> Generator[Decoded | BadF
             yield from decoder(chunk)
         return
     # At most 61, since Windows cannot wait for more.
-    workers = min(_usable_cores(), 61, len(items) // 1000 + 1)
+    workers = min(cores(), 61, len(items) // 1000 + 1)
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         workers,
@@ -271,12 +273,6 @@ def _decode_in_worker(paths: list[str]) -> list[Decoded | BadFile]:
     return _worker_decoder(paths)
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 # --- Packing: decoded images to the files of a dataset.
 
 
@@ -320,7 +316,9 @@ def _pack(items: list[Item], decoder: Decoder, path: Path) -> Packed:
         file.seek(0)
         _write_npy_header(file, (len(sound), *decoder.shape))
     if doubts:
-        log.warning("%s files may not be what is meant: %s", f"{len(doubts):,}", some(doubts))
+        log.warning(
+            "ingest: %s files may not be what is meant: %s", f"{len(doubts):,}", some(doubts)
+        )
     return Packed(sound, digests, tuple(bad), path, reduced_path)
 
 
@@ -479,22 +477,23 @@ def _rearrange(images_path: Path, rows: np.ndarray) -> None:
     before_path.unlink()
 
 
-def _log_report(report: IngestReport) -> None:
-    images = {split: sum(of_class.values()) for split, of_class in report.counts.items()}
-    log.info(
-        "%s images, %d classes; %s sets of identical images, %s of near-duplicates",
-        " and ".join(f"{count:,} {split}" for split, count in images.items()),
-        len(report.counts["train"]),
-        f"{report.duplicate_groups:,}",
-        f"{report.near_duplicate_groups:,}",
-    )
+def _log_report(report: IngestReport, target: Path) -> None:
     if report.test_is_cut:
-        log.info("the source has no test split: the test images were cut from train")
+        log.info("ingest: the source has no test split: the test images were cut from train")
     if report.dropped_leaks:
         log.info(
-            "ingest.drop_leaks: %s train images left out that are also in test",
+            "ingest: %s train images left out that are also in test (ingest.drop_leaks)",
             f"{report.dropped_leaks:,}",
         )
     if report.bad_files:
         named = some([f"{file.path} ({file.reason})" for file in report.bad_files])
-        log.info("%s bad files left out: %s", f"{len(report.bad_files):,}", named)
+        log.info("ingest: %s bad files left out: %s", f"{len(report.bad_files):,}", named)
+    images = {split: sum(of_class.values()) for split, of_class in report.counts.items()}
+    log.info(
+        "ingest: %s images, %d classes, %s sets of identical images, %s of near-duplicates; %s",
+        " and ".join(f"{count:,} {split}" for split, count in images.items()),
+        len(report.counts["train"]),
+        f"{report.duplicate_groups:,}",
+        f"{report.near_duplicate_groups:,}",
+        target,
+    )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emotion_detection.console import progress
+from emotion_detection.console import log, progress
 from emotion_detection.data.dataset import SPLITS, BadFile, Dataset
 from emotion_detection.data.splits import random_order
 
@@ -146,6 +146,7 @@ class Profile:
 
 def measure(dataset: Dataset) -> Profile:
     """Return the profile of a dataset; its pixels are read once, in pieces."""
+    log.info("profile: %s images, %d classes", f"{len(dataset.labels):,}", len(dataset.classes))
     train = dataset.is_train
     sizes = dataset.counts["train"].values()
     sums, squares = pixel_sums(dataset)

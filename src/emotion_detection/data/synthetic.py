@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from emotion_detection.console import UserError, progress
+from emotion_detection.console import UserError, log, progress
 from emotion_detection.files import atomic
 
 Array = NDArray[np.float64]
@@ -467,6 +467,7 @@ def draw_sample(
         split: apportion(total, {name: e.images[column] for name, e in EMOTIONS.items()})
         for column, (split, total) in enumerate(zip(SPLITS, (train, test), strict=True))
     }
+    log.info("sample: drawing %s synthetic faces", f"{train + test:,}")
     with atomic(folder) as fresh:
         faces = []
         for split_number, split in enumerate(SPLITS):
@@ -478,4 +479,5 @@ def draw_sample(
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
             face = draw_face(rng, name, image_size)
             face.save(fresh / split / name / f"im{key[2]}.png")
+    log.info("sample: %s train and %s test images; %s", f"{train:,}", f"{test:,}", folder)
     return counts

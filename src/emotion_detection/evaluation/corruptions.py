@@ -130,7 +130,7 @@ def measure(
     correct = np.empty((len(conditions), len(rows)), bool)
     batch = max(1, VALUES_AT_ONCE // int(np.prod(dataset.images.shape[1:])))
     steps = list(product(range(len(conditions)), range(0, len(rows), batch)))
-    for number, start in progress(steps, description="corruptions", unit="batches"):
+    for number, start in progress(steps, description="evaluate: corrupted images", unit="batches"):
         chosen = slice(start, start + batch)
         kind, by = conditions[number]
         images = kind.apply(dataset.images[rows[chosen]], by, generators[number])

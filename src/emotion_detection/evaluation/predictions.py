@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from emotion_detection import paths
+from emotion_detection.console import Progress
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.files import atomic, locked
 from emotion_detection.models import saving
@@ -31,7 +32,8 @@ def predict(model: keras.Model, dataset: Dataset, rows: np.ndarray) -> np.ndarra
     if path.exists():
         path.touch()
         return np.load(path)
-    probabilities = saving.predict(model, dataset.images, rows)
+    with Progress("evaluate: predicting", total=len(rows), unit="images") as progress:
+        probabilities = saving.predict(model, dataset.images, rows, progress.advance)
     FOLDER.mkdir(parents=True, exist_ok=True)
     # Another experiment may write the predictions of the same champion.
     with locked(FOLDER / "lock", wait=True):

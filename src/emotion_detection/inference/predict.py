@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from emotion_detection.console import UserError, log, silence
+from emotion_detection.console import UserError, log, quiet
 from emotion_detection.data.dataset import CHANNELS, BadFile, ColorMode
 from emotion_detection.data.image import FORMATS, BadImageError, open_image, prepare
 from emotion_detection.data.source import FolderSource, natural_key
@@ -142,8 +142,7 @@ def _is_logged(model: str | None) -> bool:
 
 
 def _saving() -> ModuleType:
-    # TensorFlow's C++ writes to stderr, whatever its variables say.
-    with silence(), _absent("matplotlib", "sklearn"):
+    with quiet(), _absent("matplotlib", "sklearn"):
         from emotion_detection.models import saving
     return saving
 

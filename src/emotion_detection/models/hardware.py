@@ -1,6 +1,8 @@
 """What this machine computes quickly."""
 
 import functools
+import importlib.util
+import os
 import platform
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from emotion_detection.console import log
+from emotion_detection.machine import cores, nvidia_card
 
 
 def resolve_precision(wanted: str) -> tuple[str, str]:
@@ -25,6 +28,36 @@ def resolve_precision(wanted: str) -> tuple[str, str]:
         if flag in _processor_flags():
             return "mixed_bfloat16", f"the processor has {flag}"
     return "float32", "the processor has no bfloat16 arithmetic that is known to be faster"
+
+
+def device() -> str:
+    """Return what networks are computed on, in words, with why an NVIDIA card is not used."""
+    gpus = tf.config.list_physical_devices("GPU")
+    own = f"{cores()} cores" if cores() > 1 else "1 core"
+    if not gpus:
+        card = nvidia_card()
+        return f"CPU, {own}" if card is None else f"CPU, {own} ({card}: {_why_unused()})"
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    return f"{name}, {own}" if len(gpus) == 1 else f"{len(gpus)} GPUs ({name}), {own}"
+
+
+def _why_unused() -> str:
+    """Return why TensorFlow does not use the NVIDIA card of this machine, and what to do."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return f"hidden by CUDA_VISIBLE_DEVICES={visible}; unset it to use the card"
+    if platform.system() == "Windows":
+        return "TensorFlow uses it in WSL only"
+    build = tf.sysconfig.get_build_info()
+    install = f"pip install 'tensorflow[and-cuda]=={tf.__version__}'"
+    if not build.get("is_cuda_build"):
+        return f"this TensorFlow is built without CUDA; `{install}` where there is one with it"
+    if importlib.util.find_spec("nvidia") is None:
+        return f"the CUDA libraries are missing; `{install}` installs them"
+    return (
+        f"CUDA {build.get('cuda_version', '')} does not start; see whether `nvidia-smi` works and "
+        "its driver is recent enough"
+    )
 
 
 def has_amx() -> bool:

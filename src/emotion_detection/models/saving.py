@@ -72,14 +72,23 @@ def predictor(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     return predict_in_batches
 
 
-def predict(model: keras.Model, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def predict(
+    model: keras.Model,
+    images: np.ndarray,
+    rows: np.ndarray,
+    advance: Callable[[int], None] = lambda number: None,
+) -> np.ndarray:
     """Return the probabilities (len(rows), classes) float32 of `images[rows]`, read in batches.
 
-    `images` (N, H, W, C) uint8 may be a memory map, `rows` are integers.
+    `images` (N, H, W, C) uint8 may be a memory map, `rows` are integers. `advance` is called with
+    the number of images of every batch that is done.
     """
     probabilities = predictor(model)
-    chunks = np.array_split(rows, max(1, len(rows) // ROWS_AT_ONCE))
-    return np.concatenate([probabilities(np.asarray(images[chunk])) for chunk in chunks])
+    answers = []
+    for chunk in np.array_split(rows, max(1, len(rows) // ROWS_AT_ONCE)):
+        answers.append(probabilities(np.asarray(images[chunk])))
+        advance(len(chunk))
+    return np.concatenate(answers)
 
 
 def validation_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

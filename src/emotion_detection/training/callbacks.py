@@ -1,4 +1,4 @@
-"""What happens around each epoch: the history, a progress bar, a log line, the learning rate."""
+"""What happens around each epoch: the history, the progress, the learning rate."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,9 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from emotion_detection.console import log
+from emotion_detection.console import Progress
 from emotion_detection.params import Train
 from emotion_detection.training.loader import RESIZED
 
@@ -57,7 +56,7 @@ def reacting_to_validation(settings: Train) -> list[keras.callbacks.Callback]:
 
 
 class History(keras.callbacks.Callback):
-    """A row, a progress bar and a log line per epoch; `rows` hold those of a resumed training."""
+    """A row per epoch, and the progress; `rows` hold those of a resumed training."""
 
     def __init__(
         self,
@@ -66,12 +65,13 @@ class History(keras.callbacks.Callback):
         steps: int,
         log_epoch: LogEpoch,
         reacting: Sequence[keras.callbacks.Callback],
-        verbose: bool,
+        progress: Progress | None,
     ) -> None:
         """Log epochs of `steps` batches; `reacting` are the callbacks that act on val_loss."""
         super().__init__()
         self._rows, self._settings, self._steps = rows, settings, steps
-        self._log_epoch, self._reacting, self._verbose = log_epoch, reacting, verbose
+        self._log_epoch, self._reacting, self._progress = log_epoch, reacting, progress
+        self._began, self._note = 0.0, ""
 
     def on_train_begin(self, logs: object = None) -> None:
         """Tell Keras's callbacks of the epochs before: they count from zero at every start."""
@@ -82,25 +82,24 @@ class History(keras.callbacks.Callback):
                 callback.on_epoch_end(int(row["epoch"]) - 1, dict(row))
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-        """Start the bar."""
+        """Begin the progress with the first epoch, from 0."""
+        if self._progress is not None and not self._began:
+            total, before = (
+                work(self._settings, until) for until in (self._settings.epochs, epoch)
+            )
+            self._note = f"epoch {epoch + 1}/{self._settings.epochs}"
+            self._progress.begin(total, before, self._note)
         self._began = time.monotonic()
         self._lr = _shortest(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        self._bar = tqdm(
-            total=self._steps,
-            desc=f"epoch {epoch + 1}/{self._settings.epochs}",
-            unit=" batches",
-            leave=False,
-            delay=2.0,
-            disable=None,
-        )
+        self._step = (work(self._settings, epoch + 1) - work(self._settings, epoch)) / self._steps
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-        """Move the bar."""
-        self._bar.update()
+        """Advance by a step."""
+        if self._progress is not None:
+            self._progress.advance(self._step, self._note)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Add the row, and log it."""
-        self._bar.close()
         values = {name: _shortest(value) for name, value in (logs or {}).items()}
         row = {
             "epoch": epoch + 1,
@@ -109,9 +108,11 @@ class History(keras.callbacks.Callback):
             "seconds": round(time.monotonic() - self._began, 3),
         }
         self._rows.append(row)
+        self._note = (
+            f"epoch {min(epoch + 2, self._settings.epochs)}/{self._settings.epochs}, validation "
+            f"accuracy {100 * row['val_accuracy']:.1f} %"
+        )
         self._log_epoch(figures(row), epoch + 1)
-        if self._verbose:
-            log.info("%s", _line(row, self._settings.epochs, seconds_left(row, self._settings)))
 
 
 class SaveEpoch(keras.callbacks.Callback):
@@ -134,28 +135,8 @@ def _shortest(value: Any) -> float:
     return float(str(np.float32(value)))
 
 
-def _line(row: Mapping[str, float], epochs: int, left: float) -> str:
-    return (
-        f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.3f}  "
-        f"accuracy {row['accuracy']:.3f}  val_loss {row['val_loss']:.3f}  "
-        f"val_accuracy {row['val_accuracy']:.3f}  lr {row['lr']:.1e}  "
-        f"{row['seconds']:.0f} s, at most {duration(left)} left"
-    )
-
-
-def seconds_left(row: Mapping[str, float], settings: Train) -> float:
-    """Return how long the epochs after that of `row` take, with images as large as theirs are."""
-    small = max(0, settings.progressive_resizing - int(row["epoch"]))
-    full = settings.epochs - int(row["epoch"]) - small
-    is_small = row["epoch"] <= settings.progressive_resizing
+def work(settings: Train, epochs: int) -> float:
+    """Return how much of a training the first `epochs` are, where 1 is an epoch of large images."""
+    small = min(epochs, settings.progressive_resizing)
     # The time of an epoch is in proportion to the pixels of its images.
-    return row["seconds"] * (small + full / (RESIZED**2 if is_small else 1))
-
-
-def duration(seconds: float) -> str:
-    """Return `seconds` as a person says it: 42 s, 7 min, 3.1 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return small * RESIZED**2 + epochs - small

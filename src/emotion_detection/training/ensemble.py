@@ -10,7 +10,7 @@ import keras
 import pandas as pd
 
 from emotion_detection import paths
-from emotion_detection.console import log
+from emotion_detection.console import Progress, duration, log
 from emotion_detection.data.splits import Split
 from emotion_detection.files import atomic, write_json
 from emotion_detection.models.layers import plain
@@ -61,19 +61,19 @@ def train_member(
 
     """
     members = settings.ensemble.members
-    if members > 1:
-        log.info("member %d/%d", member + 1, members)
     prefix = "epoch" if members == 1 else f"member_{member + 1}"
     state = stage.shared / f"member_{member + 1}"
     trained = state / "trained"
     logged = stage.folder / f"member_{member + 1}.json"
     known = _logged(logged)
-    if not trained.exists():
+    before = trained.exists()
+    if not before:
         write_json(logged, {"run_id": run_id, "complete": False})
         _train(
             settings,
             network,
             rows,
+            what="train" if members == 1 else f"train: network {member + 1}/{members}",
             stage=stage,
             state=state,
             target=trained,
@@ -84,7 +84,6 @@ def train_member(
         history = pd.read_csv(trained / HISTORY)
     else:
         history = pd.read_csv(trained / HISTORY)
-        log.info("it was trained before, for %d epochs", len(history))
         Checkpoints(state).remove()
         if known != {"run_id": run_id, "complete": True}:
             for row in history.to_dict("records"):
@@ -92,11 +91,18 @@ def train_member(
     write_json(logged, {"run_id": run_id, "complete": True})
     stage.shared.touch()
     if member == 0:
-        parameters = load(trained / NETWORK)[0].count_params()
-        log.info("%s parameters per network", f"{parameters:,}")
-        runs.log_params({"parameters": members * parameters})
+        runs.log_params({"parameters": members * load(trained / NETWORK)[0].count_params()})
     shutil.copyfile(trained / NETWORK, folder / paths.network(member).name)
+    if members > 1:
+        _log_member(history, member, members, before=before)
     return history
+
+
+def _log_member(history: pd.DataFrame, member: int, members: int, *, before: bool) -> None:
+    seconds, others = float(history["seconds"].sum()), members - member - 1
+    time = "trained before" if before else duration(seconds)
+    left = f"; about {duration(seconds * others)} left for the others" if others else ""
+    log.info("train: network %d/%d: %s, %s%s", member + 1, members, summary([history]), time, left)
 
 
 def _logged(path: Path) -> dict[str, Any]:
@@ -113,6 +119,7 @@ def _train(
     network: Network,
     rows: Split,
     *,
+    what: str,
     stage: Stage,
     state: Path,
     target: Path,
@@ -128,16 +135,18 @@ def _train(
     model = network_to_train(network, dataset, training, precision=stage.precision, seed=seed)
     if training.init_from and not checkpoints.exist():
         start(model, training.init_from, dataset=dataset, split=flat(settings.split, "split."))
-    history = fit(
-        model,
-        dataset,
-        rows,
-        training,
-        seed=seed,
-        checkpoints=checkpoints,
-        log_epoch=log_epoch,
-        log_resumed=log_resumed,
-    )
+    with Progress(what) as progress:
+        history = fit(
+            model,
+            dataset,
+            rows,
+            training,
+            seed=seed,
+            checkpoints=checkpoints,
+            log_epoch=log_epoch,
+            log_resumed=log_resumed,
+            progress=progress,
+        )
     with atomic(target) as finished:
         finished.mkdir()
         history.to_csv(finished / HISTORY, index=False)
@@ -159,6 +168,17 @@ def histories(of_members: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
         return {"history": members.drop(columns="member")}
     mean = members.drop(columns="member").groupby("epoch", as_index=False).mean()
     return {"history": mean, "members": members}
+
+
+def summary(of_members: Sequence[pd.DataFrame]) -> str:
+    """Return what a training came to, in words."""
+    accuracies = [100 * best_epoch(history)["val_accuracy"] for history in of_members]
+    if len(of_members) > 1:
+        low, high = min(accuracies), max(accuracies)
+        return f"validation accuracy {low:.1f} to {high:.1f} % of {len(of_members)} networks"
+    (history,) = of_members
+    epoch = int(best_epoch(history)["epoch"])
+    return f"validation accuracy {accuracies[0]:.1f} % (epoch {epoch} of {len(history)})"
 
 
 def metrics(of_members: Sequence[pd.DataFrame]) -> dict[str, float]:

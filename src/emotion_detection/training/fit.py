@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from emotion_detection.console import UserError, log
+from emotion_detection.console import Progress, UserError, log
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.hardware import strategy
@@ -74,15 +74,16 @@ def fit(
     log_epoch: LogEpoch = not_logged,
     log_resumed: bool = False,
     first_epoch: int = 0,
-    verbose: bool = True,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Train `model` on `rows.train` of `dataset` and return its history, a row per epoch.
 
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, an interrupted training goes on after its last finished epoch, and the model ends
     with the weights of the best epoch; without, it starts at `first_epoch`, its schedule with it,
-    and ends with those of the last. `log_resumed` logs the epochs before the interruption too. What
-    was built under a `strategy` of several devices trains on them.
+    and ends with those of the last. `log_resumed` logs the epochs before the interruption too, and
+    `progress` begins with the first epoch. What was built under a `strategy` of several devices
+    trains on them.
 
     Raises:
         UserError: if the batch is larger than the training rows or too small for the devices, a
@@ -101,7 +102,7 @@ def fit(
             history, ended = checkpoints.resume(model)
         first_epoch = len(history)
         if history and not ended and first_epoch < settings.epochs:
-            log.info("going on after epoch %d of an interrupted training", first_epoch)
+            log.info("train: goes on after epoch %d of an interrupted training", first_epoch)
         for row in history if log_resumed else []:
             log_epoch(figures(row), int(row["epoch"]))
     if not ended and first_epoch < settings.epochs:
@@ -109,7 +110,7 @@ def fit(
         callbacks = [
             *reacting,
             keras.callbacks.TerminateOnNaN(),
-            History(history, settings, steps, log_epoch, reacting, verbose),
+            History(history, settings, steps, log_epoch, reacting, progress),
             *([keras.callbacks.SwapEMAWeights()] if settings.ema else []),
             *([SaveEpoch(checkpoints.save, history)] if checkpoints is not None else []),
         ]

@@ -19,13 +19,12 @@ import keras_tuner
 import numpy as np
 import pandas as pd
 
-from emotion_detection.console import UserError, log
+from emotion_detection.console import Progress, UserError, duration, log
 from emotion_detection.data.splits import Split
 from emotion_detection.figures import training as figures
 from emotion_detection.files import atomic
 from emotion_detection.models.network import forward_gflops
 from emotion_detection.params import Network, Tune
-from emotion_detection.training.callbacks import duration
 from emotion_detection.tuning.space import columns_of, contains, declare, network_of, values_of
 from emotion_detection.tuning.workers import at_work, is_chief, lead
 
@@ -57,6 +56,7 @@ class Trial:
 
     Hyperband trains the promising ones further: `first_epoch` and `continues`, the checkpoint to
     go on from, say where an earlier trial left off, and `checkpoint` where to leave this one's.
+    `standing` says how the search stands, for who watches it.
     """
 
     number: int
@@ -66,6 +66,7 @@ class Trial:
     epochs: int
     continues: Path | None
     checkpoint: Path
+    standing: str = ""
 
 
 RunTrial = Callable[[Trial], Outcome]
@@ -74,8 +75,8 @@ RunTrial = Callable[[Trial], Outcome]
 class _Oracle:
     """An oracle that looks at the baseline first, and draws no network above a cost.
 
-    It logs how the search stands whenever a trial ends, writes its state atomically, and lets
-    trials be taken from workers that are gone.
+    It says how the search stands when a trial ends, and logs what is news; it writes its state
+    atomically, and lets trials be taken from workers that are gone.
     """
 
     # KerasTuner's, by the class that this one is mixed into.
@@ -104,6 +105,8 @@ class _Oracle:
         # KerasTuner's own lock stays closed after an exception.
         self._turn = threading.RLock()
         self._began, self._ended_before = time.monotonic(), 0
+        self.progress: Progress | None = None
+        self.standing = ""
 
     def _random_values(self) -> dict[str, Any] | None:
         if not self.trials and self._baseline is not None:
@@ -151,24 +154,21 @@ class _Oracle:
     def _tell(self, ended: Any) -> None:
         done, total = len(self.end_order), self.max_trials
         mean = (time.monotonic() - self._began) / max(1, done - self._ended_before)
-        if ended.status == "COMPLETED":
-            what = f"val_accuracy {ended.score:.4f}"
-        else:
-            what = f"failed: {_last_line(ended.message)}"
+        left = f"about {duration(mean * (total - done))} left" if done < total else "the last one"
         best = self.get_best_trials(1)[0]  # type: ignore[attr-defined]
-        so_far = (
-            f"best so far {best.score:.4f} (trial {int(best.trial_id) + 1})"
-            if best.status == "COMPLETED"
-            else "no result so far"
-        )
-        log.info(
-            "trial %d/%d  %s; %s; about %s left",
-            int(ended.trial_id) + 1,
-            total,
-            what,
-            so_far,
-            duration(mean * (total - done)),
-        )
+        number, failed = int(ended.trial_id) + 1, ended.status != "COMPLETED"
+        self.standing = f"search: {left}"
+        if best.status == "COMPLETED":
+            self.standing += f", best {100 * best.score:.1f} %"
+        if failed:
+            log.info("tune: trial %d/%d failed: %s", number, total, _last_line(ended.message))
+        elif best.trial_id == ended.trial_id:
+            log.info(
+                "tune: trial %d/%d: validation accuracy %.1f %%, the best so far; %s",
+                *(number, total, 100 * ended.score, left),
+            )
+        if self.progress is not None:
+            self.progress.advance(1, f"{done} of {total} trials; {self.standing}")
 
     @property
     def waiting(self) -> bool:
@@ -259,6 +259,8 @@ class _Tuner(keras_tuner.Tuner):
                 epochs=values.get("tuner/epochs", self._epochs),
                 continues=self._checkpoint(earlier) if earlier is not None else None,
                 checkpoint=self._checkpoint(trial.trial_id),
+                # A worker's oracle is its chief, which says so itself.
+                standing=getattr(self.oracle, "standing", ""),
             )
         )
         return {**asdict(outcome), "seconds": round(time.monotonic() - began, 3)}
@@ -320,14 +322,16 @@ def search(
 
     """
     tuner = _tuner(task, folder, run, quiet=False)
-    oracle, workers = tuner.oracle, task.settings.workers
+    oracle, settings, workers = tuner.oracle, task.settings, task.settings.workers
     if oracle.end_order:
-        log.info("going on with a search of %d finished trials", len(oracle.end_order))
-    if is_chief(workers):
-        tuner.save()
-        lead(oracle, workers=workers, command=command, folder=folder)
-    else:
-        tuner.search()
+        log.info("tune: goes on with a search of %d finished trials", len(oracle.end_order))
+    with Progress("tune", bar=is_chief(workers)) as oracle.progress:
+        oracle.progress.begin(settings.trials, len(oracle.end_order))
+        if is_chief(workers):
+            tuner.save()
+            lead(oracle, workers=workers, command=command, folder=folder)
+        else:
+            tuner.search()
     return _found(oracle, task, folder)
 
 
@@ -361,7 +365,7 @@ def _oracle(task: Task, *, quiet: bool) -> Any:
     settings = task.settings
     in_space = contains(settings.space, task.baseline)
     if not in_space and not quiet:
-        log.info("the network in params.yaml is outside tune.space, so no trial looks at it")
+        log.info("tune: no trial has the network of params.yaml, which is outside tune.space")
     common = {
         "objective": OBJECTIVE,
         "hyperparameters": declare(settings.space),
@@ -451,6 +455,16 @@ def description(settings: Tune, rows: Split) -> str:
     return (
         f"A {settings.oracle} search of {settings.trials} trials of at most {settings.epochs} "
         f"epochs on {len(rows.train):,} train and {len(rows.validation):,} validation images"
+    )
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Return what a search came to, in words."""
+    best = table.loc[table["val_accuracy"].idxmax()]
+    return (
+        f"best validation accuracy {100 * best['val_accuracy']:.1f} %, of trial {best['trial']} "
+        f"of {len(table)} (filters {best['filters']}; kernel sizes {best['kernel_sizes']}; dense "
+        f"units {best['dense_units']})"
     )
 
 

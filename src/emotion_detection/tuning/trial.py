@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import keras
 
-from emotion_detection.console import UserError, log
+from emotion_detection.console import Progress, UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.network import forward_gflops
@@ -54,17 +54,10 @@ def run_trial(
 
 
 def _logged_params(trial: Trial, dataset: Dataset) -> Mapping[str, object]:
-    columns = columns_of(trial.network)
-    log.info(
-        "trial %d/%d  filters %s; kernel sizes %s; dense units %s",
-        trial.number,
-        trial.total,
-        *(columns[name] for name in ("filters", "kernel_sizes", "dense_units")),
-    )
     gflops = forward_gflops(trial.network, dataset.images.shape[1:], len(dataset.classes))
     # The values one by one too: MLflow's charts over trials take numbers.
     return {
-        **columns,
+        **columns_of(trial.network),
         **values_of(trial.network),
         "gflops": round(gflops, 4),
         "epochs": trial.epochs,
@@ -85,16 +78,18 @@ def _trained(
     runs.log_params({"parameters": model.count_params()})
     if trial.continues:
         model.load_weights(trial.continues)
-    history = fit(
-        model,
-        dataset,
-        rows,
-        training,
-        seed=seed,
-        log_epoch=runs.log_epoch,
-        first_epoch=trial.first_epoch,
-        verbose=False,
-    )
+    what = f"tune: trial {trial.number}/{trial.total}"
+    with Progress(what, note=trial.standing, lines=False) as progress:
+        history = fit(
+            model,
+            dataset,
+            rows,
+            training,
+            seed=seed,
+            log_epoch=runs.log_epoch,
+            first_epoch=trial.first_epoch,
+            progress=progress,
+        )
     best = best_epoch(history)
     outcome = Outcome(
         val_accuracy=float(best["val_accuracy"]),

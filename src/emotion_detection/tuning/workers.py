@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
-import psutil
 
 from emotion_detection.console import UserError, log
+from emotion_detection.machine import cores
 
 ID, ADDRESS, PORT = "KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
 
@@ -39,9 +39,6 @@ TRIES = 3
 
 BEAT, SILENCE = 5.0, 300.0
 """Seconds between two signs of life, and without one before a worker's trial goes to another."""
-
-TENSORFLOW_STARTS = re.compile(r"WARNING: All log messages before absl|I\d{4} ")
-"""What it says of itself at its start, the chief has said."""
 
 GRACE = 15.0
 """Seconds that an ended process has to say so to MLflow."""
@@ -102,12 +99,8 @@ def share(number: int, of: int) -> dict[str, str]:
 
     What is set for the whole search, as for one of several in `dvc queue`, is shared likewise.
     """
-    try:
-        cores = len(psutil.Process().cpu_affinity())
-    except AttributeError:  # macOS
-        cores = os.cpu_count() or 1
     shares = {
-        name: str(max(1, int(os.environ.get(name) or cores) // of))
+        name: str(max(1, int(os.environ.get(name) or cores()) // of))
         for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     }
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -148,7 +141,7 @@ def lead(oracle: Oracle, *, workers: int, command: Sequence[str], folder: Path) 
             f"and {PORT} to a port that is free"
         ) from None
     server.start()
-    log.info("%d workers here; the chief listens at %s:%d", workers, host, port)
+    log.info("tune: %d workers here; the chief listens at %s:%d", workers, host, port)
     # gRPC would ask a proxy for this machine too, and wait an hour for its answer.
     place = {ADDRESS: host, PORT: str(port), "no_grpc_proxy": host}
     running = [
@@ -191,8 +184,7 @@ class _Worker:
         """Say what the worker says, a line at a time, among what the others say."""
         with process:
             for line in process.stdout or ():
-                if not TENSORFLOW_STARTS.match(line):
-                    log.info("%s  %s", self.name, line.rstrip())
+                log.info("%s  %s", self.name, line.rstrip())
 
     def terminate(self) -> None:
         if self.process is not None:
