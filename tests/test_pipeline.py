@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,20 @@ from tests.support import documents, reference
 from tests.support.project import SMALL, STAGES, Project
 from tests.support.servers import free_port
 
+RESULTS = {
+    "sample": "data/sample",
+    "ingest": "data/dataset",
+    "profile": "reports/profile",
+    "tune": "models/hyperparameters.json",
+    "train": "models/networks",
+    "export": "models/model.keras",
+    "evaluate": "reports/evaluate/report.html",
+}
+"""Where the last line of each stage says that its result lies."""
+
+OF_DVC = re.compile(r"> python|\w+ing (stage|lock file) '|To |Use |\t|$")
+"""How a line of DVC's own begins."""
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
@@ -31,6 +46,20 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert project.stages_run_by("dvc", "repro") == set(STAGES)
     project.commit("Run the pipeline")
     return project
+
+
+def test_every_stage_says_in_a_few_lines_what_it_does_and_where_its_result_lies(
+    project: Project,
+) -> None:
+    lines = project.printed["dvc", "repro"].splitlines()
+    said = {stage: [line for line in lines if line.startswith(f"{stage}: ")] for stage in STAGES}
+    for stage, own in said.items():
+        assert 2 <= len(own) <= 5, own
+        assert own[-1].endswith(f"; {RESULTS[stage]}")
+    # Nothing of TensorFlow's, MLflow's or any other library's.
+    others = [line for line in lines if not any(line in own for own in said.values())]
+    assert [line for line in others if not OF_DVC.match(line)] == []
+    assert len(lines) <= 60
 
 
 def test_every_stage_leaves_what_people_look_at(project: Project) -> None:

@@ -179,9 +179,10 @@ class Progress:
         return f"about {duration(rate * max(0.0, self._total - self._done))} left"
 
     def _standing(self) -> str:
-        if self._note or self._total is None or not self._unit:
+        if self._note or not self._unit:
             return self._note
-        return f"{self._done:,.0f} of {self._total:,.0f} {self._unit}"
+        of = "" if self._total is None else f" of {self._total:,.0f}"
+        return f"{self._done:,.0f}{of} {self._unit}"
 
     def _is_due(self, now: float) -> bool:
         if self._total is None or self._done >= self._total or self._steps < 2:

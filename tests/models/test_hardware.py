@@ -63,8 +63,8 @@ def test_this_processors_flags_are_read(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("visible", "cuda", "libraries", "why"),
     [
-        (None, True, False, "the CUDA libraries are missing; `pip install 'tensorflow[and-cuda]=="),
-        (None, False, False, "this TensorFlow is built without CUDA"),
+        (None, True, False, "the CUDA libraries are missing; `make gpu` installs them"),
+        (None, False, False, "this TensorFlow has no CUDA; `make gpu` installs"),
         (None, True, True, "CUDA 12.5 does not start; see whether `nvidia-smi` works"),
         ("-1", True, True, "hidden by CUDA_VISIBLE_DEVICES=-1"),
     ],
@@ -78,6 +78,8 @@ def test_a_card_that_is_not_used_is_named_with_the_reason(
     build = {"is_cuda_build": cuda, "cuda_version": "12.5"}
     monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: build)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: libraries or None)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

@@ -51,6 +51,8 @@ class Project:
     def __init__(self, root: Path) -> None:
         """Take the copy that is at `root`."""
         self.root = root
+        # What each command printed when it was run first.
+        self.printed: dict[tuple[str, ...], str] = {}
         self.env = without_settings() | {
             "PYTHONPATH": str(root / "src"),
             "DVC_NO_ANALYTICS": "1",
@@ -90,7 +92,9 @@ class Project:
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-        return done.stdout + done.stderr
+        printed = done.stdout + done.stderr
+        self.printed.setdefault(command, printed)
+        return printed
 
     def stages_run_by(self, *command: str) -> set[str]:
         """Run a command, and return the stages that DVC ran for it."""

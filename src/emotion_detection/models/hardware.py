@@ -46,14 +46,13 @@ def _why_unused() -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return f"hidden by CUDA_VISIBLE_DEVICES={visible}; unset it to use the card"
-    if platform.system() == "Windows":
-        return "TensorFlow uses it in WSL only"
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return "TensorFlow uses it on x86 Linux and in WSL only"
     build = tf.sysconfig.get_build_info()
-    install = f"pip install 'tensorflow[and-cuda]=={tf.__version__}'"
     if not build.get("is_cuda_build"):
-        return f"this TensorFlow is built without CUDA; `{install}` where there is one with it"
+        return "this TensorFlow has no CUDA; `make gpu` installs the one that has"
     if importlib.util.find_spec("nvidia") is None:
-        return f"the CUDA libraries are missing; `{install}` installs them"
+        return "the CUDA libraries are missing; `make gpu` installs them"
     return (
         f"CUDA {build.get('cuda_version', '')} does not start; see whether `nvidia-smi` works and "
         "its driver is recent enough"

@@ -26,7 +26,7 @@ from emotion_detection.files import atomic
 from emotion_detection.models.network import forward_gflops
 from emotion_detection.params import Network, Tune
 from emotion_detection.tuning.space import columns_of, contains, declare, network_of, values_of
-from emotion_detection.tuning.workers import at_work, is_chief, lead
+from emotion_detection.tuning.workers import at_work, hushed, is_chief, lead
 
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
 
@@ -352,7 +352,8 @@ def _tuner(task: Task, folder: Path, run: RunTrial, *, quiet: bool) -> _Tuner:
     oracle = _oracle(task, quiet=quiet)
     place = {"directory": str(folder.parent), "project_name": folder.name}
     try:
-        return _Tuner(run, task.baseline, task.settings.epochs, oracle=oracle, **place)
+        with hushed():
+            return _Tuner(run, task.baseline, task.settings.epochs, oracle=oracle, **place)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         # KerasTuner writes its state in place, and a killed search can leave half of it.
         raise UserError(

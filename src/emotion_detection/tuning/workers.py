@@ -149,7 +149,7 @@ def lead(oracle: Oracle, *, workers: int, command: Sequence[str], folder: Path) 
         for number in range(workers)
     ]
     try:
-        with _hushed(), _ending(running):
+        with hushed(), _ending(running):
             _watch(oracle, service, running, folder)
             _shut_down(oracle, running)
     finally:
@@ -318,15 +318,15 @@ def at_work(worker: str, folder: Path) -> Iterator[None]:
     if os.environ.get(WATCHDOG):
         threading.Thread(target=_until_nobody_holds_stdin, args=(done,), daemon=True).start()
     try:
-        with _hushed():
+        with hushed():
             yield
     finally:
         done.set()
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Drop what is printed while the block lasts: KerasTuner's protocol prints what it packs."""
+def hushed() -> Iterator[None]:
+    """Drop what KerasTuner prints while the block lasts: what it reloads, and what it packs."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
