@@ -491,19 +491,19 @@ def test_every_row_is_tried_out_and_every_case_has_a_row() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_comes_to_what_the_table_says(
-    name: str, place: Place, capsys: pytest.CaptureFixture[str]
+    name: str, place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
     printed, status = rows()[name]
     stage = CASES[name](place)
     outputs = place.outputs()
-    capsys.readouterr()
+    capfd.readouterr()
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     found = 0
     try:
         console.run(stage)
     except SystemExit as end:
         found = int(str(end.code))
-    errors = capsys.readouterr().err
+    errors = capfd.readouterr().err
     print(errors, file=sys.stderr)
     assert found == status
     assert "Traceback" not in errors
