@@ -184,7 +184,6 @@ def _recipe(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     if not arguments.paths and arguments.camera is None:
         arguments.error("give a PATH or --camera")
-    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from emotion_detection.data.dataset import BadFile, are_emotions
     from emotion_detection.inference import predict
