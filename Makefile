@@ -10,7 +10,7 @@ UNTIL_CTRL_C = @[ ! -t 0 ] || set -m; $(1) || [ $$? -eq 130 ]
 # Without MLflow's job queue, which evaluates language models: two processes less, and no traceback at Ctrl-C.
 NO_JOBS = MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 
-.PHONY: help has-git repro gpu data tune-workers ui demo send test soak lint audit bench lock clean
+.PHONY: help has-git repro gpu data tune-workers compare ui demo send test soak lint audit bench lock clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -32,6 +32,9 @@ data: .venv/.repro  ## download the faces from Kaggle into data/; DATASET=owner/
 
 tune-workers: has-git .venv/.repro  ## search for a network with N=2 processes
 	dvc exp run -S tune.workers=$(or $(N),2) tune
+
+compare: has-git .venv/.repro  ## compare the experiments: what was changed, validation and test accuracy, macro F1
+	dvc exp show --only-changed --drop '(data|models|reports|src|stages)/'
 
 ui: .venv/.repro  ## open MLflow's pages at http://127.0.0.1:5000
 	$(call UNTIL_CTRL_C,$(NO_JOBS) mlflow ui --host 127.0.0.1 --port 5000)
@@ -67,8 +70,8 @@ lock:  ## resolve requirements*.txt again, with uv
 	uv pip compile pyproject.toml --universal $(LOCK) --extra onnx --extra scale --extra dev --constraint requirements-extras.txt --output-file requirements-dev.txt
 	echo 'tensorflow[and-cuda]' | uv pip compile - --python-platform x86_64-manylinux_2_28 $(LOCK) --constraint requirements.txt --output-file requirements-gpu.txt
 
-clean:  ## remove the environment
-	rm -rf .venv
+clean:  ## say what takes space; WHAT="states models runs cache" removes some of it
+	emotion-detection clean $(WHAT)
 
 .venv/.repro: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; try make PYTHON=python3.12")'

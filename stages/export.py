@@ -48,9 +48,9 @@ def main() -> None:
         if run_id is not None:
             runs.set_tags({"weights.digest": saving.digest(model)})
             runs.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
-        stage.write(metrics)
-    accuracy = 100 * metrics["export/val_accuracy"]
-    log.info("export: validation accuracy %.1f %%; %s", accuracy, paths.MODEL)
+        accuracy = metrics.pop("export/val_accuracy")
+        stage.write({"export/val_accuracy": accuracy}, more_metrics=metrics)
+    log.info("export: validation accuracy %.1f %%; %s", 100 * accuracy, paths.MODEL)
 
 
 if __name__ == "__main__":

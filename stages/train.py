@@ -33,12 +33,9 @@ def main() -> None:
         atomic(paths.NETWORKS) as folder,
     ):
         folder.mkdir()
-        trained = [
-            ensemble.train_member(
-                member, settings, network, rows, stage=stage, folder=folder, run_id=run_id
-            )
-            for member in range(members)
-        ]
+        trained = ensemble.train_members(
+            settings, network, rows, stage=stage, folder=folder, run_id=run_id
+        )
         stage.save_run_id(folder / paths.RUN_FILE)
         tables = ensemble.histories(trained)
         curves = learning_curves(tables.get("members", tables["history"]))

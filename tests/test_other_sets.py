@@ -103,8 +103,7 @@ def test_ten_classes_of_tiny_grey_images_without_a_test_split(digits: Project) -
 
 
 def test_without_corruption_images_no_corrupted_accuracy_is_reported(digits: Project) -> None:
-    metrics = digits.json("reports/evaluate/metrics.json")
-    assert "test/corrupted_accuracy" not in metrics
+    assert "corrupted_accuracy" not in digits.json("reports/evaluate/scores.json")
     assert not (digits.root / "reports/evaluate/corruptions.png").exists()
     assert read(digits, "corruptions.csv") == "condition,accuracy\n"
 

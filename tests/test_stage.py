@@ -4,6 +4,8 @@ import ast
 import hashlib
 import json
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from ruamel.yaml import YAML
 from emotion_detection import params, paths, stage
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.files import locked
 from emotion_detection.stage import Stage, content_digest
 from tests.support.stores import alone
 
@@ -266,6 +269,55 @@ def test_the_oldest_states_are_removed(project: Path) -> None:
     assert len(states) == stage.STATES_KEPT
     assert not export(shifts=0).restore()
     assert export(shifts=stage.STATES_KEPT + 1).restore()
+
+
+def test_interrupted_states_and_those_at_work_are_not_removed_for_completed_ones(
+    project: Path,
+) -> None:
+    interrupted, at_work = export(shifts=20), export(shifts=21)
+    for of in (interrupted, at_work):
+        of.shared.mkdir(parents=True)
+        (of.shared / "epoch_00001").touch()
+    with locked(paths.state_lock(at_work.shared)):
+        for shifts in range(stage.STATES_KEPT + 1):
+            work(export(shifts=shifts), str(shifts))
+            export(shifts=30 + shifts).shared.mkdir()
+        work(export(shifts=10), "last")
+        assert at_work.shared.exists()
+    assert not interrupted.shared.exists()
+    assert not export(shifts=0).restore()
+    assert export(shifts=stage.STATES_KEPT).restore()
+
+
+def test_two_processes_do_the_same_work_once(project: Path) -> None:
+    first, second = export(), export()
+    assert not first.restore()
+    restored: list[bool] = []
+    waiting = threading.Thread(target=lambda: restored.append(second.restore()))
+    waiting.start()
+    time.sleep(0.2)
+    assert restored == []
+    work(first, "first")
+    waiting.join(timeout=60)
+    assert restored == [True]
+
+
+def test_a_queued_copy_keeps_its_state_in_the_project(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert export().folder.parts[:2] == ("models", ".state")
+    copy = project / ".dvc/tmp/exps/copy"
+    copy.mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(name, copy)
+    for name in ("stages", "src", "data", "models"):
+        shutil.copytree(name, copy / name)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.chdir(copy)
+    work(export(), "made in the copy")
+    monkeypatch.chdir(project)
+    assert export().restore()
+    assert paths.MODEL.read_text() == "made in the copy"
 
 
 def test_what_is_shared_over_a_param_stays_where_the_param_changes(project: Path) -> None:

@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     _add_predict(commands, network)
     _add_demo(commands, network)
     _add_send(commands)
+    _add_clean(commands)
     return parser
 
 
@@ -143,6 +144,24 @@ def _add_send(commands: Commands) -> None:
     command.set_defaults(act=_send)
 
 
+def _add_clean(commands: Commands) -> None:
+    command = commands.add_parser(
+        "clean",
+        help="say what takes space, and remove it",
+        description="Say how much space the states of searches and trainings (states), models in "
+        "MLflow that nobody uses (models), runs deleted in MLflow (runs) and what DVC's cache "
+        "keeps for nothing (cache) take; remove those that are named.",
+    )
+    command.add_argument(
+        "parts",
+        nargs="*",
+        metavar="WHAT",
+        help="states, models, runs or cache (default: say it of all, remove nothing)",
+    )
+    command.add_argument("--dry-run", action="store_true", help="remove nothing")
+    command.set_defaults(act=_clean, error=command.error)
+
+
 def _until_nobody_reads(command: Callable[[], None]) -> None:
     try:
         command()
@@ -237,6 +256,15 @@ def _send(_: argparse.Namespace) -> None:
     from emotion_detection.tracking.delivery import send
 
     send()
+
+
+def _clean(arguments: argparse.Namespace) -> None:
+    from emotion_detection.tracking.clean import PARTS, clean
+
+    for name in arguments.parts:
+        if name not in PARTS:
+            arguments.error(f"{name}: choose from {', '.join(PARTS)}")
+    clean(arguments.parts, dry_run=arguments.dry_run)
 
 
 def _refuse_overwriting(found: "Sequence[Picture]", folder: Path) -> None:

@@ -1,11 +1,13 @@
-"""Files written whole or not at all, and locks."""
+"""Files written whole or not at all, locks, and what Git leaves alone."""
 
 import contextlib
 import csv
 import errno
 import json
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from emotion_detection.console import UserError
+from emotion_detection.console import UserError, log
 
 _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
@@ -69,6 +71,14 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
         lock.release()
 
 
+def remove(folder: Path) -> None:
+    """Remove a folder: at no moment is a part of it taken for the whole."""
+    gone = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON."""
     with atomic(path) as temporary:
@@ -115,3 +125,39 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no sections")
     return values
+
+
+def keep_out_of_git(path: Path) -> None:
+    """Have Git ignore `path` if it lies below this folder and Git neither tracks nor ignores it.
+
+    An experiment of DVC's commits all that a stage depends on, unless Git ignores it: of a data set
+    in the project that would be every image. The line goes into .git/info/exclude, which is this
+    clone's own.
+    """
+    here = Path.cwd()
+    inside = Path(os.path.relpath(path))
+    if inside.is_absolute() or inside.parts[:1] in ((), ("..",)):
+        return
+    # Git knows nothing below a symbolic link.
+    inside = next((above for above in reversed(inside.parents) if above.is_symlink()), inside)
+    untracked = ("ls-files", "--others", "--exclude-standard", "--directory")
+    if not git(*untracked, "--no-empty-directory", "--", f":(literal){inside.as_posix()}"):
+        return
+    exclude = here / os.fsdecode(git("rev-parse", "--git-path", "info/exclude"))
+    prefix = git("rev-parse", "--show-prefix")
+    pattern = re.sub(rb"([\\*?\[ ])", rb"\\\1", prefix + os.fsencode(inside.as_posix()))
+    exclude.parent.mkdir(exist_ok=True)
+    with exclude.open("ab") as file:
+        file.write(
+            b"\n# The source of a data set, which no commit should hold\n/" + pattern + b"\n"
+        )
+    log.info("%s: Git ignores it from here on (by a line in %s)", path, os.path.relpath(exclude))
+
+
+def git(*arguments: str) -> bytes:
+    """Return what Git prints, nothing where there is no Git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return b""
+    return done.stdout.removesuffix(b"\n")

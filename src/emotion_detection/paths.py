@@ -37,8 +37,8 @@ RUN_FILE = "mlflow_run.json"
 """The name, in a folder of state or of networks, of what says which MLflow run it belongs to."""
 
 STATE = Path("models/.state")
-"""A folder a stage, in it a folder a state key: what was done so far, and the completed outputs.
-No output of a stage, since DVC deletes those before it runs one."""
+"""One folder per stage, in it one per state key: what was done so far, and the completed outputs.
+No output of a stage, since DVC deletes those before it runs one. See `state`."""
 
 DVC_FILE, LOCK_FILE = Path("dvc.yaml"), Path("dvc.lock")
 
@@ -50,6 +50,19 @@ def main_root() -> Path:
     project it was copied from: what must outlive the copy belongs there.
     """
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def state() -> Path:
+    """Return the folder STATE of the project that a person opened: it outlives a queued copy."""
+    root = main_root()
+    return STATE if root == Path.cwd().resolve() else root / STATE
+
+
+def state_lock(folder: Path) -> Path:
+    """Return the lock file of the state `folder`; it can be opened afterwards."""
+    locks = state() / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return locks / f"{folder.parent.name}-{folder.name}"
 
 
 def network(member: int) -> Path:

@@ -2,7 +2,8 @@
 
 A stage's state lies in a folder that is named by its state key: a digest of the params and
 dependencies that dvc.yaml lists for the stage. Work that was interrupted goes on from there. Work
-that was completed is cached there, since DVC deletes a stage's outputs before it runs it again.
+that was completed is cached there, since DVC deletes a stage's outputs before it runs it again. It
+lies in the project that a person opened: an experiment that is queued again goes on from there too.
 """
 
 import ast
@@ -25,7 +26,7 @@ from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import INDEX_FILE, SUMMARY_FILE, Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.figures.style import save
-from emotion_detection.files import atomic, read_yaml, write_json
+from emotion_detection.files import atomic, locked, read_yaml, remove, write_json
 from emotion_detection.models import saving
 from emotion_detection.models.hardware import be_deterministic, device, resolve_precision
 from emotion_detection.params import PARAMS, Params, flat
@@ -36,7 +37,8 @@ CODE = Path(emotion_detection.__file__).parents[2]
 OUTPUTS, LOCK_DIGEST = "outputs", "lock_digest.txt"
 
 STATES_KEPT = 4
-"""States of a stage that are kept, for a person who goes back to params that were tried before."""
+"""Completed states of a stage that are kept, for a person who goes back to params that were tried
+before, and as many interrupted ones."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,10 @@ class Stage:
         varying = {key: self.params[key] for key in shared_over}
         constant = {key: value for key, value in self.params.items() if key not in varying}
         code = {path.as_posix(): self._content(path) for path in self.definition.deps}
-        self.shared = paths.STATE / name / _digest({"params": constant, "deps": code})
+        self.shared = paths.state() / name / _digest({"params": constant, "deps": code})
         self.folder = self.shared / _digest(varying) if varying else self.shared
         self._run_id: str | None = None
+        self._alone = contextlib.ExitStack()
 
     @property
     def params_digest(self) -> str:
@@ -133,14 +136,29 @@ class Stage:
         """Write the outputs again if they were completed before; return whether they were.
 
         They are not where dvc.lock has the stage as it is now: whoever runs it all the same wants
-        it done anew, so its state is cleared.
+        it done anew, so its state is cleared. If they were not, no other process works on the state
+        until `complete`: this one waits for it.
         """
+        self._wait()
+        if self._restored():
+            self._alone.close()
+            return True
+        return False
+
+    def _wait(self) -> None:
+        """Take the lock of the state: two queued experiments may begin with the same search."""
+        lock = paths.state_lock(self.shared)
+        if not self._alone.enter_context(locked(lock)):
+            log.info("another process works in %s; waiting for it", self.shared)
+            self._alone.enter_context(locked(lock, wait=True))
+
+    def _restored(self) -> bool:
         kept = self.folder / OUTPUTS
         if not kept.exists():
             return False
         noted = _lock_digest() != (kept / LOCK_DIGEST).read_text(encoding="utf-8")
         if noted and is_in_lock_file(self.definition):
-            _remove(self.shared)
+            remove(self.shared)
             return False
         for path in self.definition.outs:
             with atomic(path) as temporary:
@@ -163,13 +181,19 @@ class Stage:
             for path in self.definition.outs:
                 _copy(path, folder / path.name)
         self.shared.touch()
-        for state in self._states()[:-STATES_KEPT]:
-            _remove(state)
+        completed, interrupted = self._states()
+        for state in (*completed[:-STATES_KEPT], *interrupted[:-STATES_KEPT]):
+            with locked(paths.state_lock(state)) as alone:
+                if alone:
+                    remove(state)
+        self._alone.close()
 
-    def _states(self) -> list[Path]:
-        """Return the folders of states of the stage, the oldest first."""
+    def _states(self) -> tuple[list[Path], list[Path]]:
+        """Return the stage's folders of completed and of other states, the oldest first."""
         states = [state for state in self.shared.parent.glob("*/") if state.name[0] != "."]
-        return sorted(states, key=lambda state: state.stat().st_mtime)
+        states.sort(key=lambda state: state.stat().st_mtime)
+        completed = [state for state in states if any(state.rglob(OUTPUTS))]
+        return completed, [state for state in states if state not in completed]
 
     # MLflow
 
@@ -190,8 +214,8 @@ class Stage:
             )
         file = self.folder / paths.RUN_FILE
         begun = runs.load_run_id(file)
-        others = [state for state in self._states() if state != self.shared]
-        interrupted = [state for state in others if not any(state.rglob(OUTPUTS))]
+        others = [state for state in self._states()[1] if state != self.shared]
+        interrupted = [state for state in others if _is_free(state)]
         if interrupted and begun is None:
             log.info(
                 "%s: starts anew: %d interrupted with other params, data or code wait in %s",
@@ -254,6 +278,12 @@ class Stage:
 
     # Report
 
+    def write_so_far(self, tables: Mapping[str, pd.DataFrame]) -> None:
+        """Write tables into the report folder while the stage works; `write` replaces them."""
+        for name, table in tables.items():
+            with atomic(self.report / f"{name}.csv") as path:
+                _write_table(table, path)
+
     def write(
         self,
         metrics: Mapping[str, float],
@@ -273,9 +303,7 @@ class Stage:
             folder.mkdir()
             write_json(folder / paths.METRICS, dict(metrics))
             for name, table in (tables or {}).items():
-                path = folder / f"{name}.csv"
-                # Bytes of file names that are no text stay as they are.
-                table.to_csv(path, index=False, lineterminator="\n", errors="surrogateescape")
+                _write_table(table, folder / f"{name}.csv")
             for name, figure in (figures or {}).items():
                 save(figure, folder / f"{name}.png")
             if more_files is not None:
@@ -286,6 +314,11 @@ class Stage:
             runs.log_metrics({**metrics, **(more_metrics or {})}, of_model)
             runs.set_tags(tags or {})
             runs.log_files(self.report, self.definition.name)
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    # Bytes of file names that are no text stay as they are.
+    table.to_csv(path, index=False, lineterminator="\n", errors="surrogateescape")
 
 
 def _of_code(path: Path) -> Path:
@@ -368,12 +401,9 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _remove(state: Path) -> None:
-    """Remove the folder of a state: at no moment is a part of it taken for the whole."""
-    gone = state.with_name(f".{state.name}.partial")
-    shutil.rmtree(gone, ignore_errors=True)
-    state.rename(gone)
-    shutil.rmtree(gone)
+def _is_free(state: Path) -> bool:
+    with locked(paths.state_lock(state)) as alone:
+        return alone
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -14,7 +14,9 @@ PROGRAMS = (
 """The first word of a command, where a document does not mark it as one."""
 
 RUN = {
-    "dvc exp show --only-changed --drop 'models|reports'": "",
+    "dvc exp show --only-changed --drop '(data|models|reports|src|stages)/'": "",
+    "dvc exp show": "",
+    "emotion-detection clean": "",
     "dvc metrics diff EXP1 EXP2": "",
     "dvc plots diff EXP1 EXP2 --open": "",
     "emotion-detection predict photo.jpg --model models/model.keras": "",
@@ -43,6 +45,7 @@ ELSEWHERE = {
     "emotion-detection recipe --reset": "test_recipes.py",
     "emotion-detection recipe": "test_recipes.py",
     "emotion-detection send": "test_outages.py",
+    "emotion-detection clean cache models": "test_clean.py",
     "dvc exp run -S ingest.source=PATH": "test_other_sets.py: the photos, by params.yaml",
     "dvc exp run -S deterministic=true": "test_ensemble.py, by its stage",
     "dvc exp run -S ensemble.members=3": "test_pipeline.py",
@@ -127,6 +130,7 @@ NOT_RUN = {
         ("make audit", "make bench", "make clean", "make help", "make lint", "make lock"),
         "for those who change the project; CI runs lint, audit and test",
     ),
+    "make compare": "makes an environment; test_pipeline.py runs its command",
     "make tune-workers": "makes an environment; then `dvc exp run -S tune.workers=2`",
     "python -m pytest -n 0 tests/training/test_augment.py": "a part of `make test`",
     "dvc exp run -S tune.trials=50": "takes long; test_pipeline.py searches with two trials",

@@ -1,6 +1,7 @@
 """The members of an ensemble: each is the network that it would be alone."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -74,18 +75,12 @@ class Trainings:
         self.stage = Stage("train", chosen, self.toy, shared_over=["ensemble.members"])
         Path(folder).mkdir()
         with runs.run("train", note="", dataset=self.toy, params={}, tags={}) as self.run_id:
-            return [
-                ensemble.train_member(
-                    member,
-                    chosen,
-                    self.network,
-                    self.rows,
-                    stage=self.stage,
-                    folder=Path(folder),
-                    run_id=run_id or self.run_id,
-                )
-                for member in range(members)
-            ]
+            return ensemble.train_members(
+                *(chosen, self.network, self.rows),
+                stage=self.stage,
+                folder=Path(folder),
+                run_id=run_id or self.run_id,
+            )
 
     def curve(self, name: str) -> list[int]:
         """Return the epochs of a curve in the last run."""
@@ -270,6 +265,37 @@ def test_a_deterministic_member_is_to_the_bit_the_network_that_its_seed_makes_al
     first, second = digests["ensemble"]
     assert digests["alone"] == [second]
     assert first != second
+
+
+def test_the_reports_history_grows_while_members_train(
+    place: Path, train: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, list[int]]] = []
+
+    def look(when: str, *, interrupt: bool = False) -> None:
+        table = Path("reports/train/history.csv")
+        seen.append((when, pd.read_csv(table)["epoch"].tolist() if table.exists() else []))
+        if interrupt:
+            raise KeyboardInterrupt
+
+    log_epoch, fit = runs.log_epoch, ensemble.fit
+    monkeypatch.setattr(
+        runs, "log_epoch", lambda row, epoch, name: look(name, interrupt=epoch == 2)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(2, "interrupted")
+    assert seen == [("member_1", [1]), ("member_1", [1, 2])]
+
+    # As DVC does before a stage runs.
+    shutil.rmtree("reports")
+    seen.clear()
+    monkeypatch.setattr(runs, "log_epoch", log_epoch)
+    monkeypatch.setattr(ensemble, "fit", lambda *args, **kw: look("fit") or fit(*args, **kw))
+    histories = ensemble.histories(train(2, "resumed"))
+    assert seen == [("fit", [1]), ("fit", [1, 2])]
+    assert Path("reports/train/members.csv").read_text().count("\n") == 5
+    kept = pd.read_csv("reports/train/history.csv")
+    pd.testing.assert_frame_equal(kept, histories["history"], check_dtype=False)
 
 
 def history(*accuracies: float) -> pd.DataFrame:

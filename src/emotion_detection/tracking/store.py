@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.files import atomic, locked
+from emotion_detection.tracking import moved
 from emotion_detection.tracking.outbox import UnreachableError, retry
 
 T = TypeVar("T")
@@ -64,25 +65,28 @@ def connect() -> None:
     """
     location = _point()
     with contextlib.ExitStack() as alone:
-        file = _file(mlflow.get_tracking_uri())
+        file = sqlite_file(mlflow.get_tracking_uri())
         if file is not None:
             # Two processes that make the tables at once leave half of them.
             alone.enter_context(locked(outbox_folder() / "lock", wait=True))
             request(lambda: _make_tables(file))
+            _follow(file)
         request(lambda: _enter_experiment(location))
 
 
 def connect_to_read() -> None:
-    """Point MLflow at the store as `connect` does, and write nothing there.
+    """Point MLflow at the store as `connect` does, and make nothing there.
 
     Raises:
         UserError: if there is no store, it cannot be reached within `timeout()`, or it refuses.
 
     """
-    file = _file(os.environ.get("MLFLOW_TRACKING_URI") or _own())
+    file = sqlite_file(os.environ.get("MLFLOW_TRACKING_URI") or _own())
     if file is not None and not file.exists():
         # MLflow would make an empty store wherever it is asked.
         raise UserError(f"there is no {file.name} in {file.absolute().parent}")
+    if file is not None:
+        _follow(file)
     _point()
     request(lambda: mlflow.MlflowClient().search_experiments(max_results=1))
 
@@ -108,7 +112,18 @@ def _point() -> str | None:
     mlflow.set_tracking_uri(_own())
     # MLflow would take the working directory of the process that makes the experiment, and that of
     # a queued DVC experiment is deleted.
-    return (paths.main_root() / "mlruns").as_uri()
+    return _artifacts().as_uri()
+
+
+def _artifacts() -> Path:
+    """Return the folder of the artifacts of the project's own store."""
+    return paths.main_root() / "mlruns"
+
+
+def _follow(file: Path) -> None:
+    """Change the paths in the project's own store `file` if the project was moved."""
+    if file == Path(make_url(_own()).database or ""):
+        moved.follow(file, _artifacts(), EXPERIMENT)
 
 
 def _own() -> str:
@@ -116,7 +131,7 @@ def _own() -> str:
     return f"sqlite:///{(paths.main_root() / 'mlflow.db').as_posix()}"
 
 
-def _file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
     """Return the file of an SQLite store, None for another kind of store."""
     database = make_url(uri).database if uri.startswith("sqlite") else None
     return Path(database) if database and database != ":memory:" else None

@@ -1,7 +1,9 @@
 """The finished epochs of a training, on disk, so that an interrupted one goes on from there."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -10,7 +12,7 @@ from emotion_detection.console import UserError
 from emotion_detection.files import atomic, write_json
 from emotion_detection.training.callbacks import Row, best_epoch_of
 
-WEIGHTS = "model.weights.h5"
+WEIGHTS, HISTORY = "model.weights.h5", "history.json"
 
 
 class Checkpoints:
@@ -28,6 +30,20 @@ class Checkpoints:
         """Return whether there is an epoch to go on from."""
         return bool(self._epochs())
 
+    def rows(self) -> list[Row]:
+        """Return the history up to the last epoch.
+
+        Raises:
+            UserError: if the checkpoint is damaged.
+
+        """
+        epochs = self._epochs()
+        if not epochs:
+            return []
+        with self._reading(epochs[-1]):
+            kept = json.loads((epochs[-1] / HISTORY).read_text(encoding="utf-8"))
+            return [{name: float(value) for name, value in row.items()} for row in kept["rows"]]
+
     def resume(self, model: keras.Model) -> tuple[list[Row], bool]:
         """Set the compiled `model` to the last epoch; return the history and whether it ended.
 
@@ -38,16 +54,12 @@ class Checkpoints:
         epochs = self._epochs()
         if not epochs:
             return [], False
-        try:
-            kept = json.loads((epochs[-1] / "history.json").read_text(encoding="utf-8"))
+        with self._reading(epochs[-1]):
+            kept = json.loads((epochs[-1] / HISTORY).read_text(encoding="utf-8"))
             model.load_weights(epochs[-1] / WEIGHTS)
             for variable, state in zip(_random_state(model), kept["random_state"], strict=True):
                 variable.assign(state)
             return kept["rows"], kept["ended"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{epochs[-1]}: damaged checkpoint ({error}); remove {self._folder} to train anew"
-            ) from error
 
     def save(self, model: keras.Model, rows: list[Row], ended: bool) -> None:
         """Keep the epoch that `rows` end with, and drop what is neither the last nor the best."""
@@ -56,7 +68,7 @@ class Checkpoints:
             model.save_weights(folder / WEIGHTS)
             states = [variable.numpy().tolist() for variable in _random_state(model)]
             kept = {"rows": rows, "ended": ended, "random_state": states}
-            write_json(folder / "history.json", kept)
+            write_json(folder / HISTORY, kept)
         needed = {self._path(len(rows)), self._path(best_epoch_of(rows))}
         for folder in self._epochs():
             if folder not in needed:
@@ -71,6 +83,15 @@ class Checkpoints:
         """Remove them, where the training is over and its network kept."""
         for folder in self._epochs():
             shutil.rmtree(folder)
+
+    @contextlib.contextmanager
+    def _reading(self, epoch: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{epoch}: damaged checkpoint ({error}); remove {self._folder} to train anew"
+            ) from error
 
     def _path(self, epoch: int) -> Path:
         return self._folder / f"epoch_{epoch:05d}"

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,30 @@ def description(members: int, rows: Split) -> str:
     )
 
 
+def train_members(
+    settings: Params, network: Network, rows: Split, *, stage: Stage, folder: Path, run_id: str
+) -> list[pd.DataFrame]:
+    """Train the members one after the other, save them in `folder`, and return their histories.
+
+    While they train, the stage's report has the tables of `histories` so far.
+
+    Raises:
+        UserError: as `fit` and `pretrained.start` do.
+
+    """
+    trained: list[pd.DataFrame] = []
+    for member in range(settings.ensemble.members):
+        history = train_member(
+            *(member, settings, network, rows),
+            stage=stage,
+            folder=folder,
+            run_id=run_id,
+            before=trained,
+        )
+        trained.append(history)
+    return trained
+
+
 def train_member(
     member: int,
     settings: Params,
@@ -48,13 +72,14 @@ def train_member(
     stage: Stage,
     folder: Path,
     run_id: str,
+    before: Sequence[pd.DataFrame] = (),
 ) -> pd.DataFrame:
     """Train `member`, from 0, save it in `folder`, and return its history.
 
     It is the network that it would be alone with its seed, `seed` + `member`. Its state does not
     depend on the number of members, so where there are more of them those that are trained already
     stay as they are. The epochs that were not logged to the current MLflow run, `run_id`, are
-    logged to it too.
+    logged to it too. `before` are the histories of the members before it, for the report.
 
     Raises:
         UserError: as `fit` and `pretrained.start` do.
@@ -80,6 +105,7 @@ def train_member(
             seed=settings.seed + member,
             log_epoch=lambda row, epoch: runs.log_epoch(row, epoch, prefix),
             log_resumed=known.get("run_id") != run_id,
+            before=before,
         )
         history = pd.read_csv(trained / HISTORY)
     else:
@@ -126,6 +152,7 @@ def _train(
     seed: int,
     log_epoch: LogEpoch,
     log_resumed: bool,
+    before: Sequence[pd.DataFrame],
 ) -> None:
     """Train a member with its checkpoints in `state`, and write it and its history to `target`."""
     # Keras keeps every graph that it built until it is told not to.
@@ -135,6 +162,20 @@ def _train(
     model = network_to_train(network, dataset, training, precision=stage.precision, seed=seed)
     if training.init_from and not checkpoints.exist():
         start(model, training.init_from, dataset=dataset, split=flat(settings.split, "split."))
+    so_far = {int(row["epoch"]): row for row in checkpoints.rows()}
+
+    def report() -> None:
+        if so_far:
+            history = pd.DataFrame(list(so_far.values()))
+            stage.write_so_far(histories([*before, history]))
+
+    def log_and_report(row: Mapping[str, float], epoch: int) -> None:
+        so_far[epoch] = {"epoch": epoch, **row}
+        report()
+        log_epoch(row, epoch)
+
+    # DVC has removed what an interrupted training left in the report.
+    report()
     with Progress(what) as progress:
         history = fit(
             model,
@@ -143,7 +184,7 @@ def _train(
             training,
             seed=seed,
             checkpoints=checkpoints,
-            log_epoch=log_epoch,
+            log_epoch=log_and_report,
             log_resumed=log_resumed,
             progress=progress,
         )
