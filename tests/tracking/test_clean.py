@@ -12,7 +12,7 @@ from emotion_detection.tracking import runs
 from emotion_detection.tracking.clean import clean, readable
 from emotion_detection.tracking.models import CHAMPION
 from tests.support.stores import alone
-from tests.tracking.test_moved import _experiment, log_run, register
+from tests.tracking.test_moved import experiment_id, log_run, register
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
@@ -48,7 +48,7 @@ def test_models_and_runs_go_that_nobody_uses(
     with alone(tmp_path):
         runs.connect()
         client = mlflow.MlflowClient()
-        experiment = _experiment(client)
+        experiment = experiment_id(client)
         made = [client.create_run(experiment, tags={"mlflow.runName": name}) for name in "ab"]
         for run in made:
             client.set_terminated(run.info.run_id)

@@ -27,8 +27,8 @@ def register(root: Path) -> LoggedModel:
     with alone(root):
         connect()
         client = mlflow.MlflowClient()
-        (run, *_) = client.search_runs([_experiment(client)])
-        model = client.create_logged_model(_experiment(client), source_run_id=run.info.run_id)
+        (run, *_) = client.search_runs([experiment_id(client)])
+        model = client.create_logged_model(experiment_id(client), source_run_id=run.info.run_id)
         (root / "model").mkdir()
         (root / "model/MLmodel").write_text("flavors: {}")
         client.log_model_artifacts(model.model_id, str(root / "model"))
@@ -41,7 +41,7 @@ def register(root: Path) -> LoggedModel:
         return model
 
 
-def _experiment(client: mlflow.MlflowClient) -> str:
+def experiment_id(client: mlflow.MlflowClient) -> str:
     return str(client.get_experiment_by_name(EXPERIMENT).experiment_id)
 
 
@@ -68,7 +68,7 @@ def test_a_moved_project_keeps_its_runs_and_its_champion(
         connect_to_read()
         assert mlflow.artifacts.download_artifacts(CHAMPION, dst_path="champion")
         client = mlflow.MlflowClient()
-        (run,) = client.search_runs([_experiment(client)])
+        (run,) = client.search_runs([experiment_id(client)])
         report = f"runs:/{run.info.run_id}/evaluate/report.html"
         assert Path(mlflow.artifacts.download_artifacts(report)).read_text() == "a report"
         connect_to_read()
@@ -104,6 +104,6 @@ def test_artifacts_that_were_put_elsewhere_stay_there(toy: Dataset, tmp_path: Pa
     disk.mkdir(parents=True)
     with alone(root):
         connect_uri = f"sqlite:///{(root / 'mlflow.db').as_posix()}"
-        mlflow.MlflowClient(connect_uri).create_experiment(EXPERIMENT, disk.as_uri())
+        mlflow.MlflowClient(connect_uri).createexperiment_id(EXPERIMENT, disk.as_uri())
     log_run(toy, root)
     assert len(list(disk.glob("**/report.html"))) == 1

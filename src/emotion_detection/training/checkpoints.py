@@ -42,7 +42,7 @@ class Checkpoints:
             return []
         with self._reading(epochs[-1]):
             kept = json.loads((epochs[-1] / HISTORY).read_text(encoding="utf-8"))
-            return [{name: float(value) for name, value in row.items()} for row in kept["rows"]]
+            return [{**row, "epoch": int(row["epoch"])} for row in kept["rows"]]
 
     def resume(self, model: keras.Model) -> tuple[list[Row], bool]:
         """Set the compiled `model` to the last epoch; return the history and whether it ended.
@@ -88,7 +88,7 @@ class Checkpoints:
     def _reading(self, epoch: Path) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{epoch}: damaged checkpoint ({error}); remove {self._folder} to train anew"
             ) from error

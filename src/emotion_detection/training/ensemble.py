@@ -18,7 +18,7 @@ from emotion_detection.models.saving import load, save
 from emotion_detection.params import Network, Params, flat
 from emotion_detection.stage import Stage
 from emotion_detection.tracking import runs
-from emotion_detection.training.callbacks import LogEpoch, best_epoch, figures
+from emotion_detection.training.callbacks import LogEpoch, Row, best_epoch, figures
 from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit, network_to_train
 from emotion_detection.training.pretrained import start
@@ -162,7 +162,7 @@ def _train(
     model = network_to_train(network, dataset, training, precision=stage.precision, seed=seed)
     if training.init_from and not checkpoints.exist():
         start(model, training.init_from, dataset=dataset, split=flat(settings.split, "split."))
-    so_far = {int(row["epoch"]): row for row in checkpoints.rows()}
+    so_far: dict[int, Row] = {int(row["epoch"]): row for row in checkpoints.rows()}
 
     def report() -> None:
         if so_far:
