@@ -5,6 +5,9 @@ from pathlib import Path
 
 DATA = Path("data")
 SAMPLE = DATA / "sample"
+SYNTHETIC_MARK = "SYNTHETIC.txt"
+"""The name of a file beside train/ that says that a program drew the images, wherever they go."""
+
 DATASET = DATA / "dataset"
 DOWNLOADS = DATA / ".download"
 """What came of a data set so far; gone once it is there."""

@@ -21,6 +21,7 @@ from emotion_detection.console import UserError
 from emotion_detection.data import ingest
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.ingest import image_digest
+from emotion_detection.data.synthetic import draw_sample
 from tests.support.sources import (
     HEIGHT,
     WIDTH,
@@ -58,6 +59,21 @@ def test_a_zip_and_its_folder_are_the_same_dataset(tmp_path: Path) -> None:
     assert first.labels.tolist() == [0, 0, 0, 1, 1, 1] * 2
     assert reports[0].counts == first.counts
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "faces", "faces.zip"]
+
+
+def test_a_set_that_a_program_drew_is_known_wherever_it_goes(tmp_path: Path) -> None:
+    draw_sample(tmp_path / "sample", train=60, test=30, image_size=16)
+    files = {
+        f"moved/{path.relative_to(tmp_path / 'sample').as_posix()}": path.read_bytes()
+        for path in (tmp_path / "sample").rglob("*.*")
+    }
+    for number, source in enumerate(
+        (tmp_path / "sample", in_zip(tmp_path / "moved.zip", files), in_folder(tmp_path, faces()))
+    ):
+        ingested(source, tmp_path / str(number))
+    drawn = [Dataset.open(tmp_path / str(number)) for number in range(3)]
+    assert [dataset.synthetic for dataset in drawn] == [True, True, False]
+    assert drawn[0].digest == drawn[1].digest
 
 
 def test_rows_run_by_split_class_and_natural_name(tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ EMOTIONS = {
     *("angry", "contemptuous", "disgusted", "fearful", "happy", "sad", "surprised"),
 }
 
+SYNTHETIC_NOTICE = (
+    "this model has learnt from synthetic faces only: what it says of a photo means nothing; train "
+    "on photos first"
+)
+
 # File names are bytes on Linux, and need not be UTF-8: this carries any of them there and back.
 _TEXT_ERRORS = "surrogateescape"
 
@@ -80,6 +85,7 @@ class Dataset:
     bad_files: tuple[BadFile, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)  # files that are in no row, by reason
     dropped_leaks: int = 0  # train images that were left out since they are also in test
+    synthetic: bool = False  # drawn by a program, no photographs
     pixels: str = ""  # hex SHA-256 of the file of packed images, as ingest wrote it
 
     def __len__(self) -> int:
@@ -115,6 +121,11 @@ class Dataset:
     def is_test(self) -> np.ndarray:
         """Return which rows are test images, (N,) bool."""
         return self.splits == SPLITS.index("test")
+
+    @property
+    def notice(self) -> str | None:
+        """What whoever uses a model of these images has to know; None where there is nothing."""
+        return SYNTHETIC_NOTICE if self.synthetic else None
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -178,6 +189,7 @@ class Dataset:
                 "bad_files": tuple(BadFile(*entry) for entry in summary["bad_files"]),
                 "left_out": {str(k): int(v) for k, v in summary["left_out"].items()},
                 "dropped_leaks": int(summary["dropped_leaks"]),
+                "synthetic": bool(summary["synthetic"]),
                 "pixels": str(summary["pixels"]),
             }
         with _reading(folder / INDEX_FILE) as path:
@@ -219,6 +231,7 @@ class Dataset:
             "bad_files": [[bad.path, bad.reason] for bad in self.bad_files],
             "left_out": dict(self.left_out),
             "dropped_leaks": self.dropped_leaks,
+            "synthetic": self.synthetic,
             "pixels": _file_digest(folder / IMAGES_FILE),
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"

@@ -40,7 +40,14 @@ from emotion_detection.data.dataset import (
 )
 from emotion_detection.data.image import BadImageError, open_image, prepare
 from emotion_detection.data.layout import Item, Names
-from emotion_detection.data.source import Source, check_unchanged, open_source, some, state
+from emotion_detection.data.source import (
+    Source,
+    check_unchanged,
+    is_synthetic,
+    open_source,
+    some,
+    state,
+)
 from emotion_detection.data.splits import cut
 from emotion_detection.data.unpack import Unpacking, arranged
 from emotion_detection.files import atomic
@@ -102,9 +109,11 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
         with closing(opened):
             decoder = Decoder(opened, settings.image_size, settings.color_mode)
             packed = _pack(arrangement.items, decoder, folder / IMAGES_FILE)
+            drawn = is_synthetic(opened, [item.path for item in arrangement.items])
         _check_bad_files(packed.bad_files, len(arrangement.items), settings.max_bad_fraction)
         _check_filled(arrangement.items, packed.items)
-        report = _write(packed, folder, source.resolve().name, settings, seed, arrangement.left_out)
+        origin = Origin(source.resolve().name, drawn, arrangement.left_out)
+        report = _write(packed, folder, origin, settings, seed)
         check_unchanged(source, before)
     _log_report(report, target)
     return report
@@ -337,13 +346,19 @@ def _check_bad_files(bad: Sequence[BadFile], total: int, max_bad_fraction: float
         )
 
 
+class Origin(NamedTuple):
+    """The folder or archive that images come from.
+
+    Its name, whether a program drew the images, and the number of files left out, by reason.
+    """
+
+    name: str
+    synthetic: bool
+    left_out: Counter[str]
+
+
 def _write(
-    packed: Packed,
-    folder: Path,
-    source: str,
-    settings: params.Ingest,
-    seed: int,
-    left_out: Counter[str],
+    packed: Packed, folder: Path, source: Origin, settings: params.Ingest, seed: int
 ) -> IngestReport:
     """Write the index beside the packed images, after the changes of the splits asked for."""
     items, digests = packed.items, packed.digests
@@ -383,10 +398,11 @@ def _write(
         groups=group_by_digest(digests),
         near_groups=near_groups,
         digest=set_digest(digests, labels, splits, classes, images.shape[1:]),
-        source=source,
+        source=source.name,
+        synthetic=source.synthetic,
         test_is_cut=test_is_cut,
         bad_files=packed.bad_files,
-        left_out=left_out,
+        left_out=source.left_out,
         dropped_leaks=len(items) - len(kept),
     )
     dataset.write_index(folder)

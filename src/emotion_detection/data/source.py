@@ -4,6 +4,7 @@ A zip is not trusted: its members are read one by one, within bounds.
 """
 
 import os
+import posixpath
 import re
 import stat
 import struct
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, NoReturn
 
+from emotion_detection import paths
 from emotion_detection.console import UserError, log
 from emotion_detection.data.image import BadImageError
 
@@ -24,7 +26,10 @@ MAX_DEPTH = 32
 UTF_8_NAME = 1 << 11  # the flag of a zip member whose name is in UTF-8
 UNICODE_PATH = 0x7075  # the extra field that has a member's name in UTF-8 (APPNOTE 4.6.9)
 LIKELY_ENCODINGS = ("gbk", "shift_jis", "euc_kr", "cp1250", "cp1251", "cp1252", "cp437")
-CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+CLUTTER = {
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+    paths.SYNTHETIC_MARK.casefold(),
+}
 
 # What the zipfile module raises on damaged archives and members.
 ZIP_DAMAGE = (
@@ -252,6 +257,16 @@ class ZipSource:
 
 
 Source = FolderSource | ZipSource
+
+
+def is_synthetic(source: Source, images: Sequence[str]) -> bool:
+    """Return whether a program drew `images`: whether `paths.SYNTHETIC_MARK` lies above them."""
+    folder = PurePosixPath(posixpath.commonpath(images))
+    for above in (folder, *folder.parents):
+        with suppress(BadImageError, KeyError):
+            source.read(str(above / paths.SYNTHETIC_MARK))
+            return True
+    return False
 
 
 def open_source(path: Path, encoding: str | None = None) -> Source:

@@ -15,12 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from emotion_detection import paths
 from emotion_detection.console import UserError, log, progress
 from emotion_detection.files import atomic
 
 Array = NDArray[np.float64]
 
 SPLITS = ("train", "test")
+MARK = (
+    "A program drew these faces. Ingest reads from this file that they are no photographs, so that "
+    "a model that has learnt from them alone says so.\n"
+)
 FEWEST_PER_CLASS = 2
 SMALLEST_IMAGE = 16
 SUPERSAMPLING = 4
@@ -469,6 +474,8 @@ def draw_sample(
     }
     log.info("sample: drawing %s synthetic faces", f"{train + test:,}")
     with atomic(folder) as fresh:
+        fresh.mkdir()
+        (fresh / paths.SYNTHETIC_MARK).write_text(MARK, encoding="utf-8", newline="\n")
         faces = []
         for split_number, split in enumerate(SPLITS):
             for class_number, (name, count) in enumerate(counts[split].items()):
