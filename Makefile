@@ -36,8 +36,9 @@ tune-workers: has-git .venv/.repro  ## search for a network with N=2 processes
 compare: has-git .venv/.repro  ## compare the experiments: what was changed, validation and test accuracy, macro F1
 	dvc exp show --only-changed --drop '(data|models|reports|src|stages)/'
 
-ui: .venv/.repro  ## open MLflow's pages at http://127.0.0.1:5000
-	$(call UNTIL_CTRL_C,$(NO_JOBS) mlflow ui --host 127.0.0.1 --port 5000)
+ui: .venv/.repro  ## open the runs in MLflow's pages, at the address that it prints
+	@python -m emotion_detection.tracking.address http://127.0.0.1:5000
+	$(call UNTIL_CTRL_C,$(NO_JOBS) mlflow ui --host 127.0.0.1 --port 5000 --uvicorn-opts "--log-level warning")
 
 demo: .venv/.repro  ## open a page that labels faces in photos; MODEL=models/model.keras, PORT=5002
 	$(call UNTIL_CTRL_C,emotion-detection demo $(if $(MODEL),--model $(MODEL)) $(if $(PORT),--port $(PORT)))

@@ -107,7 +107,8 @@ def _log(root: Path, packed: Path, model: str) -> None:
         network, classes = saving.load(Path(model))
         assert classes is not None
         runs.log_model(network, np.asarray(dataset.images[:2]), classes)
-    models.promote(models.register(run_id, dataset, scores={}))
+    candidate = models.candidate(run_id)
+    models.promote(models.register(candidate, dataset, scores={}, decision="measured"))
 
 
 def _wrong(image: bytes) -> dict[str, Any]:

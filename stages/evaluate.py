@@ -37,8 +37,8 @@ def main() -> None:
     figures = evaluation_figures(result, corrupted, dataset.images, rows)
     with stage.logging_to(runs.resumed(runs.load_run_id(paths.EXPORT_RUN))) as run_id:
         challenger = champion.Challenger(run_id, result, dataset, rows)
-        registers = settings.evaluate.register_model
-        decision = champion.challenge(challenger, register_model=registers, seed=seed)
+        register = settings.evaluate.register
+        decision = champion.challenge(challenger, register=register, seed=seed)
         facts = report.training_facts(model, network, settings, report.history(paths.TRAIN))
         subject = report.subject(result, dataset, corrupted, decision, facts, settings)
         scores = metrics.flat_metrics(subject.scores)
@@ -49,6 +49,7 @@ def main() -> None:
             more_metrics=scores | decision.metrics(),
             more_files=partial(report.write, subject, figures),
             tags=decision.tags(),
+            headline=report.headline(result),
         )
     log.info("evaluate: %s", decision.sentence)
     log.info("evaluate: %s; %s", report.headline(result), paths.EVALUATE / "report.html")

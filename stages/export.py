@@ -34,7 +34,7 @@ def main() -> None:
         answers = saving.predict(model, dataset.images, rows.validation, progress.advance)
     metrics = saving.validation_scores(dataset.labels[rows.validation], answers)
     with atomic(paths.MODEL) as path:
-        saving.save(model, path, dataset.classes)
+        saving.save(model, path, dataset.classes, dataset.notice)
     with atomic(paths.ONNX) as folder:
         folder.mkdir()
         # DVC warns of a folder that is empty.
@@ -47,7 +47,8 @@ def main() -> None:
         stage.save_run_id(paths.EXPORT_RUN)
         if run_id is not None:
             runs.set_tags({"weights.digest": saving.digest(model)})
-            runs.log_model(model, dataset.images[rows.train[:2]], dataset.classes)
+            example = dataset.images[rows.train[:2]]
+            runs.log_model(model, example, dataset.classes, dataset.notice)
         accuracy = metrics.pop("export/val_accuracy")
         stage.write({"export/val_accuracy": accuracy}, more_metrics=metrics)
     log.info("export: validation accuracy %.1f %%; %s", 100 * accuracy, paths.MODEL)

@@ -12,6 +12,7 @@ SRC = ROOT / "src"
 PACKAGE = "emotion_detection"
 ORDER = (
     ("console", "paths", "files", "machine", "params"),
+    ("recipes",),
     ("data",),
     ("figures",),
     ("models",),
@@ -21,7 +22,7 @@ ORDER = (
     ("tuning",),
     ("evaluation",),
     ("inference",),
-    ("recipes", "cli"),
+    ("cli",),
 )
 """Each may import from those before it, and from its own group."""
 KNOWS_MLFLOW = ("emotion_detection/tracking/", "emotion_detection/models/serving.py")

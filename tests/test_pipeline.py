@@ -91,6 +91,7 @@ def test_every_stage_leaves_what_people_look_at(project: Project) -> None:
                 Image.open(path).verify()
     profile = project.json("reports/profile/metrics.json")
     assert profile["images"] == {"train": 120, "test": 60}
+    assert project.json("data/dataset/dataset.json")["synthetic"] is True
     predictions = pd.read_csv(project.root / "reports/evaluate/predictions.csv")
     metrics = project.json("reports/evaluate/metrics.json")
     assert len(predictions) == 60
@@ -236,8 +237,13 @@ def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None
             page.get_by_role("link", name="emotion-detection").first.click()
             for name in ("train on sample", "tune on sample"):
                 expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
-            expect(page.get_by_text("Emotions from faces. A run is named after")).to_be_visible()
+            expect(page.get_by_text("A run is named after its DVC stage")).to_be_visible()
             expect(page.get_by_text(f"sample ({digest[:8]})").first).to_be_visible()
+            page.get_by_role("link", name="the runs with their results").click()
+            for name in ("test/accuracy", "test/macro_f1", "recipe", "git.commit"):
+                expect(page.get_by_role("columnheader", name=name, exact=True)).to_be_visible()
+            _open(page, f"{runs}/{train.info.run_id}")
+            expect(page.get_by_text("Test accuracy").first).to_be_visible()
             _open(page, f"{runs}/{tune.info.run_id}")
             for name in ("trial 01", "trial 02"):
                 expect(page.get_by_role("link", name=name)).to_be_visible()

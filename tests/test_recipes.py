@@ -234,6 +234,29 @@ def test_a_recipe_of_ones_own_is_taken(project: Project) -> None:
     assert values()["train.init_from"] == "models:/emotion-detection/2"
 
 
+def test_the_recipe_that_params_yaml_holds_is_known(project: Project) -> None:
+    assert recipes.held() is None
+    for name in NAMES:
+        recipes.write(recipes.changes(name))
+        apply_overrides("params.yaml", ["seed=5", "ingest.source=mine", "evaluate.register=never"])
+        assert recipes.held() == name
+        apply_overrides("params.yaml", ["train.lr=0.7"])
+        assert recipes.held() is None
+
+
+def test_outside_git_the_recipe_is_the_one_that_names_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    project = make(tmp_path / "project")
+    monkeypatch.chdir(project.root)
+    (project.root / "recipes" / "less.yaml").write_text("# Less.\ntune: {trials: 0}\n")
+    recipes.write(recipes.changes("quick"))
+    assert recipes.held() == "quick"
+    monkeypatch.chdir(tmp_path)
+    assert recipes.held() is None
+
+
 def test_outside_git_what_a_recipe_does_not_name_stays_and_that_is_said(tmp_path: Path) -> None:
     project = make(tmp_path / "project")
     file = project.root / "params.yaml"

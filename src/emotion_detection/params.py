@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -28,6 +29,9 @@ from emotion_detection.console import UserError
 from emotion_detection.files import read_yaml
 
 PARAMS = Path("params.yaml")
+
+# Every class has such a method, which registers subclasses and is not used here.
+warnings.filterwarnings("ignore", 'Field name "register" in "Evaluate" shadows')
 
 
 def _finite(value: Any) -> Any:
@@ -336,8 +340,9 @@ class Evaluate(Section):
     corruption_images: WholeNumber | None = 0
     """test images darkened, blurred and so on; 0: off, null: all"""
 
-    register_model: bool = True
-    """in MLflow's registry; the best one of a data set is its champion"""
+    register: Literal["always", "better", "never"] = "better"
+    """always, better or never: which models become versions in MLflow's registry; better: those
+    that become champion of their data set"""
 
 
 class Export(Section):

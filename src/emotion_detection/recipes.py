@@ -5,6 +5,7 @@ setting that it does not name has the value that Git has committed, but `ingest.
 person sets once for their own images.
 """
 
+import contextlib
 import difflib
 import io
 import json
@@ -24,6 +25,13 @@ from emotion_detection.files import atomic
 from emotion_detection.params import PARAMS
 
 FOLDER = Path("recipes")
+FREE = (
+    *("seed", "precision", "deterministic", "sample", "ingest.source", "tune.workers"),
+    *("evaluate", "export"),
+)
+"""Settings and sections that may differ in a run of a recipe: what it runs on, and what is done
+with its model."""
+
 ROOT_HINT = "run this in the project's root folder"
 
 
@@ -85,6 +93,39 @@ def changes(name: str) -> list[Change]:
     wanted = _overlaid(base, files.read_yaml(recipe))
     params.check(wanted, recipe)
     return _changes(current, wanted)
+
+
+def held() -> str | None:
+    """Return the name of the recipe whose settings params.yaml has, None if there is none.
+
+    It has those of a recipe if each setting is as the recipe or else Git's last commit has it, but
+    for those in `FREE`. Of several recipes it is the one that names most.
+    """
+    try:
+        current = files.read_yaml(PARAMS)
+        names = list(heads())
+    except UserError:
+        return None
+    base, found = current, []
+    with contextlib.suppress(UserError):
+        base = _restored(current, files.parse_yaml(_committed() or "", PARAMS))
+    for name in names:
+        recipe = FOLDER / f"{name}.yaml"
+        with contextlib.suppress(UserError):
+            named = files.read_yaml(recipe)
+            wanted = params.check(_overlaid(base, named), recipe)
+            if _fixed(params.check(current, PARAMS)) == _fixed(wanted):
+                found.append((len(list(_leaves(named))), name))
+    return max(found)[1] if found else None
+
+
+def _fixed(values: params.Params) -> dict[str, Any]:
+    """Return the settings, by dotted name, that make a recipe what it is."""
+    return {
+        name: value
+        for name, value in params.flat(values).items()
+        if not any(name == free or name.startswith(f"{free}.") for free in FREE)
+    }
 
 
 def write(changed: Sequence[Change]) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import emotion_detection
-from emotion_detection import paths
+from emotion_detection import paths, recipes
 from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import INDEX_FILE, SUMMARY_FILE, Dataset
 from emotion_detection.data.splits import Split
@@ -31,6 +31,7 @@ from emotion_detection.models import saving
 from emotion_detection.models.hardware import be_deterministic, device, resolve_precision
 from emotion_detection.params import PARAMS, Params, flat
 from emotion_detection.tracking import runs
+from emotion_detection.tracking.tags import PRECISION_WHY, RECIPE, SELECTED_ON_TEST, flag
 
 CODE = Path(emotion_detection.__file__).parents[2]
 
@@ -227,8 +228,9 @@ class Stage:
             dataset=self.dataset,
             params={**self.params, **(params or {})},
             tags={
-                "selected_on_test": str(rows.selected_on_test).lower(),
-                "precision.why": self._why,
+                RECIPE: recipes.held() or PARAMS.name,
+                SELECTED_ON_TEST: flag(rows.selected_on_test),
+                PRECISION_WHY: self._why,
             },
             run_id=begun,
         ) as run_id:
@@ -249,6 +251,8 @@ class Stage:
         """
         with run as run_id:
             self._run_id = run_id
+            if run_id is not None:
+                runs.set_tags({RECIPE: recipes.held() or PARAMS.name})
             yield run_id
         self.complete()
 
@@ -293,11 +297,13 @@ class Stage:
         more_metrics: Mapping[str, float] | None = None,
         more_files: Callable[[Path], None] | None = None,
         tags: Mapping[str, str] | None = None,
+        headline: str | None = None,
     ) -> None:
         """Write the report folder, and log it, under the same names.
 
         `metrics` are what DVC shows and MLflow too; `more_metrics` and `tags` are for MLflow alone.
-        `more_files` writes into the folder.
+        `more_files` writes into the folder. `headline` is the result in a line, which the run's
+        description begins with.
         """
         with atomic(self.report) as folder:
             folder.mkdir()
@@ -313,6 +319,8 @@ class Stage:
             of_model = self.dataset if self.definition.name == "evaluate" else None
             runs.log_metrics({**metrics, **(more_metrics or {})}, of_model)
             runs.set_tags(tags or {})
+            if headline is not None:
+                runs.log_headline(headline)
             runs.log_files(self.report, self.definition.name)
 
 

@@ -68,7 +68,11 @@ def test_a_set_that_a_program_drew_is_known_wherever_it_goes(tmp_path: Path) -> 
         for path in (tmp_path / "sample").rglob("*.*")
     }
     for number, source in enumerate(
-        (tmp_path / "sample", in_zip(tmp_path / "moved.zip", files), in_folder(tmp_path, faces()))
+        (
+            tmp_path / "sample",
+            in_zip(tmp_path / "moved.zip", files),
+            in_folder(tmp_path / "real", faces()),
+        )
     ):
         ingested(source, tmp_path / str(number))
     drawn = [Dataset.open(tmp_path / str(number)) for number in range(3)]

@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.evaluation.champion import Challenger, Decision, challenge
+from emotion_detection.evaluation.champion import Challenger, Decision, Register, challenge
 from emotion_detection.evaluation.metrics import evaluate
 from emotion_detection.models import saving
 from emotion_detection.tracking import models, runs
@@ -59,7 +59,11 @@ class Registry:
         return run_id
 
     def challenge(
-        self, run_id: str | None, known: int, dataset: Dataset | None = None, **options: bool
+        self,
+        run_id: str | None,
+        known: int,
+        dataset: Dataset | None = None,
+        register: Register = "always",
     ) -> Decision:
         """Evaluate the model of a run, which knows so many classes."""
         dataset = dataset or self.toy
@@ -68,7 +72,7 @@ class Registry:
         result = evaluate(dataset.labels[rows], probabilities, dataset.classes, seed=0)
         challenger = Challenger(run_id, result, dataset, rows)
         with runs.resumed(run_id):
-            return challenge(challenger, bootstrap=200, seed=0, **options)
+            return challenge(challenger, register=register, bootstrap=200, seed=0)
 
     @property
     def versions(self) -> list[ModelVersion]:
@@ -104,7 +108,9 @@ def test_only_a_better_model_takes_the_title(
     runs = {known: registry.train(known) for known in (1, 0, 3)}
 
     first = registry.challenge(runs[1], known=1)
-    assert first == Decision("1", True, "it is the first model on toy.zip")
+    only = "it is only the first model on toy.zip, compared with no other"
+    assert first == Decision("1", True, only)
+    assert f"When it was evaluated: {only}." in registry.versions[0].description
     assert registry.aliases == {own: "1", "champion": "1"}
 
     # It takes every image for the first class, and so does the first model.
@@ -137,10 +143,12 @@ def test_only_a_better_model_takes_the_title(
     again = registry.challenge(runs[3], known=3)
     assert again == Decision("3", True, "it became champion in an earlier evaluation")
     assert [version.run_id for version in registry.versions] == [runs[1], runs[0], runs[3]]
+    assert f"When it was evaluated: {third.why}." in registry.versions[2].description
     tags = registry.versions[2].tags
     assert tags == {
         "dataset": "toy.zip",
         "dataset.digest": toy.digest,
+        "dataset.synthetic": "false",
         "selected_on_test": "false",
         "test/accuracy": "1",
         "test/macro_f1": "1",
@@ -228,7 +236,7 @@ def test_a_run_without_a_model_is_told(registry: Registry) -> None:
     assert decision.version is None
     assert "logged no model" in decision.why
     assert decision.sentence.startswith("The model is not in the model registry: MLflow's model")
-    assert (decision.metrics(), decision.tags()) == ({}, {})
+    assert (decision.metrics(), decision.tags()) == ({}, {"champion.decision": decision.why})
     assert decision.as_json() == {
         "version": None,
         "champion": False,
@@ -239,9 +247,54 @@ def test_a_run_without_a_model_is_told(registry: Registry) -> None:
 
 def test_a_model_that_is_not_to_be_registered_is_not(registry: Registry) -> None:
     run_id = registry.train(3)
-    decision = registry.challenge(run_id, known=3, register_model=False)
-    assert decision == Decision(None, False, "evaluate.register_model is false")
+    decision = registry.challenge(run_id, known=3, register="never")
+    assert decision == Decision(None, False, "evaluate.register is never")
     assert registry.client.search_registered_models() == []
+
+
+def test_only_what_becomes_champion_is_registered_unless_more_is_asked_for(
+    registry: Registry,
+) -> None:
+    chosen_on_test = registry.train(3, selected_on_test=True)
+    decision = registry.challenge(chosen_on_test, known=3, register="better")
+    assert decision.sentence.startswith("The model is not in the model registry: it was selected")
+    assert registry.client.search_registered_models() == []
+
+    worse = registry.train(1)
+    for known, run_id in ((3, registry.train(3)), (1, worse)):
+        decision = registry.challenge(run_id, known=known, register="better")
+    assert (decision.version, decision.champion, decision.against) == (None, False, "1")
+    assert decision.tags() == {"champion.decision": decision.why}
+    assert len(decision.metrics()) == 4
+    assert [version.version for version in registry.versions] == [1]
+    assert registry.challenge(worse, known=1, register="always").version == "2"
+    # It keeps its version.
+    assert registry.challenge(worse, known=1, register="better").version == "2"
+
+
+def test_the_alias_champion_stays_with_photographs(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = replace(registry.toy, digest="f" * 32, source="photos.zip")
+    drawn = replace(registry.toy, digest="d" * 32, source="sample", synthetic=True)
+    other = replace(registry.toy, digest="e" * 32, source="sample", synthetic=True)
+    run_id = registry.train(3)
+    for number, dataset, leader in (
+        ("1", drawn, "1"),
+        ("2", other, "2"),
+        ("3", photos, "3"),
+        ("4", drawn, "3"),
+    ):
+        with caplog.at_level(logging.INFO):
+            caplog.clear()
+            known = int(number) - 1
+            assert registry.challenge(registry.train(known), known=known, dataset=dataset)
+        assert registry.aliases["champion"] == leader
+    assert "stays with version 3, the champion of photos.zip (ffffffff): sample is" in caplog.text
+    assert registry.aliases["champion-dddddddd"] == "4"
+    assert "15 synthetic test images of sample" in registry.versions[0].description
+    assert models.origin("models:/emotion-detection/1").notice is None  # its run has photographs
+    assert run_id
 
 
 def test_a_model_without_a_run_is_not_registered(registry: Registry) -> None:

@@ -183,7 +183,7 @@ def test_what_is_not_there_is_not_shown(subject: Subject, tmp_path: Path) -> Non
         subject,
         result=evaluate([0, 0], [[0.9, 0.1], [0.8, 0.2]], ("a", "b"), leaked=[1, 1], seed=0),
         corrupted=corruptions.NOT_MEASURED,
-        decision=Decision(None, False, "evaluate.register_model is false"),
+        decision=Decision(None, False, "evaluate.register is never"),
         selected_on_test=True,
         synthetic=True,
     )
@@ -191,7 +191,7 @@ def test_what_is_not_there_is_not_shown(subject: Subject, tmp_path: Path) -> Non
     for text in (page, card.replace("\\", "")):
         assert "too good" in text
         assert "synthetic, drawn by a program" in text
-        assert "evaluate.register_model is false" in text
+        assert "evaluate.register is never" in text
         assert "Corrupted images" not in text
         assert "accuracy without leaks" not in text
         assert "macro AUC" not in text

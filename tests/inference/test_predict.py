@@ -14,7 +14,7 @@ from PIL import Image
 
 from emotion_detection import params
 from emotion_detection.console import UserError
-from emotion_detection.data.dataset import BadFile, Dataset
+from emotion_detection.data.dataset import SYNTHETIC_NOTICE, BadFile, Dataset
 from emotion_detection.data.ingest import ingest
 from emotion_detection.inference import predict
 from emotion_detection.inference.faces import Box
@@ -220,6 +220,15 @@ def test_a_grey_network_sees_grey_pictures(tmp_path: Path) -> None:
     assert isinstance(found, Prediction)
     expected = network.probabilities(np.asarray(noise(0).convert("L"))[np.newaxis, ..., np.newaxis])
     np.testing.assert_allclose(found.faces[0].probabilities, expected[0], rtol=1e-5)
+
+
+def test_a_network_of_synthetic_faces_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "drawn.keras"
+    saving.save(untrained((SIDE, SIDE, 1)), path, CLASSES, SYNTHETIC_NOTICE)
+    assert predict.load(str(path), None).notice == SYNTHETIC_NOTICE
+    assert caplog.messages == [f"{path}: {SYNTHETIC_NOTICE}"]
 
 
 def test_classes_are_those_given_or_those_of_the_file(model: Path, tmp_path: Path) -> None:

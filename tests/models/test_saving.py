@@ -54,6 +54,7 @@ def test_the_classes_travel_with_the_network(
     saving.save(model, path, CLASSES)
     expected = model.predict(toy.images[:5], verbose=0)
 
+    assert saving.notice(path) is None
     loaded, classes = saving.load(path.rename(tmp_path / "other.keras"))
     assert classes == CLASSES
     np.testing.assert_array_equal(loaded.predict(toy.images[:5], verbose=0), expected)

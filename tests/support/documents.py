@@ -168,7 +168,7 @@ NOT_RUN = {
     "python -m tests.soak.together --minutes 10 --store sqlite": "likewise",
     "python -m tests.soak.workers": "takes minutes; test_scaling.py kills a worker too",
     "mlflow models serve": "a name, not a command",
-    "make ui": "makes an environment; then `mlflow ui`",
+    "make ui": "makes an environment; then test_store.py's address, and `mlflow ui`",
     "make send": "makes an environment; then `emotion-detection send`",
     "python3 -m venv .venv": "makes an environment",
     "source .venv/bin/activate": "needs that environment",

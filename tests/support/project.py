@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = {
         },
     },
     "train": {"epochs": 2, "batch_size": 32},
-    "evaluate": {"corruption_images": 30},
+    "evaluate": {"corruption_images": 30, "register": "always"},
 }
 
 

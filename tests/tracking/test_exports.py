@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -14,7 +15,7 @@ from emotion_detection.tracking import models, runs
 from tests.support.stores import alone
 from tests.support.tiny import tiny
 
-TAGS = {"selected_on_test": "true", "precision.why": "no AMX"}
+TAGS = {"selected_on_test": "true", "precision.why": "no AMX", "recipe": "quick"}
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,7 @@ def test_another_export_has_a_run_that_says_which_training_it_is_of(
     assert (tags["dataset"], tags["dataset.digest"]) == ("toy.zip", toy.digest)
     assert (tags["selected_on_test"], tags["precision.why"]) == ("true", "no AMX")
     assert tags["dvc.experiment"] == "puffy-heart"
+    assert "recipe" not in tags
     assert tags["version.keras"] == training.data.tags["version.keras"]
     assert tags["mlflow.note.content"] == (
         "What **this** is.\n\nAn export of the training *train (selected on test) on toy.zip*, run "
@@ -155,10 +157,13 @@ def test_each_export_is_registered_with_its_own_model(trained: str, toy: Dataset
             runs.log_model(network, toy.images[:2], toy.classes)
         with runs.resumed(run_id):
             runs.log_metrics({"test/accuracy": 0.75}, toy)
-        version = models.register(run_id, toy, {"accuracy": 0.75})
-        assert version.selected_on_test
-        assert models.register(run_id, toy, {"accuracy": 0.75}) == version
-        registered[key] = (run_id, version)
+        candidate = models.candidate(run_id)
+        assert (candidate.selected_on_test, candidate.number) == (True, None)
+        number = models.register(candidate, toy, {"accuracy": 0.75}, "tried")
+        again = models.candidate(run_id)
+        assert again == replace(candidate, number=number)
+        assert models.register(again, toy, {"accuracy": 0.75}, "tried") == number
+        registered[key] = (run_id, number)
         (score,) = (
             metric
             for metric in mlflow.MlflowClient()
@@ -167,11 +172,11 @@ def test_each_export_is_registered_with_its_own_model(trained: str, toy: Dataset
             if metric.key == "test/accuracy"
         )
         assert (score.value, score.dataset_name) == (0.75, "toy.zip")
-    assert [version.number for _, version in registered.values()] == ["1", "2"]
-    for key, (run_id, version) in registered.items():
-        loaded = models.load_version(version)
+    assert [number for _, number in registered.values()] == ["1", "2"]
+    for key, (run_id, number) in registered.items():
+        uri = f"models:/{models.REGISTERED_MODEL}/{number}"
+        loaded, _ = models.load_network(uri)
         images = toy.images[:3]
         assert (loaded.predict(images, verbose=0) == networks[key].predict(images, verbose=0)).all()
-        uri = f"models:/{models.REGISTERED_MODEL}/{version.number}"
         assert models.origin(uri).params["seed"] == "3"
         assert look(run_id).info.status == "FINISHED"

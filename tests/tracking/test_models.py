@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from emotion_detection.console import UserError
-from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.dataset import SYNTHETIC_NOTICE, Dataset
 from emotion_detection.data.image import decode
 from emotion_detection.tracking import models, runs
 from tests.support.stores import alone
@@ -88,6 +89,18 @@ def test_a_logged_network_says_where_it_comes_from(toy: Dataset, model: keras.Mo
     assert models.origin("models:/faces@best") == models.Origin("faces, version 1", *source)
     assert models.origin("models:/faces/2") == models.Origin("faces, version 2", *source)
     assert models.origin("models:/gone/1") == models.Origin("models:/gone/1", None)
+
+
+def test_a_model_of_synthetic_faces_says_so_wherever_it_is_loaded(
+    toy: Dataset, model: keras.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn = replace(toy, synthetic=True)
+    with start(drawn) as run_id:
+        runs.log_model(model, toy.images[:2], toy.classes, drawn.notice)
+    uri = f"runs:/{run_id}/{models.MODEL_NAME}"
+    assert models.origin(uri).notice == SYNTHETIC_NOTICE
+    mlflow.pyfunc.load_model(uri)
+    assert SYNTHETIC_NOTICE in caplog.messages
 
 
 def test_a_network_that_mlflows_own_flavor_logged_is_loaded(

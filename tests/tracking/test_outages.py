@@ -149,8 +149,14 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
     with runs.resumed(run_id) as found:
         assert found
         runs.log_metrics({"test/accuracy": 0.5}, training.toy)
-    with runs.exported(run_id, "a key", {"tta": {"flips": True}}, "") as exported:
-        assert exported == run_id
+    exports: dict[bool, str] = {}
+    for flips in (True, False):
+        with runs.exported(run_id, f"flips {flips}", {"tta": {"flips": flips}}, "") as exported:
+            assert exported is not None
+            runs.log_metrics({"export/val_accuracy": 0.5 + flips})
+        exports[flips] = exported
+        with runs.resumed(exported):
+            runs.log_metrics({"test/macro_f1": 0.25 + flips})
     with (
         pytest.raises(UserError, match=rf"MLflow at {server.uri} cannot be reached \(.*refused\)"),
         start(training.toy),
@@ -168,7 +174,19 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["val_accuracy"] == 0.75
     assert run.data.metrics["test/accuracy"] == 0.5
-    assert (run.data.tags["export.key"], run.data.params["tta.flips"]) == ("a key", "true")
+    of: dict[bool, str | None] = {}
+    for flips, name in exports.items():
+        with runs.resumed(name) as of[flips]:
+            pass
+    # The names are sent in any order, and the first takes the training's run.
+    assert run_id in of.values()
+    assert of[True] != of[False]
+    for flips, exported in of.items():
+        of_export = mlflow.MlflowClient(server.uri).get_run(exported)
+        assert of_export.info.status == "FINISHED"
+        assert of_export.data.params["tta.flips"] == str(flips).lower()
+        assert of_export.data.metrics["export/val_accuracy"] == 0.5 + flips
+        assert of_export.data.metrics["test/macro_f1"] == 0.25 + flips
     logged_model = mlflow.MlflowClient(server.uri).get_logged_model(
         run.outputs.model_outputs[0].model_id
     )

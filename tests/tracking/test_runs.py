@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from emotion_detection.console import Terminated
+from emotion_detection.console import Terminated, UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.tracking import runs
 from tests.support.stores import alone
@@ -238,6 +238,8 @@ def test_a_trial_that_fails_leaves_the_search_going(project: Project, toy: Datas
     assert metrics["trials"] == 2
     # However short the run was.
     assert metrics["system/cpu_utilization_percentage"] >= 0
+    assert metrics["system/system_memory_usage_megabytes"] > 0
+    assert not [name for name in metrics if "disk" in name or "network" in name]
     children = project.children(parent)
     assert [(child.info.run_name, child.info.status) for child in children] == [
         ("trial 01", "FAILED"),
@@ -256,6 +258,33 @@ def test_a_later_stage_adds_to_the_run_of_an_earlier_one(project: Project, toy: 
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test.accuracy"] == 0.75
     assert run.data.params["seed"] == "3"
+
+
+def test_the_result_is_the_first_line_of_the_description(project: Project, toy: Dataset) -> None:
+    with start(toy, tags={"recipe": "quick"}) as run_id:
+        pass
+    commit = project.commit_of(project.root)[:7]
+    for accuracy in ("61.5", "65.3"):
+        with runs.resumed(run_id):
+            runs.log_headline(f"test accuracy {accuracy} %, macro F1 0.579")
+        assert project.client.get_run(run_id).data.tags["mlflow.note.content"] == (
+            f"**Test accuracy {accuracy} %, macro F1 0.579**; recipe quick, data toy.zip, commit "
+            f"{commit}.\n\nWhat **this** is."
+        )
+
+
+def test_a_run_that_is_at_work_is_left_alone(
+    project: Project, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMOTION_DETECTION_TIMEOUT", "0")
+    with start(toy) as run_id:
+        with (
+            pytest.raises(UserError, match="is logged to by another process"),
+            start(toy, run_id=run_id),
+        ):
+            pass
+        assert project.client.get_run(run_id).info.status == "RUNNING"
+    assert project.client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_class_names_that_mlflow_would_refuse_are_logged(project: Project, toy: Dataset) -> None:

@@ -70,6 +70,19 @@ def test_a_store_that_was_half_made_is_made_anew(toy: Dataset, tmp_path: Path) -
     assert not made.parent.exists()
 
 
+def test_the_address_of_the_runs_is_told(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "emotion_detection.tracking.address", "http://127.0.0.1:5000")
+    told = subprocess.run(command, text=True, capture_output=True, check=True).stderr
+    (experiment,) = local(tmp_path).search_experiments(filter_string="name = 'emotion-detection'")
+    path = f"#/experiments/{experiment.experiment_id}/runs?"
+    assert f"open http://127.0.0.1:5000/{path}" in told
+    # MLflow's pages read the columns from the tag that the address names.
+    key = told.partition("viewStateShareKey=")[2].partition(";")[0]
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+    assert view["selectedColumns"][0] == "metrics.`test/accuracy`"
+    assert path in experiment.tags["mlflow.note.content"]
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_who_may_not_ask_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, toy: Dataset, status: int

@@ -430,5 +430,6 @@ def test_a_search_is_reported_in_words_metrics_figures_and_tags(
     assert written["tables"]["trials"] is table
     assert list(written["figures"]) == ["trials"]
     (number,) = (trial.number for trial in run.seen if trial.network == best)
-    chosen = {f"best.{name}": str(value) for name, value in columns_of(best).items()}
-    assert written["tags"] == {"best.trial": f"{number:02d}", "workers": "1", **chosen}
+    assert written["tags"] == {"best.trial": f"{number:02d}", "workers": "1"}
+    assert written["headline"].startswith(f"best of 6 trials: trial {number:02d}, validation acc")
+    assert f"filters {columns_of(best)['filters']}, kernel sizes" in written["headline"]

@@ -1,7 +1,7 @@
 """Which of the registered models is the champion of a data set."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from emotion_detection.evaluation.bootstrap import RESAMPLES
 from emotion_detection.evaluation.comparison import Comparison, compare
 from emotion_detection.evaluation.metrics import DIGITS, Evaluation
 from emotion_detection.tracking import models as registry
+from emotion_detection.tracking.tags import CHAMPION_DECISION, REGISTERED_VERSION
+
+Register = Literal["always", "better", "never"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +63,9 @@ class Decision:
         return {f"versus_champion/{name}": value for name, value in self._compared().items()}
 
     def tags(self) -> dict[str, str]:
-        """Return the tags of the MLflow run; none where the model is not registered."""
-        if self.version is None:
-            return {}
-        return {"registered.version": self.version, "champion.decision": self.why}
+        """Return the tags of the MLflow run."""
+        number = {} if self.version is None else {REGISTERED_VERSION: self.version}
+        return {CHAMPION_DECISION: self.why, **number}
 
     def as_json(self) -> dict[str, Any]:
         """Return everything for a JSON file."""
@@ -94,25 +96,27 @@ class Decision:
 def challenge(
     challenger: Challenger,
     *,
-    register_model: bool = True,
+    register: Register = "better",
     bootstrap: int = RESAMPLES,
     seed: int,
 ) -> Decision:
-    """Register the model of `challenger`, and promote it to champion if it is the best one.
+    """Promote the model of `challenger` to champion if it is the best one, and register it.
 
     Each data set has its own champion, since models cannot be compared on different images. The
     first model becomes champion. Another one is promoted if it is better on the same images, by
     the rule of `Comparison.better`, or if the incumbent's files are gone. A model selected on test
-    is registered and never promoted. The alias `champion` goes to the champion of the data set
-    evaluated last. Nothing is registered without `register_model` or an MLflow run, or where the
-    registry fails: the decision gives the reason.
+    is never promoted. The alias `champion` goes to the champion of the data set evaluated last, but
+    not from a model of photographs to one of synthetic images.
+
+    A model that is not promoted is registered only if `register` is "always". Nothing is registered
+    without an MLflow run, or where the registry fails: the decision gives the reason.
     """
-    if not register_model:
-        return _unregistered("evaluate.register_model is false")
+    if register == "never":
+        return _unregistered("evaluate.register is never")
     if challenger.run_id is None:
         return _unregistered("the MLflow run that logged it is gone")
     try:
-        return _registered(challenger, challenger.run_id, bootstrap, seed)
+        return _challenged(challenger, challenger.run_id, register, bootstrap, seed)
     except registry.RegistryError as error:
         return _unregistered(f"MLflow's model registry failed: {error}")
 
@@ -121,49 +125,66 @@ def _unregistered(why: str) -> Decision:
     return Decision(version=None, champion=False, why=why)
 
 
-def _registered(challenger: Challenger, run_id: str, bootstrap: int, seed: int) -> Decision:
-    result, dataset = challenger.result, challenger.dataset
-    scores = {"accuracy": result.accuracy.value, "macro_f1": result.macro_f1.value}
-    version = registry.register(run_id, dataset, scores)
-    if version.selected_on_test:
-        why = "it was selected on the test images, and no such model becomes champion"
-        return Decision(version.number, False, why)
+def _challenged(
+    challenger: Challenger, run_id: str, register: Register, bootstrap: int, seed: int
+) -> Decision:
+    dataset = challenger.dataset
+    candidate = registry.candidate(run_id)
     while True:
         incumbent = registry.champion(dataset.digest)
-        decision = _decide(version, incumbent, challenger, bootstrap, seed)
+        decision = _decide(candidate, incumbent, challenger, bootstrap, seed)
+        if register == "always" or decision.champion or candidate.number is not None:
+            again = incumbent is not None and incumbent.number == candidate.number
+            number = _registered(challenger, candidate, None if again else decision.why)
+            candidate = replace(candidate, number=number)
         # Another experiment may have promoted its model during the comparison.
         if registry.champion(dataset.digest) == incumbent:
             break
-    if decision.champion:
-        registry.promote(version, dataset.digest)
-    _lead(version if decision.champion or incumbent is None else incumbent, dataset)
+    decision = replace(decision, version=candidate.number)
+    if candidate.number is not None and decision.champion:
+        registry.promote(candidate.number, dataset.digest)
+    leader = registry.champion(dataset.digest)
+    if leader is not None:
+        _lead(leader, dataset)
     return decision
 
 
+def _registered(challenger: Challenger, candidate: registry.Candidate, why: str | None) -> str:
+    result = challenger.result
+    scores = {"accuracy": result.accuracy.value, "macro_f1": result.macro_f1.value}
+    return registry.register(candidate, challenger.dataset, scores, why)
+
+
 def _decide(
-    version: registry.Version,
+    candidate: registry.Candidate,
     incumbent: registry.Version | None,
     challenger: Challenger,
     bootstrap: int,
     seed: int,
 ) -> Decision:
     dataset = challenger.dataset
+    if candidate.selected_on_test:
+        return _unregistered(
+            "it was selected on the test images, and no such model becomes champion"
+        )
     if incumbent is None:
-        return Decision(version.number, True, f"it is the first model on {dataset.source}")
-    if incumbent.number == version.number:
-        return Decision(version.number, True, "it became champion in an earlier evaluation")
+        return Decision(
+            None, True, f"it is only the first model on {dataset.source}, compared with no other"
+        )
+    if incumbent.number == candidate.number:
+        return Decision(None, True, "it became champion in an earlier evaluation")
     champion = f"version {incumbent.number}, the champion so far,"
     try:
         model = registry.load_version(incumbent)
     except registry.GoneError as error:
-        return Decision(version.number, True, f"{champion} is gone ({error})", incumbent.number)
+        return Decision(None, True, f"{champion} is gone ({error})", incumbent.number)
     except UserError as error:
         why = (
             f"{champion} cannot be loaded now to be compared with ({error}). Try again with "
             "`dvc repro --single-item --force evaluate`, or delete its alias "
             f"champion-{dataset.digest[:8]} in MLflow to have the next model become champion"
         )
-        return Decision(version.number, False, why, incumbent.number)
+        return Decision(None, False, why, incumbent.number)
     labels = challenger.result.labels
     old = predictions.predict(model, dataset, challenger.rows).argmax(axis=1) == labels
     comparison = compare(challenger.result.correct, old, bootstrap=bootstrap, seed=seed)
@@ -173,15 +194,23 @@ def _decide(
         f"{difference.high:+.4f}) from that of version {incumbent.number}, the champion so far; "
         f"p = {comparison.p_value:.3g}"
     )
-    return Decision(version.number, comparison.better, why, incumbent.number, comparison)
+    return Decision(None, comparison.better, why, incumbent.number, comparison)
 
 
 def _lead(leader: registry.Version, dataset: Dataset) -> None:
-    """Move the alias `champion` to `leader`, the champion of `dataset`."""
+    """Move the alias `champion` to `leader`, the champion of `dataset`, if it may have it."""
     before = registry.champion()
     if before == leader:
         return
-    registry.promote(leader)
+    if before is not None and dataset.synthetic and not before.synthetic:
+        log.info(
+            "the alias champion stays with version %s, the champion of %s: %s is synthetic",
+            before.number,
+            _named(before.dataset, before.dataset_digest),
+            dataset.source,
+        )
+        return
+    registry.promote(leader.number)
     if before is not None and before.dataset_digest != dataset.digest:
         log.info(
             "the alias champion moves from version %s, the champion of %s, to version %s, the "

@@ -16,7 +16,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset, are_emotions
 from emotion_detection.evaluation.bootstrap import Estimate
@@ -101,7 +100,7 @@ def subject(
         decision,
         facts,
         selected_on_test=settings.split.validation == "test",
-        synthetic=Path(settings.ingest.source).resolve() == paths.SAMPLE.resolve(),
+        synthetic=dataset.synthetic,
     )
 
 

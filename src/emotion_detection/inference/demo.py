@@ -111,6 +111,7 @@ def _page(network: Network, origin: Origin) -> str:
             colours=[class_colour(index) for index in range(len(network.classes))],
             pixels=f"{width}×{height}",
             color_mode=network.color_mode,
+            notice=network.notice,
             limits=limits(network.classes),
             max_mib=MAX_MIB,
             body_type=BODY_TYPE,

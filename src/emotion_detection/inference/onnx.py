@@ -22,7 +22,7 @@ from emotion_detection.data.dataset import Dataset
 if TYPE_CHECKING:
     import keras
 
-CLASSES_KEY = "classes"
+CLASSES_KEY, NOTICE_KEY = "classes", "notice"
 INPUT, OUTPUT = "images", "probabilities"
 BATCH = 256
 TIMED_SECONDS = 1.0
@@ -43,11 +43,14 @@ def _extra() -> Iterator[None]:
         ) from error
 
 
-def save(model: "keras.Model", path: Path, classes: tuple[str, ...]) -> None:
+def save(
+    model: "keras.Model", path: Path, classes: tuple[str, ...], notice: str | None = None
+) -> None:
     """Save `model`, and `classes` in the order of its outputs, as the ONNX file `path`.
 
     The file takes `images` (N, H, W, C) uint8 and returns `probabilities` (N, classes) float32, for
-    any N. The names of the classes are its metadata `classes`, as a JSON list.
+    any N. The names of the classes are its metadata `classes`, as a JSON list, and `notice` is what
+    whoever uses it has to know.
 
     Raises:
         UserError: if a package of the extra onnx is missing.
@@ -72,6 +75,8 @@ def save(model: "keras.Model", path: Path, classes: tuple[str, ...]) -> None:
     for value in (*file.graph.input, output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     file.metadata_props.add(key=CLASSES_KEY, value=json.dumps(classes, ensure_ascii=False))
+    if notice is not None:
+        file.metadata_props.add(key=NOTICE_KEY, value=notice)
     onnx.checker.check_model(file, full_check=True)
     onnx.save(file, path)
 
@@ -91,7 +96,7 @@ def export(
     """
     from emotion_detection.models import saving
 
-    save(model, path, dataset.classes)
+    save(model, path, dataset.classes, dataset.notice)
     networks: dict[str, Probabilities] = {"keras": saving.compiled(model), "onnx": load(path)[0]}
     rows = dataset.is_test.nonzero()[0]
     difference = largest_difference(networks["keras"], networks["onnx"], dataset.images, rows)
@@ -129,6 +134,12 @@ class OnnxNetwork:
         """Return the outputs (N, classes) float32 for images (N, H, W, C) uint8."""
         feeds = {self.session.get_inputs()[0].name: images}
         return np.asarray(self.session.run(None, feeds)[0])
+
+    @property
+    def notice(self) -> str | None:
+        """What the file says to whoever uses it, None if it says nothing."""
+        said: str | None = self.session.get_modelmeta().custom_metadata_map.get(NOTICE_KEY)
+        return said
 
 
 def load(path: Path) -> tuple[OnnxNetwork, tuple[str, ...] | None]:

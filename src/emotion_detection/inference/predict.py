@@ -41,13 +41,15 @@ CAMERA_FRAMES = 10
 class Network:
     """A network that is ready to label faces, and what it was trained on.
 
-    `probabilities` takes (N, H, W, C) uint8 and gives (N, classes) float32.
+    `probabilities` takes (N, H, W, C) uint8 and gives (N, classes) float32. `notice` is what
+    whoever uses it has to know, None if there is nothing.
     """
 
     probabilities: Callable[[np.ndarray], np.ndarray]
     classes: tuple[str, ...]
     image_size: tuple[int, int]
     color_mode: ColorMode
+    notice: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,8 @@ class Prediction:
 def load(model: str | None, classes: Sequence[str] | None) -> Network:
     """Load a network: a .keras or .onnx file, or a model in MLflow by its URI, None the champion.
 
-    `classes` names the outputs of a file that does not name them itself.
+    `classes` names the outputs of a file that does not name them itself. Warns where the network
+    has learnt from synthetic faces only.
 
     Raises:
         UserError: if it cannot be loaded, or takes no images or names no classes.
@@ -107,8 +110,9 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
         if classes:
             raise UserError("--classes: only for a file, since a model in MLflow names its classes")
         network, names = _logged(model)
+        notice = origin(model).notice
     else:
-        network, names = _saved(Path(str(model)), classes)
+        network, names, notice = _saved(Path(str(model)), classes)
     where = model or "the champion"
     shape, outputs = network.input_shape, network.output_shape[-1]
     if len(shape) != 4 or None in shape[1:] or shape[3] not in CHANNELS.values():
@@ -118,6 +122,8 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
             f"--model: {where}: has {outputs} outputs, but {len(names)} classes are named: "
             f"{', '.join(names)}"
         )
+    if notice is not None:
+        log.warning("%s: %s", where, notice)
     return Network(
         probabilities=(
             network if isinstance(network, onnx.OnnxNetwork) else _saving().compiled(network)
@@ -125,6 +131,7 @@ def load(model: str | None, classes: Sequence[str] | None) -> Network:
         classes=names,
         image_size=shape[1:3],
         color_mode="grayscale" if shape[3] == CHANNELS["grayscale"] else "rgb",
+        notice=notice,
     )
 
 
@@ -180,9 +187,11 @@ def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:
 
 def _saved(
     path: Path, classes: Sequence[str] | None
-) -> tuple["keras.Model | onnx.OnnxNetwork", tuple[str, ...]]:
+) -> tuple["keras.Model | onnx.OnnxNetwork", tuple[str, ...], str | None]:
     try:
         network, found = (onnx if path.suffix == ".onnx" else _saving()).load(path)
+        is_onnx = isinstance(network, onnx.OnnxNetwork)
+        notice = network.notice if is_onnx else _saving().notice(path)
     except UserError:
         raise
     except Exception as error:  # Keras lets nearly any exception out of a malformed file.
@@ -193,7 +202,7 @@ def _saved(
             f"--model: {path}: names no classes; give them with --classes, in the order of the "
             "network's outputs"
         )
-    return network, tuple(classes or found or ())
+    return network, tuple(classes or found or ()), notice
 
 
 # --- Pictures: files, folders and a camera.

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-CLASSES_MEMBER = "classes.json"
+CLASSES_MEMBER, NOTICE_MEMBER = "classes.json", "notice.txt"
 BATCH_PIXELS = 256 * 48 * 48
 """Of the images that are predicted at once, so that memory does not grow with their size."""
 
@@ -26,11 +26,16 @@ ROWS_AT_ONCE = 1024
 """Images that are read from a memory map at once."""
 
 
-def save(model: keras.Model, path: Path, classes: Sequence[str]) -> None:
-    """Save `model`, and `classes` in the order of its outputs, as the .keras file `path`."""
+def save(model: keras.Model, path: Path, classes: Sequence[str], notice: str | None = None) -> None:
+    """Save `model`, and `classes` in the order of its outputs, as the .keras file `path`.
+
+    `notice` is a sentence for whoever uses it, None if there is nothing to say.
+    """
     model.save(path)
     with zipfile.ZipFile(path, "a") as file:
         file.writestr(CLASSES_MEMBER, json.dumps(classes))
+        if notice is not None:
+            file.writestr(NOTICE_MEMBER, notice)
 
 
 def load(path: Path) -> tuple[keras.Model, tuple[str, ...] | None]:
@@ -44,6 +49,12 @@ def load(path: Path) -> tuple[keras.Model, tuple[str, ...] | None]:
         if CLASSES_MEMBER not in file.namelist():
             return model, None
         return model, tuple(json.loads(file.read(CLASSES_MEMBER)))
+
+
+def notice(path: Path) -> str | None:
+    """Return what the .keras file `path` says to whoever uses it, None if it says nothing."""
+    with zipfile.ZipFile(path) as file:
+        return file.read(NOTICE_MEMBER).decode() if NOTICE_MEMBER in file.namelist() else None
 
 
 def compiled(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:

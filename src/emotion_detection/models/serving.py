@@ -7,6 +7,7 @@ model and runs them from there, where there is no package. `tracking.models.log_
 import base64
 import binascii
 import importlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,10 @@ class EmotionModel(PythonModel):
         # Modules of their own in a logged model, and importable only once MLflow loads it.
         self._image = importlib.import_module("image")
         saving = importlib.import_module("saving")
-        model, self._classes = saving.load(Path(context.artifacts["network"]))
+        path = Path(context.artifacts["network"])
+        model, self._classes = saving.load(path)
+        if notice := saving.notice(path):
+            logging.getLogger("emotion_detection").warning("%s", notice)
         self._shape: tuple[int, int, int] = model.input_shape[1:]
         self._network = saving.compiled(model)
 

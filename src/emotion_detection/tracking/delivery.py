@@ -1,16 +1,19 @@
 """From an outbox to MLflow: what each entry does there, and what earlier processes left behind."""
 
 import contextlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
 import numpy as np
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from emotion_detection import paths
 from emotion_detection.console import UserError, log
-from emotion_detection.tracking import models
+from emotion_detection.tracking import models, tags
+from emotion_detection.tracking.exports import AWAY, find_run, run_of_export
 from emotion_detection.tracking.outbox import (
     ENTRIES,
     BusyError,
@@ -104,7 +107,7 @@ def _end_abandoned(keep: str | None) -> None:
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     for found in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'"):
-        if found.info.run_id != keep and is_gone(found.data.tags.get("process", "")):
+        if found.info.run_id != keep and is_gone(found.data.tags.get(tags.PROCESS, "")):
             client.set_terminated(found.info.run_id, "KILLED")
 
 
@@ -115,10 +118,12 @@ def _deliverer() -> Deliver:
     def deliver(entry: Entry, known: Mapping[str, str], folder: Path) -> str | None:
         with raising_outages():
             client = mlflow.MlflowClient(uri)
-            run_id = known.get(entry["run"], entry["run"])
+            run_id = known.get(entry["run"]) or _run_of(entry["run"])
             match entry["do"]:
                 case "create":
                     return _create(client, entry)
+                case "export":
+                    return _export(client, entry)
                 case "log":
                     _log(client, run_id, entry)
                 case "files":
@@ -134,18 +139,34 @@ def _deliverer() -> Deliver:
 
 def _create(client: mlflow.MlflowClient, entry: Entry) -> str:
     experiment = client.get_run(entry["parent"]).info.experiment_id
-    found = client.search_runs([experiment], f"tags.`outbox.run` = '{entry['run']}'")
+    found = client.search_runs([experiment], f"tags.`{tags.OUTBOX_RUN}` = '{entry['run']}'")
     if not found:
-        tags = {"mlflow.parentRunId": entry["parent"], "outbox.run": entry["run"]}
+        own = {MLFLOW_PARENT_RUN_ID: entry["parent"], tags.OUTBOX_RUN: entry["run"]}
         made = client.create_run(
-            experiment, start_time=entry["at"], tags=entry["tags"] | tags, run_name=entry["name"]
+            experiment, start_time=entry["at"], tags=entry["tags"] | own, run_name=entry["name"]
         )
         found = [made]
     return str(found[0].info.run_id)
 
 
+def _run_of(name: str) -> str:
+    # What an export's run was called may be known from an outbox that is gone.
+    return (find_run(name) or name) if name.startswith(AWAY) else name
+
+
+def _export(client: mlflow.MlflowClient, entry: Entry) -> str:
+    run_id = run_of_export(entry["training"], entry["key"], entry["params"], entry["note"])
+    client.set_tag(run_id, tags.OUTBOX_RUN, entry["run"])
+    if run_id != entry["training"]:
+        client.set_terminated(run_id)
+    return run_id
+
+
 def _log(client: mlflow.MlflowClient, run_id: str, entry: Entry) -> None:
     of: dict[str, str] = {}
+    tagged: dict[str, str] = dict(entry.get("tags", {}))
+    if "headline" in entry:
+        tagged[MLFLOW_RUN_NOTE] = _headed(client.get_run(run_id).data.tags, entry["headline"])
     if "dataset" in entry:
         model_id = models.logged_model(client, client.get_run(run_id))
         if model_id is not None:
@@ -158,14 +179,29 @@ def _log(client: mlflow.MlflowClient, run_id: str, entry: Entry) -> None:
             for name, value in entry.get("metrics", {}).items()
         ],
         params=[Param(name, value) for name, value in entry.get("params", {}).items()],
-        tags=[RunTag(name, value) for name, value in entry.get("tags", {}).items()],
+        tags=[RunTag(name, value) for name, value in tagged.items()],
         synchronous=True,
     )
+
+
+def _headed(tagged: Mapping[str, str], headline: str) -> str:
+    """Return a run's description with `headline` as its first line, in place of an earlier one."""
+    synthetic = tagged.get(tags.DATASET_SYNTHETIC) == tags.flag(True)
+    facts = [
+        f"recipe {tagged[tags.RECIPE]}" if tags.RECIPE in tagged else "",
+        f"data {tagged.get(tags.DATASET)}{' (synthetic)' if synthetic else ''}",
+        f"commit {tagged[tags.GIT_COMMIT][:7]}" if tags.GIT_COMMIT in tagged else "",
+    ]
+    line = f"**{headline[:1].upper()}{headline[1:]}**; {', '.join(filter(None, facts))}."
+    rest = re.sub(r"\A\*\*.*\n*", "", tagged.get(MLFLOW_RUN_NOTE, ""))
+    return f"{line}\n\n{rest}".rstrip()
 
 
 def _log_model(run_id: str, kept: Path, entry: Entry) -> None:
     from emotion_detection.models import saving
 
-    model, classes = saving.load(kept / paths.MODEL.name)
+    path = kept / paths.MODEL.name
+    model, classes = saving.load(path)
     assert classes is not None
-    models.log_model(model, np.load(kept / "example.npy"), classes, run_id)
+    example = np.load(kept / "example.npy")
+    models.log_model(model, example, classes, run_id, saving.notice(path))

@@ -2,6 +2,8 @@
 
 import contextlib
 
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from emotion_detection.console import UserError
@@ -12,11 +14,14 @@ SECONDS = 5
 
 
 class SystemMetrics(SystemMetricsMonitor):
-    """MLflow's metrics of the machine, logged through the outbox."""
+    """MLflow's metrics of processor, memory and GPU, logged through the outbox."""
 
     def __init__(self, outbox: Outbox, run_id: str) -> None:
         """Log to the run `run_id` from `start` to `finish`."""
         super().__init__(run_id, SECONDS, resume_logging=True)
+        # Nobody makes a training faster by the totals of disks and network.
+        for kind in (DiskMonitor, NetworkMonitor):
+            self.monitors.remove(next(each for each in self.monitors if isinstance(each, kind)))
         self._outbox, self._run = outbox, run_id
 
     def monitor(self) -> None:

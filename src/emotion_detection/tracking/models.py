@@ -27,9 +27,16 @@ from PIL import Image
 from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.data import image
-from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.dataset import SYNTHETIC_NOTICE, Dataset
 from emotion_detection.models import serving
 from emotion_detection.tracking.store import NOT_THERE, connect_to_read, without_password
+from emotion_detection.tracking.tags import (
+    DATASET,
+    DATASET_DIGEST,
+    DATASET_SYNTHETIC,
+    SELECTED_ON_TEST,
+    flag,
+)
 
 if TYPE_CHECKING:  # It imports TensorFlow, as saving does, which takes seconds.
     import keras
@@ -49,12 +56,16 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def log_model(
-    model: "keras.Model", example: np.ndarray, classes: tuple[str, ...], run_id: str
+    model: "keras.Model",
+    example: np.ndarray,
+    classes: tuple[str, ...],
+    run_id: str,
+    notice: str | None = None,
 ) -> None:
     """Log `model` to the run `run_id` in the form that `serving.py` serves, with all that it needs.
 
     `example`, a few images (N, H, W, C) uint8, goes with it as PNG files in base64; `classes` are
-    in the order of the model's outputs.
+    in the order of the model's outputs. `notice` is a sentence for whoever uses it.
     """
     from emotion_detection.models import saving
 
@@ -66,7 +77,7 @@ def log_model(
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / paths.MODEL.name
-        saving.save(model, path, classes)
+        saving.save(model, path, classes, notice)
         # As mlflow.pyfunc.log_model does, which logs to MLflow's active run alone.
         Model.log(
             artifact_path=None,
@@ -135,7 +146,7 @@ class Origin:
     """Where a network comes from: its name, and the data set it was trained on, if known.
 
     `selected_on_test` says that its epoch or network was chosen on the test images; `params` are
-    those of its run.
+    those of its run, and `notice` is what whoever uses it has to know, None where there is nothing.
     """
 
     name: str
@@ -143,6 +154,7 @@ class Origin:
     dataset_digest: str | None = None
     selected_on_test: bool = False
     params: Mapping[str, str] = field(default_factory=dict)
+    notice: str | None = None
 
 
 def origin(model_uri: str = CHAMPION) -> Origin:
@@ -169,10 +181,11 @@ def origin(model_uri: str = CHAMPION) -> Origin:
         data = client.get_run(run_id).data
         return Origin(
             name,
-            data.tags.get("dataset"),
-            data.tags.get("dataset.digest"),
-            data.tags.get("selected_on_test") == "true",
+            data.tags.get(DATASET),
+            data.tags.get(DATASET_DIGEST),
+            data.tags.get(SELECTED_ON_TEST) == flag(True),
             data.params,
+            SYNTHETIC_NOTICE if data.tags.get(DATASET_SYNTHETIC) == flag(True) else None,
         )
     except MlflowException:
         return Origin(model_uri, None)
@@ -196,15 +209,21 @@ class Version:
     number: str
     dataset: str
     dataset_digest: str
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The newest model that a run logged; `number` is its version, None if it has none."""
+
+    run_id: str
+    model_id: str
     selected_on_test: bool
+    number: str | None = None
 
 
-def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Version:
-    """Register the newest model that `run_id` logged as a version of REGISTERED_MODEL, and tag it.
-
-    A model that is registered already keeps its version. The tags are the data set's name and
-    digest, `scores` as test/<name>, and `selected_on_test` as the run has it; the description says
-    the same in words.
+def candidate(run_id: str) -> Candidate:
+    """Return the newest model that `run_id` logged.
 
     Raises:
         RegistryError: if the registry fails, or the run logged no model.
@@ -212,45 +231,86 @@ def register(run_id: str, dataset: Dataset, scores: Mapping[str, float]) -> Vers
     """
     with _registry() as client:
         run = client.get_run(run_id)
-        tags = {
-            "dataset": dataset.source,
-            "dataset.digest": dataset.digest,
-            "selected_on_test": run.data.tags.get("selected_on_test", "false"),
-            **{f"test/{name}": f"{score:.6g}" for name, score in scores.items()},
-        }
-        _make_registered_model(client)
         model_id = logged_model(client, run)
         if model_id is None:
             raise ValueError(f"run {run_id} logged no model")
-        source = f"models:/{model_id}"
         versions = client.search_model_versions(
             f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'"
         )
+        source = _source(model_id)
         numbers = [int(version.version) for version in versions if version.source == source]
-        if numbers:
-            number = max(numbers)
+        return Candidate(
+            run_id,
+            model_id,
+            run.data.tags.get(SELECTED_ON_TEST) == flag(True),
+            str(max(numbers)) if numbers else None,
+        )
+
+
+def _source(model_id: str) -> str:
+    return f"models:/{model_id}"
+
+
+def register(
+    candidate: Candidate, dataset: Dataset, scores: Mapping[str, float], decision: str | None
+) -> str:
+    """Register a model as a version of REGISTERED_MODEL, tag it, and return its number.
+
+    A model that is registered already keeps its version. The tags are the data set's name and
+    digest, whether it is synthetic, `scores` as test/<name>, and whether the model was selected on
+    test; the description says the same in words, and `decision`. Without one it stays.
+
+    Raises:
+        RegistryError: if the registry fails.
+
+    """
+    with _registry() as client:
+        run = client.get_run(candidate.run_id)
+        tags = {
+            DATASET: dataset.source,
+            DATASET_DIGEST: dataset.digest,
+            DATASET_SYNTHETIC: flag(dataset.synthetic),
+            SELECTED_ON_TEST: flag(candidate.selected_on_test),
+            **{f"test/{name}": f"{score:.6g}" for name, score in scores.items()},
+        }
+        number = candidate.number
+        if number is not None:
             for key, value in tags.items():
-                client.set_model_version_tag(REGISTERED_MODEL, str(number), key, value)
+                client.set_model_version_tag(REGISTERED_MODEL, number, key, value)
         else:
-            number = client.create_model_version(
-                REGISTERED_MODEL, source, run_id, tags, model_id=model_id
-            ).version
+            _make_registered_model(client)
+            made = client.create_model_version(
+                REGISTERED_MODEL,
+                _source(candidate.model_id),
+                candidate.run_id,
+                tags,
+                model_id=candidate.model_id,
+            )
+            number = str(made.version)
             # As mlflow.register_model does: the page of the logged model links to the version.
-            link = json.dumps([{"name": REGISTERED_MODEL, "version": str(number)}])
-            client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: link})
-        client.update_model_version(REGISTERED_MODEL, str(number), _described(run, dataset, scores))
-        return _version(client, str(number))
+            link = json.dumps([{"name": REGISTERED_MODEL, "version": number}])
+            client.set_logged_model_tags(candidate.model_id, {MLFLOW_MODEL_VERSIONS: link})
+        if decision is not None:
+            described = _described(candidate, run.info.run_name, dataset, scores, decision)
+            client.update_model_version(REGISTERED_MODEL, number, described)
+        return number
 
 
-def _described(run: mlflow.entities.Run, dataset: Dataset, scores: Mapping[str, float]) -> str:
-    """Return a line about a version; the list of versions shows its first words."""
-    selected_on_test = run.data.tags.get("selected_on_test") == "true"
+def _described(
+    candidate: Candidate,
+    run_name: str,
+    dataset: Dataset,
+    scores: Mapping[str, float],
+    decision: str,
+) -> str:
+    """Return a few lines about a version; the list of versions shows the first words."""
+    selected = candidate.selected_on_test
     return (
-        f"{'**Selected on test**, ' if selected_on_test else ''}"
+        f"{'**Selected on test**, ' if selected else ''}"
         f"{', '.join(f'{name} {score:.4f}' for name, score in scores.items())} on the "
-        f"{int(dataset.is_test.sum()):,} test images of {dataset.source}"
-        f"{', on which its epoch or network was chosen' if selected_on_test else ''}; the network "
-        f"of the run *{run.info.run_name}*."
+        f"{int(dataset.is_test.sum()):,} {'synthetic ' if dataset.synthetic else ''}test images of "
+        f"{dataset.source}{', on which its epoch or network was chosen' if selected else ''}; the "
+        f"network of the run *{run_name}*.\n\nWhen it was evaluated: {decision}."
     )
 
 
@@ -264,19 +324,22 @@ def champion(digest: str | None = None) -> Version | None:
 
     """
     with _registry() as client:
-        number = client.get_registered_model(REGISTERED_MODEL).aliases.get(_alias(digest))
-        return None if number is None else _version(client, str(number))
+        # There is no registered model before the first version.
+        for model in client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+            number = model.aliases.get(_alias(digest))
+            return None if number is None else _version(client, str(number))
+        return None
 
 
-def promote(version: Version, digest: str | None = None) -> None:
-    """Make `version` the champion of the data set with this digest, or the alias `champion`.
+def promote(number: str, digest: str | None = None) -> None:
+    """Make version `number` the champion of the data set with this digest, or the alias `champion`.
 
     Raises:
         RegistryError: if the registry fails.
 
     """
     with _registry() as client:
-        client.set_registered_model_alias(REGISTERED_MODEL, _alias(digest), version.number)
+        client.set_registered_model_alias(REGISTERED_MODEL, _alias(digest), number)
 
 
 def load_version(version: Version) -> "keras.Model":
@@ -303,9 +366,10 @@ def _make_registered_model(client: mlflow.MlflowClient) -> None:
         client.create_registered_model(
             REGISTERED_MODEL,
             description=(
-                "Every network that evaluate scored. `champion-<digest>` is the best one on the "
-                "test images of the data set with this digest; `champion` is the best one on the "
-                "data set evaluated last."
+                "Networks that evaluate scored; `evaluate.register` says which. "
+                "`champion-<digest>` is the best one on the test images of the data set with this "
+                "digest; `champion` is the best one on the data set evaluated last, and on "
+                "photographs as soon as there was one."
             ),
         )
     except MlflowException as error:
@@ -329,7 +393,7 @@ def _version(client: mlflow.MlflowClient, number: str) -> Version:
     tags = client.get_model_version(REGISTERED_MODEL, number).tags
     return Version(
         number=number,
-        dataset=tags.get("dataset", "another data set"),
-        dataset_digest=tags.get("dataset.digest", ""),
-        selected_on_test=tags.get("selected_on_test") == "true",
+        dataset=tags.get(DATASET, "another data set"),
+        dataset_digest=tags.get(DATASET_DIGEST, ""),
+        synthetic=tags.get(DATASET_SYNTHETIC) == flag(True),
     )

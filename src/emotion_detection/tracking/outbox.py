@@ -127,6 +127,10 @@ class Outbox:
             self._waiting.append(entry)
             self._changed.notify_all()
 
+    def known(self, run: str) -> str:
+        """Return the result of the entry that made `run`, `run` itself where there is none."""
+        return self._known.get(run, run)
+
     def flush(self, timeout: float) -> bool:
         """Wait until all is delivered; return False after `timeout` seconds without progress."""
         with self._changed:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from emotion_detection.tracking import tags
 from emotion_detection.tracking.store import hidden
 
 PACKAGES = ("tensorflow", "keras", "keras-tuner", "numpy", "scikit-learn", "mlflow", "dvc")
@@ -19,32 +20,34 @@ DIFF_BYTES = 2**20
 
 def provenance() -> dict[str, str]:
     """Return tags for the commit, the DVC experiment, the versions and the machine of a run."""
-    tags = {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, "
+    found = {
+        tags.MACHINE: f"{_processor()}, {os.cpu_count()} cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        **{f"version.{name}": version(name) for name in PACKAGES},
+        tags.SYSTEM: f"{platform.system()} {platform.machine()}",
+        tags.PYTHON: platform.python_version(),
+        **{f"{tags.VERSION}{name}": version(name) for name in PACKAGES},
     }
     commit = _git("rev-parse", "HEAD")
     if commit:
-        tags["git.commit"] = commit
-        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+        found[tags.GIT_COMMIT] = commit
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        found[tags.GIT_DIRTY] = tags.flag(bool(changed))
     for tag, variable in (
-        ("dvc.experiment", "DVC_EXP_NAME"),
-        ("dvc.baseline", "DVC_EXP_BASELINE_REV"),
+        (tags.DVC_EXPERIMENT, "DVC_EXP_NAME"),
+        (tags.DVC_BASELINE, "DVC_EXP_BASELINE_REV"),
     ):
         if os.environ.get(variable):
-            tags[tag] = os.environ[variable]
-    return tags
+            found[tag] = os.environ[variable]
+    return found
 
 
-def run_name(stage: str, source: str, tags: Mapping[str, str]) -> str:
+def run_name(stage: str, source: str, tagged: Mapping[str, str]) -> str:
     """Return the name of a run: its stage, the DVC experiment and the data.
 
-    It has "(selected on test)" in it where the tag `selected_on_test` is true.
+    It has "(selected on test)" in it where `tagged`, its tags, says so.
     """
-    marker = "(selected on test)" if tags.get("selected_on_test") == "true" else None
+    selected = tagged.get(tags.SELECTED_ON_TEST) == tags.flag(True)
+    marker = "(selected on test)" if selected else None
     return " ".join(filter(None, (stage, os.environ.get("DVC_EXP_NAME"), marker, "on", source)))
 
 

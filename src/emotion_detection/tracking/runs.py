@@ -27,7 +27,7 @@ from emotion_detection.data.dataset import Dataset
 from emotion_detection.files import atomic, write_json
 from emotion_detection.tracking import models
 from emotion_detection.tracking.delivery import close_outbox, open_outbox, send_abandoned
-from emotion_detection.tracking.exports import KEY_TAG, run_of_export
+from emotion_detection.tracking.exports import find_run, name_while_away, run_of_export
 from emotion_detection.tracking.machine import SystemMetrics
 from emotion_detection.tracking.outbox import Outbox, UnreachableError, now
 from emotion_detection.tracking.provenance import (
@@ -37,6 +37,7 @@ from emotion_detection.tracking.provenance import (
     this_process,
 )
 from emotion_detection.tracking.store import (
+    EXPERIMENT,
     connect,
     exists,
     raising_outages,
@@ -44,12 +45,18 @@ from emotion_detection.tracking.store import (
     timeout,
     without_password,
 )
+from emotion_detection.tracking.tags import (
+    DATASET,
+    DATASET_DIGEST,
+    DATASET_SYNTHETIC,
+    DATASET_TEST,
+    PROCESS,
+    STAGE,
+    flag,
+)
 
 if TYPE_CHECKING:  # It imports TensorFlow, which takes seconds.
     import keras
-
-REPEATED = ("seed", "precision", "deterministic")
-"""Params of every run that are tags too, so that runs can be filtered by them."""
 
 # The run that is logged to, after its parent if it has one.
 _current: list[tuple[Outbox, str]] = []
@@ -80,30 +87,46 @@ def run(
     send_abandoned(keep=run_id)
     if not request(lambda: exists(run_id)):
         run_id = None
-    active = request(
-        lambda: mlflow.start_run(
-            run_id,
-            run_name=run_name(stage, dataset.source, tags),
-            description=note,
-            tags={"process": this_process()},
-        )
-    )
-    with _ending(_forget_active_run), _recording(active.info.run_id):
+    name = run_name(stage, dataset.source, tags)
+    noted = {PROCESS: this_process()} | ({MLFLOW_RUN_NOTE: note} if note else {})
+    begun = run_id or request(lambda: _create(name, noted))
+    with _started(begun, name, noted):
         set_tags(
             {
-                "stage": stage,
-                "dataset": dataset.source,
-                "dataset.digest": dataset.digest,
-                "dataset.test": "cut from train" if dataset.test_is_cut else "its own",
-                **{name: _shown(params[name]) for name in REPEATED if name in params},
+                STAGE: stage,
+                DATASET: dataset.source,
+                DATASET_DIGEST: dataset.digest,
+                DATASET_TEST: "cut from train" if dataset.test_is_cut else "its own",
+                DATASET_SYNTHETIC: flag(dataset.synthetic),
                 **tags,
                 **provenance(),
             }
         )
         _log_diff()
         log_params(_flat(params))
-        request(lambda: _log_dataset(active.info.run_id, dataset))
-        yield active.info.run_id
+        request(lambda: _log_dataset(begun, dataset))
+        yield begun
+
+
+def _create(name: str, tags: Mapping[str, str]) -> str:
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    made = client.create_run(experiment, run_name=name, tags=resolve_tags(dict(tags)))
+    return str(made.info.run_id)
+
+
+@contextlib.contextmanager
+def _started(run_id: str, name: str | None, tags: Mapping[str, str]) -> Iterator[None]:
+    """Log to `run_id`, which runs while the block lasts, with the machine's metrics; then end it.
+
+    Raises:
+        UserError: if another process logs to it; the run stays as it is.
+
+    """
+    with contextlib.ExitStack() as begun, _recording(run_id):
+        request(lambda: mlflow.start_run(run_id, run_name=name, tags=dict(tags)))
+        begun.enter_context(_ending(_forget_active_run))
+        yield
 
 
 @contextlib.contextmanager
@@ -141,7 +164,7 @@ def child(
             "run": run,
             "parent": parent,
             "name": name,
-            "tags": resolve_tags({**tags, **noted, "process": this_process()}),
+            "tags": resolve_tags({**tags, **noted, PROCESS: this_process()}),
             "at": now(),
         }
     )
@@ -203,18 +226,18 @@ def resumed(run_id: str | None) -> Iterator[str | None]:
     try:
         connect()
         send_abandoned(keep=None)
-        found = request(lambda: exists(run_id))
+        found = request(lambda: find_run(run_id))
     except UserError as error:
         if run_id is None:
             raise
         log.warning("%s", error)
-        unreachable = found = True
-    if not found or run_id is None:
+        found, unreachable = run_id, True
+    if found is None:
         _warn_of_missing(run_id)
         yield None
         return
-    with _adding(run_id, hurried=unreachable):
-        yield run_id
+    with _adding(found, hurried=unreachable):
+        yield found
 
 
 @contextlib.contextmanager
@@ -249,37 +272,38 @@ def exported(
     data and the params that `params` does not have; its tag `train.run` is the training's run, and
     `note` its description. The same key again goes on in the run that it had.
 
-    While MLflow cannot be reached the id is the training's, and what is logged is kept in the
-    outbox. It is None, with a warning, where the training's run is gone; nothing is logged then.
+    While MLflow cannot be reached the id is a name that `resumed` finds the run by, and what is
+    logged is kept in the outbox. It is None, with a warning, where the training's run is gone;
+    nothing is logged then.
 
     Raises:
         UserError: if MLflow cannot be reached and `train_run_id` is None.
 
     """
     values = {name: _shown(value) for name, value in _flat(params).items()}
-    unreachable = False
+    run_id = away = None
     try:
         connect()
         send_abandoned(keep=None)
-        run_id = None
         if train_run_id is not None and request(lambda: exists(train_run_id)):
-            run_id = run_of_export(train_run_id, key, values, note)
+            run_id = request(lambda: run_of_export(train_run_id, key, values, note))
     except UserError as error:
         if train_run_id is None:
             raise
         log.warning("%s", error)
-        run_id, unreachable = train_run_id, True
-    if run_id is None:
+        away = name_while_away(train_run_id, key)
+    if away is not None:
+        with _adding(away, hurried=True):
+            _append("export", training=train_run_id, key=key, params=values, note=note)
+            yield away
+    elif run_id is None:
         _warn_of_missing(train_run_id)
         yield None
     elif run_id == train_run_id:
-        with _adding(run_id, hurried=unreachable):
-            set_tags({KEY_TAG: key})
-            log_params(values)
+        with _adding(run_id):
             yield run_id
     else:
-        request(lambda: mlflow.start_run(run_id, tags={"process": this_process()}))
-        with _ending(_forget_active_run), _recording(run_id):
+        with _started(run_id, None, {PROCESS: this_process()}):
             set_tags(provenance())
             yield run_id
 
@@ -332,6 +356,14 @@ def log_epoch(metrics: Mapping[str, float], epoch: int, prefix: str = "epoch") -
     _log(metrics={f"{prefix}/{name}": float(value) for name, value in metrics.items()}, step=epoch)
 
 
+def log_headline(text: str) -> None:
+    """Make `text`, a result, the first line of the current run's description.
+
+    Recipe, data and commit, as the run's tags have them, follow it there.
+    """
+    _log(headline=text)
+
+
 def log_files(folder: Path, artifact_folder: str) -> None:
     """Log every file of `folder` to the current run."""
     _keep("files", folder.name, lambda kept: shutil.copytree(folder, kept), folder=artifact_folder)
@@ -343,8 +375,12 @@ def set_tags(tags: Mapping[str, str]) -> None:
 
 
 def _log(**what: Any) -> None:
+    _append("log", **what)
+
+
+def _append(do: str, **what: Any) -> None:
     outbox, run = _current[-1]
-    outbox.append({"do": "log", "run": run, "at": now(), **what})
+    outbox.append({"do": do, "run": run, "at": now(), **what})
 
 
 def _keep(do: str, name: str, copy: Callable[[Path], object], **what: Any) -> None:
@@ -360,17 +396,23 @@ def _end(outbox: Outbox, run: str, status: str) -> None:
     outbox.append({"do": "end", "run": run, "status": status, "at": now()})
 
 
-def log_model(model: "keras.Model", example: np.ndarray, classes: tuple[str, ...]) -> None:
+def log_model(
+    model: "keras.Model",
+    example: np.ndarray,
+    classes: tuple[str, ...],
+    notice: str | None = None,
+) -> None:
     """Log `model` to the current run, or keep it in the outbox until the store is back.
 
-    `example` is a few images (N, H, W, C) uint8; `classes` are in the order of the outputs.
+    `example` is a few images (N, H, W, C) uint8; `classes` are in the order of the outputs, and
+    `notice` is a sentence for whoever uses it.
     """
     outbox, run = _current[-1]
     try:
         # What was logged before comes first; this also shows whether the store can be reached.
         if outbox.flush(timeout()):
             with raising_outages():
-                models.log_model(model, example, classes, run)
+                models.log_model(model, example, classes, outbox.known(run), notice)
             return
     except UnreachableError as error:
         log.warning("%s; the model is kept on disk until it is back", error)
@@ -379,7 +421,7 @@ def log_model(model: "keras.Model", example: np.ndarray, classes: tuple[str, ...
         from emotion_detection.models import saving
 
         folder.mkdir()
-        saving.save(model, folder / paths.MODEL.name, classes)
+        saving.save(model, folder / paths.MODEL.name, classes, notice)
         np.save(folder / "example.npy", example)
 
     _keep("model", models.MODEL_NAME, write)

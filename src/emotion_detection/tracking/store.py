@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.files import atomic, locked
-from emotion_detection.tracking import moved
+from emotion_detection.tracking import moved, pages
 from emotion_detection.tracking.outbox import UnreachableError, retry
 
 T = TypeVar("T")
@@ -28,7 +28,8 @@ T = TypeVar("T")
 EXPERIMENT = "emotion-detection"
 
 EXPERIMENT_NOTE = """\
-Emotions from faces. A run is named after its DVC stage, its DVC experiment and its data.
+Emotions from faces: [the runs with their results]({runs}). A run is named after its DVC stage, \
+its DVC experiment and its data.
 
 - `tune`: a search for a network; its trials are the child runs. To compare them, unfold it, tick
   them, press Compare, and take `val_accuracy` as the metric.
@@ -161,11 +162,32 @@ def _enter_experiment(location: str | None) -> None:
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
-    mlflow.set_experiment(EXPERIMENT)
-    # Opens the page of training runs; the default is the one for language models.
-    mlflow.set_experiment_tag("mlflow.experimentKind", "custom_model_development")
-    if found is None or MLFLOW_RUN_NOTE not in found.tags:
-        mlflow.set_experiment_tag(MLFLOW_RUN_NOTE, EXPERIMENT_NOTE)
+    experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
+    wanted = {
+        # Opens the page of training runs; the default is the one for language models.
+        "mlflow.experimentKind": "custom_model_development",
+        pages.VIEW_TAG: pages.view(),
+    }
+    has = {} if found is None else found.tags
+    if MLFLOW_RUN_NOTE not in has:
+        wanted[MLFLOW_RUN_NOTE] = EXPERIMENT_NOTE.format(runs=pages.fragment(experiment_id))
+    changed = {name: value for name, value in wanted.items() if has.get(name) != value}
+    if changed:
+        mlflow.set_experiment_tags(changed)
+
+
+def runs_address(server: str) -> str:
+    """Return the address of the page of the runs; `server` serves the store if it is a file.
+
+    Raises:
+        UserError: as `connect` does.
+
+    """
+    connect()
+    experiment = request(lambda: mlflow.MlflowClient().get_experiment_by_name(EXPERIMENT))
+    uri = without_password()
+    base = uri if uri.startswith("http") else server
+    return f"{base.rstrip('/')}/{pages.fragment(experiment.experiment_id)}"
 
 
 def exists(run_id: str | None) -> bool:

@@ -25,14 +25,14 @@ from emotion_detection.figures import training as figures
 from emotion_detection.files import atomic
 from emotion_detection.models.network import forward_gflops
 from emotion_detection.params import Network, Tune
+from emotion_detection.tracking.tags import BEST_TRIAL, WORKERS
 from emotion_detection.tuning.space import columns_of, contains, declare, network_of, values_of
 from emotion_detection.tuning.workers import at_work, hushed, is_chief, lead
 
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
 
 NOTE = (
-    "Its trials are the child runs: select them to compare. The tags `best.*` say which one was "
-    "chosen, and its hyperparameters."
+    "Its trials are the child runs: select them to compare. Their networks are in their parameters."
 )
 
 MESSAGE = "message.txt"
@@ -471,8 +471,11 @@ def summary(table: pd.DataFrame) -> str:
 
 def report(table: pd.DataFrame, chosen: Network, settings: Tune) -> dict[str, Any]:
     """Return what `Stage.write` writes of a search with the trials `table`."""
-    best = int(table["trial"][table["val_accuracy"].idxmax()])
-    of_best = {f"best.{name}": str(value) for name, value in columns_of(chosen).items()}
+    found = table["val_accuracy"].idxmax()
+    best, accuracy = int(table["trial"][found]), float(table["val_accuracy"][found])
+    network = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in columns_of(chosen).items()
+    )
     return {
         "metrics": {
             "tune/trials": len(table),
@@ -483,5 +486,9 @@ def report(table: pd.DataFrame, chosen: Network, settings: Tune) -> dict[str, An
         "figures": {"trials": figures.trials(table)},
         # Not in DVC's tables, where it would seem a change between any two experiments.
         "more_metrics": {"tune/seconds": float(table["seconds"].sum())},
-        "tags": {"best.trial": f"{best:02d}", **of_best, "workers": str(settings.workers)},
+        "tags": {BEST_TRIAL: f"{best:02d}", WORKERS: str(settings.workers)},
+        "headline": (
+            f"best of {len(table)} trials: trial {best:02d}, validation accuracy "
+            f"{100 * accuracy:.1f} %, with {network}"
+        ),
     }

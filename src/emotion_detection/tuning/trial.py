@@ -10,7 +10,7 @@ from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.network import forward_gflops
 from emotion_detection.params import Train, Tune
-from emotion_detection.tracking import runs
+from emotion_detection.tracking import runs, tags
 from emotion_detection.training.callbacks import best_epoch
 from emotion_detection.training.fit import fit, network_to_train
 from emotion_detection.tuning.search import Outcome, Trial
@@ -39,9 +39,9 @@ def run_trial(
         f"trial {trial.number:02d}",
         params=_logged_params(trial, dataset),
         tags={
-            "stage": "trial",
-            "dataset": dataset.source,
-            "selected_on_test": str(rows.selected_on_test).lower(),
+            tags.STAGE: "trial",
+            tags.DATASET: dataset.source,
+            tags.SELECTED_ON_TEST: tags.flag(rows.selected_on_test),
         },
         note=(
             f"Trial {trial.number} of {trial.total} of the search above it, its parent run.\n\n"

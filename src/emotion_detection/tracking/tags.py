@@ -1,0 +1,50 @@
+"""The names of the tags that runs and versions of the registered model have."""
+
+STAGE = "stage"
+"""The DVC stage, or `trial`."""
+
+RECIPE = "recipe"
+"""The recipe that params.yaml held, or params.yaml."""
+
+DATASET = "dataset"
+DATASET_DIGEST = "dataset.digest"
+DATASET_TEST = "dataset.test"
+"""Where the test split comes from."""
+
+DATASET_SYNTHETIC = "dataset.synthetic"
+"""`true` where a program drew the images."""
+
+SELECTED_ON_TEST = "selected_on_test"
+"""`true` where the epoch or the network was chosen on the test images."""
+
+PRECISION_WHY = "precision.why"
+BEST_TRIAL = "best.trial"
+WORKERS = "workers"
+
+GIT_COMMIT = "git.commit"
+GIT_DIRTY = "git.dirty"
+DVC_EXPERIMENT = "dvc.experiment"
+DVC_BASELINE = "dvc.baseline"
+MACHINE, SYSTEM, PYTHON = "machine", "system", "python"
+VERSION = "version."
+"""The beginning of the names of packages' versions."""
+
+REGISTERED_VERSION = "registered.version"
+CHAMPION_DECISION = "champion.decision"
+
+PROCESS = "process"
+"""The process that a run is logged from: a run that it left open can be ended."""
+
+OUTBOX_RUN = "outbox.run"
+"""What an outbox called a run before there was one in MLflow."""
+
+EXPORT_KEY = "export.key"
+"""Which export of a training the run has."""
+
+TRAIN_RUN = "train.run"
+"""The run of the training that an export is of."""
+
+
+def flag(value: bool) -> str:
+    """Return how a tag says whether something holds."""
+    return str(value).lower()
