@@ -53,6 +53,7 @@ soak: .venv/.dev  ## test for about half an hour: kill stages, crowd the store, 
 	python -m tests.soak.faults --kills 50
 	python -m tests.soak.together --minutes 10
 	python -m tests.soak.workers
+	python -m tests.soak.coverage
 
 lint: .venv/.dev  ## check format, style and types
 	ruff format --check .

@@ -39,8 +39,7 @@ def main() -> None:
         challenger = champion.Challenger(run_id, result, dataset, rows)
         register = settings.evaluate.register
         decision = champion.challenge(challenger, register=register, seed=seed)
-        facts = report.training_facts(model, network, settings, report.history(paths.TRAIN))
-        subject = report.subject(result, dataset, corrupted, decision, facts, settings)
+        subject = report.subject(challenger, corrupted, decision, model, network, settings)
         scores = metrics.flat_metrics(subject.scores)
         stage.write(
             metrics.headlines(scores),

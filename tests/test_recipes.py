@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -479,3 +480,36 @@ def test_what_does_not_go_together_is_told(
     )
     assert done.returncode == 2
     assert message in done.stderr
+
+
+# --- The command that gave a result.
+
+
+def test_the_command_that_gave_a_result_names_its_recipe_and_what_else_was_set(
+    project: Project,
+) -> None:
+    assert recipes.command() == "dvc repro"
+    for name in NAMES:
+        recipes.write(recipes.changes(name))
+        assert recipes.command() == f"emotion-detection recipe {name} --run"
+    recipes.reset()
+    recipes.write(recipes.changes("quick"))
+    recipes.write([recipes.Change("ingest.source", None, "my faces.zip")])
+    found = shlex.split(recipes.command())
+    assert found == ["emotion-detection", "recipe", "quick", "--run", "-S", found[-1]]
+    assert found[-1] == "ingest.source='my faces.zip'"
+
+
+def test_without_a_recipe_the_command_names_what_was_changed(project: Project) -> None:
+    recipes.write(
+        [
+            recipes.Change("ingest.source", None, "data/faces.zip"),
+            recipes.Change("train.epochs", None, 7),
+        ]
+    )
+    assert recipes.command() == "dvc exp run -S ingest.source=data/faces.zip -S train.epochs=7"
+
+
+def test_without_git_the_command_is_dvcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make(tmp_path / "project").root)
+    assert recipes.command() == "dvc repro"

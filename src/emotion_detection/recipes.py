@@ -10,6 +10,7 @@ import difflib
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,6 +161,30 @@ def reset() -> list[Change]:
         log.info("ingest.source stays %s", source)
     _write(text)
     return _changes(current, committed) if current else []
+
+
+def command() -> str:
+    """Return the command that runs with the values of params.yaml where Git's last commit lies."""
+    text, name = _committed(), held()
+    if text is None:
+        return "dvc repro"
+    current = params.read(PARAMS)
+    base, parts = _restored(current, params.parse(text, PARAMS)), ["dvc", "exp", "run"]
+    if name is not None:
+        base = _overlaid(base, params.read(FOLDER / f"{name}.yaml"))
+        parts = ["emotion-detection", "recipe", name, "--run"]
+    changed = _changes(base, current)
+    if name is None and not changed:
+        return "dvc repro"
+    options = [f"{change.name}={_unquoted(change.after)}" for change in changed]
+    return shlex.join([*parts, *(part for option in options for part in ("-S", option))])
+
+
+def _unquoted(value: Any) -> str:
+    """Return `value` as `override` does, without the quotes that a path or a word needs not."""
+    word = isinstance(value, str) and re.fullmatch(r"[a-zA-Z/~.][\w./-]*", value)
+    keywords = ("true", "false", "null", "inf", "nan")
+    return value if word and value.casefold() not in keywords else override(value)
 
 
 def run(name: str, changed: Sequence[Change], options: Sequence[str]) -> int:

@@ -9,8 +9,9 @@ import numpy.typing as npt
 from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.evaluation import predictions
-from emotion_detection.evaluation.bootstrap import RESAMPLES
+from emotion_detection.evaluation.intervals import RESAMPLES
 from emotion_detection.evaluation.comparison import Comparison, compare
+from emotion_detection.evaluation.intervals import RESAMPLES
 from emotion_detection.evaluation.metrics import DIGITS, Evaluation
 from emotion_detection.tracking import models as registry
 from emotion_detection.tracking.tags import CHAMPION_DECISION, REGISTERED_VERSION

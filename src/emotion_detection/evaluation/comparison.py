@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from emotion_detection.evaluation.bootstrap import RESAMPLES, Estimate, estimate, resampled
+from emotion_detection.evaluation.intervals import RESAMPLES, Estimate, estimate, resampled
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from emotion_detection.console import progress
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.evaluation.bootstrap import RESAMPLES
 from emotion_detection.evaluation.comparison import compare
+from emotion_detection.evaluation.intervals import RESAMPLES
 from emotion_detection.evaluation.metrics import DIGITS
 
 Images = npt.NDArray[np.uint8]

@@ -1,22 +1,16 @@
-"""Scores of a classifier on labelled images, with their bootstrap intervals."""
+"""Scores of a classifier on labelled images, with their intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from sklearn import metrics as sk
 
-from emotion_detection.evaluation.bootstrap import (
-    RESAMPLES,
-    Estimate,
-    Floats,
-    Ints,
-    estimate,
-    resampled,
-)
+from emotion_detection.evaluation import intervals
+from emotion_detection.evaluation.intervals import RESAMPLES, Estimate, Floats, Ints, wilson
 from emotion_detection.models.saving import cross_entropy
 
 # Wide enough for a softmax in bfloat16, and far too narrow for logits.
@@ -248,16 +242,6 @@ class Evaluation:
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:n]
 
 
-class _Scores(NamedTuple):
-    """Scores of one confusion matrix, or of a stack of them along the first axis."""
-
-    accuracy: Floats
-    macro_f1: Floats
-    precision: Floats
-    recall: Floats
-    f1: Floats
-
-
 def evaluate(
     labels: npt.ArrayLike,
     probabilities: npt.ArrayLike,
@@ -273,12 +257,13 @@ def evaluate(
     default there are none.
 
     A ratio whose denominator is 0 is 0: the precision of a class never predicted, the recall of a
-    class without images, and F1 where both are 0. Macro F1 averages over all of `classes`, absent
-    ones too, as scikit-learn does when it is given the labels. A class has a ROC curve only where
-    there are images of it and of others; macro AUC averages over the classes with one.
+    class without images, and F1 where both are 0. Macro F1 averages over the classes with images,
+    and macro AUC over those with a ROC curve, for which there have to be images of the class and
+    of others.
 
-    The intervals are 95 % percentile intervals over `bootstrap` resamples of the images, which are
-    taken as independent. They say how the scores of this model would vary over test sets of this
+    The intervals are 95 % intervals: Wilson's for shares and F1, and for macro F1 that of a
+    bootstrap of `bootstrap` resamples, in which `seed` decides. The images are taken as
+    independent. The intervals say how the scores of this model would vary over test sets of this
     size, and nothing about how another training run would differ.
 
     Raises:
@@ -296,24 +281,24 @@ def evaluate(
 
     predicted = probability_array.argmax(axis=1)
     confusion = _confusion(label_array, predicted, len(classes))
-    clean_confusion = _confusion(label_array[clean], predicted[clean], len(classes))
     curves = [_roc(label_array == k, probability_array[:, k]) for k in range(len(classes))]
     areas = [curve.auc for curve in curves if curve is not None]
-    observed, spread = _scores(confusion), _resampled_scores(confusion, bootstrap, seed)
+    totals = _totals(confusion, bootstrap, seed)
+    without_leaks = None
+    if clean.any():
+        without = _confusion(label_array[clean], predicted[clean], len(classes))
+        without_leaks = totals if clean.all() else _totals(without, bootstrap, seed)
     return Evaluation(
         classes=tuple(classes),
         labels=label_array,
         probabilities=probability_array,
         loss=cross_entropy(label_array, probability_array),
-        accuracy=estimate(observed.accuracy, spread.accuracy),
-        macro_f1=estimate(observed.macro_f1, spread.macro_f1),
+        accuracy=totals.accuracy,
+        macro_f1=totals.macro_f1,
         macro_auc=float(np.mean(areas)) if areas else np.nan,
-        without_leaks=_totals(clean_confusion, bootstrap, seed) if clean.any() else None,
+        without_leaks=without_leaks,
         confusion=confusion,
-        per_class=tuple(
-            _of_class(k, name, int(confusion[k].sum()), observed, spread, curves[k])
-            for k, name in enumerate(classes)
-        ),
+        per_class=tuple(_of_class(confusion, k, name, curves[k]) for k, name in enumerate(classes)),
     )
 
 
@@ -374,50 +359,25 @@ def _confusion(labels: Ints, predicted: Ints, classes: int) -> Ints:
     return cells.reshape(classes, classes)
 
 
-def _resampled_scores(confusion: Ints, resamples: int, seed: int) -> _Scores:
-    parts = [_scores(tables) for tables in resampled(confusion, resamples, seed)]
-    return _Scores(*(np.concatenate(of_score) for of_score in zip(*parts, strict=True)))
-
-
 def _totals(confusion: Ints, resamples: int, seed: int) -> Totals:
-    observed, spread = _scores(confusion), _resampled_scores(confusion, resamples, seed)
+    images = int(confusion.sum())
     return Totals(
-        images=int(confusion.sum()),
-        accuracy=estimate(observed.accuracy, spread.accuracy),
-        macro_f1=estimate(observed.macro_f1, spread.macro_f1),
+        images=images,
+        accuracy=wilson(int(np.trace(confusion)), images),
+        macro_f1=intervals.macro_f1(confusion, resamples, seed),
     )
 
 
-def _scores(confusion: Ints) -> _Scores:
-    right = np.diagonal(confusion, axis1=-2, axis2=-1)
-    actual = confusion.sum(axis=-1)
-    predicted = confusion.sum(axis=-2)
-    f1 = _ratio(2 * right, actual + predicted)
-    return _Scores(
-        accuracy=_ratio(right.sum(axis=-1), actual.sum(axis=-1)),
-        macro_f1=f1.mean(axis=-1),
-        precision=_ratio(right, predicted),
-        recall=_ratio(right, actual),
-        f1=f1,
-    )
-
-
-def _of_class(
-    k: int, name: str, support: int, observed: _Scores, spread: _Scores, roc: RocCurve | None
-) -> ClassScores:
+def _of_class(confusion: Ints, k: int, name: str, roc: RocCurve | None) -> ClassScores:
+    hits, actual, predicted = map(int, (confusion[k, k], confusion[k].sum(), confusion[:, k].sum()))
     return ClassScores(
         name=name,
-        support=support,
-        precision=estimate(observed.precision[k], spread.precision[:, k]),
-        recall=estimate(observed.recall[k], spread.recall[:, k]),
-        f1=estimate(observed.f1[k], spread.f1[:, k]),
+        support=actual,
+        precision=wilson(hits, predicted),
+        recall=wilson(hits, actual),
+        f1=intervals.f1(hits, actual, predicted),
         roc=roc,
     )
-
-
-def _ratio(numerator: Ints, denominator: Ints) -> Floats:
-    # A numerator here never exceeds its denominator, so 0 / 0 is the only case to decide.
-    return numerator / np.maximum(denominator, 1)
 
 
 def _roc(is_class: npt.NDArray[np.bool_], probability: Floats) -> RocCurve | None:

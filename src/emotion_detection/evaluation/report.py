@@ -5,33 +5,40 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import keras
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from emotion_detection import paths, recipes
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset, are_emotions
-from emotion_detection.evaluation.bootstrap import Estimate
-from emotion_detection.evaluation.champion import Decision
+from emotion_detection.evaluation.champion import Challenger, Decision
 from emotion_detection.evaluation.corruptions import mean_accuracy, metrics
+from emotion_detection.evaluation.intervals import Estimate, wilson
 from emotion_detection.evaluation.metrics import Evaluation
+from emotion_detection.figures import style, svg
+from emotion_detection.figures.evaluation import MISTAKES
+from emotion_detection.figures.training import learning_curves
 from emotion_detection.files import atomic, write_json
 from emotion_detection.params import Network, Params, Section, Split, changed
+from emotion_detection.tracking.provenance import provenance
 
 PAGE, CARD = "report.html", "model_card.md"
-FIGURES = ("confusion_normalized", "roc", "reliability", "corruptions", "mistakes")
-# Of WebP: the letters in a plot are as sharp as in its PNG.
-QUALITY = 88
-# The page shows a plot in these shares of its full width: below the first its text is too small to
-# read, above the second it is larger than the page's own.
-LEGIBLE, LARGEST = 0.6, 0.85
+FIGURES = ("learning_curves", "confusion_normalized", "roc", "reliability", "corruptions")
+# A page of more ROC curves could not be read, and would be large.
+MOST_CURVES = 26
+# A photo in the page, in WebP; its longer side in pixels is at most this.
+QUALITY, LARGEST_PHOTO = 88, 160
 
 LIMITS_OF_EMOTIONS = (
     "A label is the expression that somebody saw in a picture. It is not what the person felt: "
@@ -65,15 +72,19 @@ SYNTHETIC = (
 class Subject:
     """What is reported on.
 
-    `corrupted` is a table of `corruptions.measure`; `facts` are lines of name and text, such as
-    `training_facts`; `selected_on_test` says that epoch and network were chosen on the test images,
-    and `synthetic` that the images are no photographs.
+    `rows` (N,) int64 are the images of `dataset` that `result` is about; `corrupted` is a table of
+    `corruptions.measure`, and `history` one of `ensemble.histories`; `origin` and `facts` are lines
+    of name and text, such as `training_facts`; `selected_on_test` says that epoch and network were
+    chosen on the test images, and `synthetic` that the images are no photographs.
     """
 
     result: Evaluation
     dataset: Dataset
+    rows: npt.NDArray[np.int64]
     corrupted: pd.DataFrame
     decision: Decision
+    history: pd.DataFrame
+    origin: Sequence[tuple[str, str]]
     facts: Sequence[tuple[str, str]]
     selected_on_test: bool
     synthetic: bool
@@ -85,22 +96,29 @@ class Subject:
 
 
 def subject(
-    result: Evaluation,
-    dataset: Dataset,
+    challenger: Challenger,
     corrupted: pd.DataFrame,
     decision: Decision,
-    facts: Sequence[tuple[str, str]],
+    model: keras.Model,
+    network: Network,
     settings: Params,
 ) -> Subject:
-    """Return what is reported on a model that was made and evaluated with `settings`."""
+    """Return what is reported on `model`, which was made and evaluated with `settings`.
+
+    `network` is the one that was trained, which a search may have chosen.
+    """
+    trained = history(paths.TRAIN)
     return Subject(
-        result,
-        dataset,
+        challenger.result,
+        challenger.dataset,
+        challenger.rows,
         corrupted,
         decision,
-        facts,
+        trained,
+        origin=origin(challenger.run_id),
+        facts=training_facts(model, network, settings, trained),
         selected_on_test=settings.split.validation == "test",
-        synthetic=dataset.synthetic,
+        synthetic=challenger.dataset.synthetic,
     )
 
 
@@ -118,33 +136,55 @@ def history(folder: Path) -> pd.DataFrame:
         raise UserError(f"{single}: cannot be read ({error}); run `dvc repro train`") from error
 
 
+def origin(run_id: str | None) -> list[tuple[str, str]]:
+    """Return lines of name and text on when, with what code and by which command it was made.
+
+    `run_id` is the MLflow run, None where there is none.
+    """
+    tags = provenance()
+    commit = tags.get("git.commit", "")[:12]
+    if commit and tags.get("git.dirty") == "true":
+        commit += ", with uncommitted changes"
+    lines = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": commit,
+        "MLflow run": run_id,
+        "recipe": recipes.held(),
+        "command": recipes.command(),
+    }
+    return [(name, text) for name, text in lines.items() if text]
+
+
+def title(result: Evaluation) -> str:
+    """Return the accuracy and its interval as one says them."""
+    accuracy = result.accuracy
+    return f"Test accuracy {_percent(accuracy.value)} ({_interval(accuracy)})"
+
+
 def headline(result: Evaluation) -> str:
     """Return the scores in a line, for a log."""
-    accuracy, macro_f1 = result.accuracy, result.macro_f1
-    return (
-        f"test accuracy {_percent(accuracy.value)} (95 % interval {_interval(accuracy)}), macro F1 "
-        f"{macro_f1.value:.3f}, on {len(result.labels):,} images"
-    )
+    macro_f1 = result.macro_f1.value
+    return f"{title(result)}, macro F1 {macro_f1:.3f}, on {len(result.labels):,} images"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in the page: a data URI, its title, and its size in pixels."""
+    """A figure in the page: its title, and its columns of panels as SVG."""
 
-    data: str
     title: str
+    panels: Sequence[svg.Panel]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrongly predicted image in the page, as a data URI."""
+
+    photo: str
     width: int
     height: int
-
-    @property
-    def narrowest(self) -> int:
-        """The width in pixels below which the page scrolls it instead of making it smaller."""
-        return round(LEGIBLE * self.width)
-
-    @property
-    def widest(self) -> int:
-        """The largest width in pixels at which the page shows it."""
-        return round(LARGEST * self.width)
+    actual: str
+    predicted: str
+    confidence: float
 
 
 def training_facts(
@@ -166,7 +206,7 @@ def training_facts(
         ("network", _layers(model, network, values.ensemble.members)),
         ("validation", _validation(values.split)),
         ("best epoch", _best_epochs(history)),
-        *((f"{name} params", _changed(section)) for name, section in sections.items()),
+        *((f"{name} params", text) for name, each in sections.items() if (text := _changed(each))),
     ]
 
 
@@ -209,7 +249,7 @@ def _changed(section: Section) -> str:
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in changed(section).items()
     }
-    return ", ".join(f"{name}: {value}" for name, value in values.items()) or "all at their default"
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def limits(classes: Sequence[str]) -> tuple[str, ...]:
@@ -219,37 +259,35 @@ def limits(classes: Sequence[str]) -> tuple[str, ...]:
 
 def write(subject: Subject, figures: Mapping[str, Figure], folder: Path) -> None:
     """Write page, card and JSON files to `folder`, which has each of `figures` as <name>.png."""
-    pictures = {
-        name: _picture(folder / f"{name}.png", figures[name]) for name in FIGURES if name in figures
-    }
+    drawn = {"learning_curves": learning_curves(subject.history), **figures}
+    if not 0 < sum(of.roc is not None for of in subject.result.per_class) <= MOST_CURVES:
+        del drawn["roc"]
+    corrupted, wrong = subject.corrupted, mistakes(subject)
     values = {
+        **vars(subject),
+        "title": title(subject.result),
+        "leaks": subject.result.leaked_images > 0 and subject.result.without_leaks is not None,
         "emotions": are_emotions(subject.result.classes),
-        "result": subject.result,
-        "dataset": subject.dataset,
-        "corrupted": subject.corrupted,
-        "corrupted_accuracy": (
-            None if subject.corrupted.empty else mean_accuracy(subject.corrupted)
-        ),
-        "decision": subject.decision,
-        "selected_on_test": subject.selected_on_test,
-        "synthetic": subject.synthetic,
+        "corrupted_accuracy": None if corrupted.empty else _corrupted_accuracy(corrupted),
         "facts": [*_data_facts(subject.dataset), *subject.facts],
         "limits": (*((SYNTHETIC,) if subject.synthetic else ()), *limits(subject.result.classes)),
         "loss_of_uniform_guess": math.log(len(subject.result.classes)),
         "top_confusion": _top_confusion(subject.result),
-        "pictures": pictures,
+        "pictures": {name: _picture(name, drawn[name]) for name in FIGURES if name in drawn},
+        "mistakes": wrong,
+        "dark_colours": style.DARK,
         "sections": [
             (anchor, title)
-            for anchor, title in (
-                ("scores", "Scores"),
-                ("classes", "Classes"),
-                ("calibration", "Calibration"),
-                ("corruptions", "Corrupted images"),
-                ("mistakes", "Mistakes"),
-                ("made", "How it was made"),
-                ("limits", "Limits and misuse"),
+            for anchor, title, told in (
+                ("scores", "Scores", True),
+                ("classes", "Classes", True),
+                ("calibration", "Calibration", True),
+                ("corruptions", "Corrupted images", not corrupted.empty),
+                ("mistakes", "Mistakes", bool(wrong)),
+                ("training", "Training", True),
+                ("limits", "Limits and misuse", True),
             )
-            if anchor != "corruptions" or not subject.corrupted.empty
+            if told
         ],
     }
     write_json(folder / "scores.json", subject.scores)
@@ -258,6 +296,20 @@ def write(subject: Subject, figures: Mapping[str, Figure], folder: Path) -> None
         template = environment(escape=name == PAGE).get_template(f"{name}.j2")
         with atomic(folder / name) as path:
             path.write_text(template.render(values), encoding="utf-8", newline="\n")
+
+
+def mistakes(subject: Subject) -> list[Mistake]:
+    """Return the wrong predictions with the highest confidence, highest first."""
+    result = subject.result
+    return [
+        Mistake(
+            *_photo(subject.dataset.images[subject.rows[row]]),
+            result.classes[result.labels[row]],
+            result.classes[result.predicted[row]],
+            float(result.confidence[row]),
+        )
+        for row in result.most_confident_mistakes(MISTAKES)
+    ]
 
 
 def environment(*, escape: bool) -> jinja2.Environment:
@@ -270,13 +322,15 @@ def environment(*, escape: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "percent": _percent,
         "change": lambda value: f"{100 * value:+.1f}\u00a0points".replace("-", "−"),
         "thousands": lambda value: f"{value:,}",
+        "f1": _f1,
         "md": _markdown,
     }
-    environment.globals["interval"] = _interval
+    environment.filters |= filters
+    environment.globals |= {"interval": _interval, "wilson": wilson}
     return environment
 
 
@@ -285,7 +339,12 @@ def _percent(share: float) -> str:
 
 
 def _interval(of: Estimate) -> str:
-    return f"{_percent(of.low)} to {_percent(of.high)}"
+    """Return the ends of a share's interval in %, without the sign that its value has."""
+    return f"{100 * of.low:.1f} to {100 * of.high:.1f}"
+
+
+def _f1(of: Estimate) -> str:
+    return f"{of.value:.3f} ({of.low:.3f} to {of.high:.3f})"
 
 
 def _markdown(text: str) -> str:
@@ -293,14 +352,28 @@ def _markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 
-def _picture(path: Path, figure: Figure) -> Picture:
-    with Image.open(path) as image:
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "WEBP", quality=QUALITY)
-        width, height = image.size
+def _picture(name: str, figure: Figure) -> Picture:
+    return Picture(" ".join(figure.get_suptitle().split()), svg.panels(figure, name))
+
+
+def _photo(pixels: npt.NDArray[np.uint8]) -> tuple[str, int, int]:
+    """Return the image `pixels` (H, W, C) uint8 as a data URI, and its width and height."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+    image.thumbnail((LARGEST_PHOTO, LARGEST_PHOTO))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode()
-    title = " ".join(figure.get_suptitle().split())
-    return Picture(f"data:image/webp;base64,{data}", title, width, height)
+    return f"data:image/webp;base64,{data}", *image.size
+
+
+def _corrupted_accuracy(table: pd.DataFrame) -> Estimate:
+    """Return the mean accuracy on corrupted images.
+
+    The interval is that of a share: a mean over several versions of each image varies less, so
+    that the true one is no wider.
+    """
+    images = int(table["images"].iloc[0])
+    return wilson(mean_accuracy(table) * images, images)
 
 
 def _data_facts(dataset: Dataset) -> list[tuple[str, str]]:

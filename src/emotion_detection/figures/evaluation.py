@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -31,22 +32,24 @@ from emotion_detection.figures.style import (
     note,
     percent,
     percent_tick,
-    readable_on,
     rows_height,
     shortened,
     thousands,
 )
 
 if TYPE_CHECKING:  # scikit-learn comes with it, and a figure reads what it is given alone.
-    from emotion_detection.evaluation.bootstrap import Estimate
+    from emotion_detection.evaluation.intervals import Estimate
     from emotion_detection.evaluation.metrics import ClassScores, Evaluation
 
 MISTAKES = 24
+ROC_WIDTH = 4.6  # inches
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 LARGEST_MATRIX = 24  # inches
 # Above so many cells a confusion matrix has colours only: its numbers could not be read.
 MOST_NUMBERS = 4096
 SMALLEST = 5.5  # points of text
+# On all its shades text in INK, or on a dark page its light grey, has a contrast of 4.5 or more.
+CELL, DARKEST = "#2B7BB3", 0.65
 
 
 def evaluation_figures(
@@ -92,7 +95,7 @@ def confusion_matrix(
     values = matrix / np.maximum(totals, 1) if normalize else matrix
     cells = _cells(matrix, normalize)
     names = [shortened(name) for name in classes]
-    inches = max(0.78, 4.2 / len(classes)) if len(classes) <= 10 else 0.44
+    inches = max(0.5, 2.8 / len(classes)) if len(classes) <= 10 else 0.44
     side = min(inches * len(classes), LARGEST_MATRIX)
     inches = side / len(classes)
     name_width = names_width(classes)
@@ -105,12 +108,10 @@ def confusion_matrix(
         side + name_width + 0.6, side + (0.75 * name_width if slanted else 0.2) + 0.5, title
     )
     (axes,) = add_panels(figure, 1)
-    shown = axes.imshow(values, cmap="Blues", vmin=0, vmax=1 if normalize else max(matrix.max(), 1))
-    backgrounds = shown.to_rgba(values)
+    axes.imshow(_shades(values, 1 if normalize else matrix.max()), interpolation="none")
     for i, row in enumerate(cells if matrix.size <= MOST_NUMBERS else []):
         for j, text in enumerate(row):
-            colour = readable_on(backgrounds[i, j])
-            label = axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
+            label = axes.text(j, i, text, ha="center", va="center", fontsize=size, color=INK)
             # It fits into its cell, and the layout takes long to measure thousands of texts.
             label.set_in_layout(False)
     room = inches * POINTS_PER_INCH / 1.2
@@ -128,6 +129,16 @@ def confusion_matrix(
     unit = " (each row in % of its images)" if normalize else " (images)"
     axes.set_ylabel(f"actual{unit}", fontsize=BODY, color=INK)
     return figure
+
+
+def _shades(values: npt.NDArray[Any], highest: float) -> npt.NDArray[np.uint8]:
+    """Return (K, K, 4) uint8: CELL, the more opaque the higher the value.
+
+    So they are shades of the page, be it white or dark, and its ink can be read on all of them.
+    """
+    opacity = DARKEST * values / max(highest, 1)
+    shades = np.stack(np.broadcast_arrays(*to_rgb(CELL), opacity), axis=-1)
+    return np.rint(255 * shades).astype(np.uint8)
 
 
 def _cells(matrix: npt.NDArray[np.integer], normalize: bool) -> list[list[str]]:
@@ -218,7 +229,6 @@ def _f1_title(evaluation: "Evaluation") -> str:
 def roc_curves(evaluation: "Evaluation") -> Figure:
     """Return the ROC curve of each class against the rest; without one it is in the legend only."""
     per_class = evaluation.per_class
-    columns = math.ceil(len(per_class) / 26)
     curves = {of_class.name: of_class.roc for of_class in per_class if of_class.roc is not None}
     title = "No ROC curves: each needs images of its class and of others"
     if curves:
@@ -230,7 +240,9 @@ def roc_curves(evaluation: "Evaluation") -> Figure:
                 f": lowest for {shortened(worst)} ({curves[worst].auc:.3f}), "
                 f"highest for {shortened(best)} ({curves[best].auc:.3f})"
             )
-    figure = new_figure(5.6 + columns * (1.3 + names_width(evaluation.classes)), 5.4, title)
+    columns = max(1, int(ROC_WIDTH / (1.2 + names_width(evaluation.classes))))
+    rows = math.ceil(len(per_class) / columns)
+    figure = new_figure(ROC_WIDTH, ROC_WIDTH + 0.3 + 0.17 * rows, title)
     (axes,) = add_panels(figure, 1)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)))
     axes.annotate(
@@ -247,7 +259,7 @@ def roc_curves(evaluation: "Evaluation") -> Figure:
             label=f"{'  –  ' if curve is None else f'{curve.auc:.3f}'}  {shortened(of_class.name)}",
         )
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.set_anchor("W")
+    axes.set_anchor("NW")
     axes.set_xlabel("false positive rate", fontsize=BODY, color=INK)
     axes.set_ylabel("true positive rate", fontsize=BODY, color=INK)
     axes.legend(
@@ -259,8 +271,10 @@ def roc_curves(evaluation: "Evaluation") -> Figure:
         ncols=columns,
         frameon=False,
         loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
+        bbox_to_anchor=(0.0, -0.13),
         borderaxespad=0,
+        borderpad=0,
+        columnspacing=1.2,
         handlelength=2.6,
     )
     return figure
@@ -278,8 +292,8 @@ def reliability(evaluation: "Evaluation") -> Figure:
     gap = confidence - accuracy
     direction = "overconfident" if gap > 0 else "underconfident"
     figure = new_figure(
-        7.2,
-        5.4,
+        5.0,
+        4.2,
         f"Calibration error {percent(evaluation.calibration_error)}: mean confidence "
         f"{percent(confidence)}, accuracy {percent(accuracy)}"
         + (f" ({direction})" if abs(gap) >= 0.0005 else ""),
@@ -310,7 +324,7 @@ def reliability(evaluation: "Evaluation") -> Figure:
     below.xaxis.set_major_formatter(FuncFormatter(percent_tick))
     below.set_xlabel(
         "confidence (orange: from the mean confidence of a bin to its accuracy)",
-        fontsize=BODY,
+        fontsize=SMALL,
         color=INK,
     )
     return figure
@@ -327,7 +341,7 @@ def corruptions(table: pd.DataFrame) -> Figure:
     lowest = table.loc[table["accuracy"].idxmin()]
     kinds = list(dict.fromkeys(table["corruption"].iloc[1:]))
     figure = new_figure(
-        2.3 * len(kinds) + 0.5,
+        1.95 * len(kinds) + 0.5,
         3.0,
         f"Accuracy {percent(clean)} on {table['images'].iloc[0]:,} clean test images, lowest "
         f"{percent(lowest['accuracy'])} ({lowest['condition']}); lines are 95\u00a0% intervals of "

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -31,11 +30,25 @@ DPI = 120
 # Okabe and Ito's palette, which colour-blind people can tell apart, without its pale yellow.
 PALETTE = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0072B2", "#4D4D4D")
 INK, GREY, FAINT, BLUE, ACCENT = "#222222", "#767676", "#DDDDDD", "#0072B2", "#D55E00"
+# What stands in for each colour on a dark page.
+DARK = {
+    INK: "#ECECEC",
+    GREY: "#A0A5AA",
+    FAINT: "#3A3F44",
+    "#FFFFFF": "#212427",
+    "#D55E00": "#FF8A3D",
+    "#009E73": "#2BC79B",
+    "#CC79A7": "#E39CC5",
+    "#E69F00": "#F2B53A",
+    "#56B4E9": "#A5DBF8",
+    "#0072B2": "#4B9CD9",
+    "#4D4D4D": "#C4C4C4",
+}
 SMALL, BODY, TITLE = 8.5, 10.0, 12.0
 POINTS_PER_INCH = 72
 LETTER_WIDTH = 0.6  # of DejaVu Sans, in ems, rounded up
 LONGEST_NAME = 22
-# WebP, the format in the report, allows 16,383.
+# Browsers refuse pictures that are longer than 16,383.
 LONGEST_SIDE = 16_000  # pixels
 
 # The font that matplotlib brings along. It lacks many scripts, and class names may be in any.
@@ -43,8 +56,12 @@ FONT = "DejaVu Sans"
 # Fonts that have letters in the wrong places, or draw a box for each.
 NO_TEXT = ("cm", "STIX", "Last Resort")
 
+rcParams["text.color"] = INK
 # A $ in the name of a class does not start a formula.
 rcParams["text.parse_math"] = False
+# An SVG has its texts as text, and the same ids each time.
+rcParams["svg.fonttype"] = "none"
+rcParams["svg.hashsalt"] = "figure"
 # `_families` warns once, instead of matplotlib for every letter of every figure.
 warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
@@ -260,22 +277,6 @@ def label_line_ends(axes: Axes, x: float, ends: Sequence[tuple[str, float, str]]
 def class_colours(classes: Sequence[str]) -> list[str]:
     """Return the colour of each class."""
     return [class_colour(index) for index in range(len(classes))]
-
-
-def readable_on(background: npt.NDArray[np.float64]) -> str:
-    """Return white or INK, whichever has the higher contrast by WCAG 2's relative luminance."""
-
-    def luminance(colour: npt.ArrayLike) -> float:
-        channels = np.asarray(colour, dtype=float)[:3]
-        linear = np.where(
-            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
-        )
-        return float(linear @ (0.2126, 0.7152, 0.0722))
-
-    behind = luminance(background)
-    on_white = 1.05 / (behind + 0.05)
-    on_ink = (behind + 0.05) / (luminance(to_rgb(INK)) + 0.05)
-    return "white" if on_white > on_ink else INK
 
 
 def shortened(name: str, longest: int = LONGEST_NAME) -> str:

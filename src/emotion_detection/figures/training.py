@@ -52,7 +52,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         if of_member["val_accuracy"].notna().any()
     ]
     epochs = history["epoch"]
-    figure = new_figure(10.0, 3.7, _best_title(epochs.max(), len(members), best))
+    figure = new_figure(9.2, 3.7, _best_title(epochs.max(), len(members), best))
     lowered, remark = _learning_rate(members)
     for axes, measure in zip(add_panels(figure, 2), ("loss", "accuracy"), strict=True):
         for epoch in lowered:
@@ -125,7 +125,7 @@ def _mark_epoch(axes: Axes, measure: str, best: pd.Series) -> None:
         textcoords="offset points",
         ha="center",
         fontsize=SMALL,
-        color=ACCENT,
+        color=INK,
     )
 
 
