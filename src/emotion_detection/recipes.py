@@ -168,10 +168,10 @@ def command() -> str:
     text, name = _committed(), held()
     if text is None:
         return "dvc repro"
-    current = params.read(PARAMS)
-    base, parts = _restored(current, params.parse(text, PARAMS)), ["dvc", "exp", "run"]
+    current = files.read_yaml(PARAMS)
+    base, parts = _restored(current, files.parse_yaml(text, PARAMS)), ["dvc", "exp", "run"]
     if name is not None:
-        base = _overlaid(base, params.read(FOLDER / f"{name}.yaml"))
+        base = _overlaid(base, files.read_yaml(FOLDER / f"{name}.yaml"))
         parts = ["emotion-detection", "recipe", name, "--run"]
     changed = _changes(base, current)
     if name is None and not changed:

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.evaluation import predictions
-from emotion_detection.evaluation.intervals import RESAMPLES
 from emotion_detection.evaluation.comparison import Comparison, compare
 from emotion_detection.evaluation.intervals import RESAMPLES
 from emotion_detection.evaluation.metrics import DIGITS, Evaluation
