@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import IO, ClassVar, NoReturn, Self, TypeVar
 
@@ -122,7 +122,7 @@ class Progress:
         self._bar = tqdm(
             desc=self._what,
             total=self._total,
-            initial=self._done,  # type: ignore[arg-type]  # shares of an epoch are counted too
+            initial=self._done,  # shares of an epoch are counted too
             delay=self._delay,
             file=stream,
             leave=False,
@@ -214,7 +214,7 @@ def progress(
 
     `total` is their number where `items` has no length.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(description, total=total, unit=unit, delay=delay) as shown:
         for item in items:
@@ -266,7 +266,7 @@ def quiet() -> Iterator[None]:
 # Scripts
 
 
-class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+class _Handler(logging.StreamHandler):
     """Writes log lines above the bars."""
 
     def emit(self, record: logging.LogRecord) -> None:

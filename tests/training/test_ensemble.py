@@ -290,7 +290,12 @@ def test_the_reports_history_grows_while_members_train(
     shutil.rmtree("reports")
     seen.clear()
     monkeypatch.setattr(runs, "log_epoch", log_epoch)
-    monkeypatch.setattr(ensemble, "fit", lambda *args, **kw: look("fit") or fit(*args, **kw))
+
+    def looking_first(*args: Any, **options: Any) -> Any:
+        look("fit")
+        return fit(*args, **options)
+
+    monkeypatch.setattr(ensemble, "fit", looking_first)
     histories = ensemble.histories(train(2, "resumed"))
     assert seen == [("fit", [1]), ("fit", [1, 2])]
     assert Path("reports/train/members.csv").read_text().count("\n") == 5

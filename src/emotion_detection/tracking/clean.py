@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -107,8 +108,10 @@ def runs() -> Part:
         run
         for experiment in client.search_experiments(view_type=ViewType.ALL)
         for run in _pages(
-            lambda token, of=experiment.experiment_id: client.search_runs(
-                [of], run_view_type=ViewType.DELETED_ONLY, page_token=token
+            partial(
+                client.search_runs,
+                [experiment.experiment_id],
+                run_view_type=ViewType.DELETED_ONLY,
             )
         )
     ]
@@ -148,12 +151,12 @@ def _store() -> Path | None:
     return sqlite_file(mlflow.get_tracking_uri())
 
 
-def _pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
+def _pages(page: Callable[..., Any]) -> Iterator[Any]:
     """Yield the items of all pages that `page` gives by their token."""
-    found = page(None)
+    found = page(page_token=None)
     yield from found
     while found.token:
-        found = page(found.token)
+        found = page(page_token=found.token)
         yield from found
 
 
@@ -165,14 +168,10 @@ def _logged_models(client: mlflow.MlflowClient) -> Iterator[Any]:
         at_work = {
             run.info.run_id
             for run in _pages(
-                lambda token, of=number: client.search_runs(
-                    [of], f"attributes.status = '{running}'", page_token=token
-                )
+                partial(client.search_runs, [number], f"attributes.status = '{running}'")
             )
         }
-        for model in _pages(
-            lambda token, of=number: client.search_logged_models([of], page_token=token)
-        ):
+        for model in _pages(partial(client.search_logged_models, [number])):
             if model.source_run_id not in at_work:
                 yield model
 
@@ -195,8 +194,8 @@ def _collect(file: Path) -> None:
 
 def _dvc_gc(*options: str) -> str:
     # To look at all commits too takes DVC a minute where there are hundreds.
-    history = ("--all-branches", "--all-tags", "--all-experiments")
-    history = history if git("rev-parse", "HEAD") else ()
+    kept = ("--all-branches", "--all-tags", "--all-experiments")
+    history = kept if git("rev-parse", "HEAD") else ()
     return _run("dvc", "gc", "--workspace", *history, *options)
 
 

@@ -91,8 +91,8 @@ def train_member(
     trained = state / "trained"
     logged = stage.folder / f"member_{member + 1}.json"
     known = _logged(logged)
-    before = trained.exists()
-    if not before:
+    reused = trained.exists()
+    if not reused:
         write_json(logged, {"run_id": run_id, "complete": False})
         _train(
             settings,
@@ -120,13 +120,13 @@ def train_member(
         runs.log_params({"parameters": members * load(trained / NETWORK)[0].count_params()})
     shutil.copyfile(trained / NETWORK, folder / paths.network(member).name)
     if members > 1:
-        _log_member(history, member, members, before=before)
+        _log_member(history, member, members, reused=reused)
     return history
 
 
-def _log_member(history: pd.DataFrame, member: int, members: int, *, before: bool) -> None:
+def _log_member(history: pd.DataFrame, member: int, members: int, *, reused: bool) -> None:
     seconds, others = float(history["seconds"].sum()), members - member - 1
-    time = "trained before" if before else duration(seconds)
+    time = "trained before" if reused else duration(seconds)
     left = f"; about {duration(seconds * others)} left for the others" if others else ""
     log.info("train: network %d/%d: %s, %s%s", member + 1, members, summary([history]), time, left)
 
