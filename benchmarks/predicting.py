@@ -106,7 +106,7 @@ def _log(root: Path, packed: Path, model: str) -> None:
     with runs.run("train", note="", dataset=dataset, params={}, tags={}) as run_id:
         network, classes = saving.load(Path(model))
         assert classes is not None
-        runs.log_model(network, np.asarray(dataset.images[:2]), classes)
+        runs.log_model(network, classes)
     candidate = models.candidate(run_id)
     models.promote(models.register(candidate, dataset, scores={}, decision="measured"))
 

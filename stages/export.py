@@ -47,8 +47,7 @@ def main() -> None:
         stage.save_run_id(paths.EXPORT_RUN)
         if run_id is not None:
             runs.set_tags({"weights.digest": saving.digest(model)})
-            example = dataset.images[rows.train[:2]]
-            runs.log_model(model, example, dataset.classes, dataset.notice)
+            runs.log_model(model, dataset.classes, dataset.notice)
         accuracy = metrics.pop("export/val_accuracy")
         stage.write({"export/val_accuracy": accuracy}, more_metrics=metrics)
     log.info("export: validation accuracy %.1f %%; %s", 100 * accuracy, paths.MODEL)

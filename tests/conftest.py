@@ -191,7 +191,7 @@ def store(toy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     saving.save(model, folder / paths.MODEL, toy.classes)
     with alone(folder):
         with runs.run("train", note="", dataset=toy, params={}, tags={}) as run_id:
-            runs.log_model(model, toy.images[:2], toy.classes)
+            runs.log_model(model, toy.classes)
         uri = f"runs:/{run_id}/{models.MODEL_NAME}"
         version = mlflow.register_model(uri, models.REGISTERED_MODEL)
         mlflow.MlflowClient().set_registered_model_alias(

@@ -15,16 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import requests
 import skimage.data
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModelContext
 from PIL import Image
 
 from emotion_detection import paths
+from emotion_detection.data import image
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.models import saving
+from emotion_detection.models.serving import EmotionModel
+from emotion_detection.tracking.models import CHAMPION
 from tests.support.environment import without_settings
 from tests.support.servers import free_port
+from tests.support.stores import alone
+from tests.support.untrained import untrained
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "guide" / "predict.md").read_text(encoding="utf-8")
@@ -94,7 +104,9 @@ FORMATS = {
     "pixels as records": lambda _, pixels: {
         "dataframe_records": [{"image": image.tolist()} for image in pixels]
     },
-    "both": lambda texts, pixels: {"inputs": [texts[0], pixels[1].tolist()]},
+    "both": lambda texts, pixels: {
+        "dataframe_records": [{"image": texts[0]}, {"image": pixels[1].tolist()}]
+    },
 }
 
 
@@ -144,7 +156,7 @@ WRONG = {
     "image cut off": ({"inputs": [SOUND[:60]]}, "image 0: .+"),
     "empty": ({"inputs": [""]}, "image 0: empty file"),
     "none": ({"inputs": []}, "no images: the request is empty"),
-    "a number": ({"inputs": [5]}, "image 0: it is int 5; give a PNG or JPEG file as base64"),
+    "a number": ({"inputs": [5]}, "image 0: it is int 5; give the bytes of a PNG or JPEG"),
     "another size": (
         {"instances": np.zeros((2, 8, 8, 3), int).tolist()},
         r"image 0: its shape is \(8, 8, 3\), and pixels must be \(16, 16, 3\)",
@@ -161,7 +173,11 @@ WRONG = {
         {"instances": np.full((1, 16, 16, 3), 256).tolist()},
         "image 0: its pixels are not all whole numbers from 0 to 255",
     ),
-    "ragged": ({"instances": [[[[1, 2, 3]], [[1]]]]}, "image 0: its rows differ in length"),
+    "ragged": (
+        {"dataframe_records": [{"image": [[[1, 2, 3]], [[1]]]}]},
+        "image 0: its rows differ in length",
+    ),
+    "a path": ({"inputs": ["/etc/passwd"]}, "image 0: not base64 .* and not a path"),
 }
 
 
@@ -174,6 +190,79 @@ def test_a_wrong_request_is_told_what_is_wrong(address: str, name: str) -> None:
     assert re.match(reason, message), message
     assert "\n" not in message
     assert len(message) < 200
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return base64.b64decode(encoded(pixels))
+
+
+IN_PYTHON = {
+    "array": lambda images: images,
+    "integers": lambda images: images.astype(np.int64),
+    "list of arrays": lambda images: list(images),
+    "nested lists": lambda images: images.tolist(),
+    "bytes": lambda images: png(images[0]),
+    "list of bytes": lambda images: [png(image) for image in images],
+    "array of bytes": lambda images: np.array([png(image) for image in images], object),
+    "base64": lambda images: encoded(images[0]),
+    "list of base64": lambda images: [encoded(image) for image in images],
+    "dict": lambda images: {"image": images},
+    "dicts": lambda images: [{"image": encoded(image)} for image in images],
+    "series": lambda images: pd.Series([png(image) for image in images]),
+    "frame of bytes": lambda images: pd.DataFrame({"image": [png(image) for image in images]}),
+    "frame of base64": lambda images: pd.DataFrame({"image": list(map(encoded, images))}),
+    "frame of arrays": lambda images: pd.DataFrame({"image": list(images)}),
+}
+
+
+@pytest.fixture(scope="module")
+def champion(store: Path) -> mlflow.pyfunc.PyFuncModel:
+    with alone(store):
+        return mlflow.pyfunc.load_model(CHAMPION)
+
+
+@pytest.mark.parametrize("form", IN_PYTHON)
+def test_images_are_labelled_in_python_in_every_form(
+    champion: mlflow.pyfunc.PyFuncModel, toy: Dataset, network: keras.Model, form: str
+) -> None:
+    images = np.asarray(toy.images[:3])
+    expected = network.predict(images, verbose=0)
+    answer = champion.predict(IN_PYTHON[form](images))
+    assert len(answer) == (1 if form in ("bytes", "base64") else 3)
+    for row, (label, probabilities) in enumerate(answer.itertuples(index=False)):
+        assert list(probabilities) == list(toy.classes)
+        np.testing.assert_allclose(list(probabilities.values()), expected[row], rtol=1e-4)
+        assert label == max(probabilities, key=probabilities.get)
+
+
+def test_what_is_no_image_is_refused_in_python_in_one_line(
+    champion: mlflow.pyfunc.PyFuncModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "face.png"
+    path.write_bytes(png(np.zeros((16, 16, 3), np.uint8)))
+    for given, reason in (
+        (str(path), "image 0: not base64 .* and not a path"),
+        (path, "no images: the input is PosixPath; give encoded images or pixels"),
+        ([path], "image 0: it is PosixPath .*; give the bytes of a PNG or JPEG file"),
+        (np.zeros((2, 16, 16), np.uint8), r"image 0: its shape is \(16, 16\), and pixels must be"),
+        (np.zeros((1, 16, 16, 3)), "image 0: its pixels are not all whole numbers from 0 to 255"),
+    ):
+        with pytest.raises(MlflowException, match=reason) as caught:
+            champion.predict(given)
+        assert "\n" not in str(caught.value)
+
+
+def test_grey_pixels_need_no_axis_for_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "image", image)
+    monkeypatch.setitem(sys.modules, "saving", saving)
+    path = tmp_path / "grey.keras"
+    saving.save(untrained((16, 16, 1)), path, ("angry", "happy", "sad"))
+    served = EmotionModel()
+    served.load_context(PythonModelContext({"network": str(path)}, {}))
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16), np.uint8)
+    pd.testing.assert_frame_equal(served.predict(images), served.predict(images[..., np.newaxis]))
 
 
 def test_the_commands_of_the_documentation_work(

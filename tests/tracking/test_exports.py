@@ -154,7 +154,7 @@ def test_each_export_is_registered_with_its_own_model(trained: str, toy: Dataset
     for key, network in networks.items():
         with runs.exported(trained, key, {}, "") as run_id:
             assert run_id is not None
-            runs.log_model(network, toy.images[:2], toy.classes)
+            runs.log_model(network, toy.classes)
         with runs.resumed(run_id):
             runs.log_metrics({"test/accuracy": 0.75}, toy)
         candidate = models.candidate(run_id)

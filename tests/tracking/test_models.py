@@ -40,24 +40,24 @@ def model(toy: Dataset) -> keras.Model:
 def test_a_logged_model_is_complete(toy: Dataset, model: keras.Model) -> None:
     images = toy.images[:5]
     with start(toy) as run_id:
-        runs.log_model(model, images[:2], toy.classes)
+        runs.log_model(model, toy.classes)
     uri = f"runs:/{run_id}/{models.MODEL_NAME}"
     expected = model.predict(images, verbose=0)
 
-    answers = mlflow.pyfunc.load_model(uri).predict({"image": images})
+    answers = mlflow.pyfunc.load_model(uri).predict(images)
     found = [[row[name] for name in toy.classes] for row in answers["probabilities"]]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert answers["label"].tolist() == [toy.classes[best] for best in expected.argmax(axis=1)]
 
     information = mlflow.models.get_model_info(uri)
-    assert information.signature.inputs.input_names() == ["image"]
     assert information.signature.outputs.input_names() == ["label", "probabilities"]
     assert information.metadata == {"classes": list(toy.classes)}
 
     folder = Path(mlflow.artifacts.download_artifacts(uri))
     example = json.loads((folder / "serving_input_example.json").read_text())["dataframe_split"]
-    pixels = [decode(base64.b64decode(image), (16, 16), "rgb") for (image,) in example["data"]]
-    assert pixels == [image.tobytes() for image in images[:2]]
+    drawn = [decode(base64.b64decode(image), (16, 16), "rgb") for (image,) in example["data"]]
+    assert len(drawn) == 2
+    assert not {image.tobytes() for image in toy.images} & set(drawn)
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert {"model.keras", "serving.py", "image.py", "saving.py"} <= names
     assert not [name for name in names if "pickle" in name or name.endswith(".pkl")]
@@ -69,7 +69,7 @@ def test_a_logged_model_is_complete(toy: Dataset, model: keras.Model) -> None:
 def test_a_logged_network_is_loaded_with_its_classes(toy: Dataset, model: keras.Model) -> None:
     images = toy.images[:5]
     with start(toy) as run_id:
-        runs.log_model(model, images[:2], toy.classes)
+        runs.log_model(model, toy.classes)
     loaded, classes = models.load_network(f"runs:/{run_id}/{models.MODEL_NAME}")
     assert classes == toy.classes
     np.testing.assert_array_equal(
@@ -79,7 +79,7 @@ def test_a_logged_network_is_loaded_with_its_classes(toy: Dataset, model: keras.
 
 def test_a_logged_network_says_where_it_comes_from(toy: Dataset, model: keras.Model) -> None:
     with start(toy) as run_id:
-        runs.log_model(model, toy.images[:2], toy.classes)
+        runs.log_model(model, toy.classes)
     uri = f"runs:/{run_id}/{models.MODEL_NAME}"
     source = (toy.source, toy.digest, False, mlflow.get_run(run_id).data.params)
     assert models.origin(uri) == models.Origin(uri, *source)

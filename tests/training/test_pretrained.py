@@ -38,7 +38,7 @@ def logged(model: keras.Model, dataset: Dataset, selected_on_test: str = "false"
     """Log `model` to a run of its own, and return its URI."""
     tags = {"selected_on_test": selected_on_test}
     with runs.run("train", note="", dataset=dataset, params=SPLIT, tags=tags) as run_id:
-        runs.log_model(model, dataset.images[:2], dataset.classes)
+        runs.log_model(model, dataset.classes)
     return f"runs:/{run_id}/{models.MODEL_NAME}"
 
 

@@ -38,7 +38,10 @@ class BadRequestError(MlflowException):
 
 
 class EmotionModel(PythonModel):
-    """Labels images; each is the bytes of a file, those bytes as base64 text, or pixels."""
+    """Labels images; each is the bytes of a file, those bytes as base64 text, or pixels.
+
+    A path is not taken: behind HTTP it would open the server's files.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the network, ready to answer the first request as quickly as the next."""
@@ -54,14 +57,17 @@ class EmotionModel(PythonModel):
         self._shape: tuple[int, int, int] = model.input_shape[1:]
         self._network = saving.compiled(model)
 
+    # The only hint that MLflow takes without enforcing it; other types come too.
     def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         """Return a row an image: its label, and the probability of every class by name.
 
-        The images are the column `image`: encoded as `open_image` takes them, of any size, or
-        pixels (H, W, C) as the network takes them.
+        `model_input` is one encoded image, a list of images, pixels (N, H, W[, C]), or a data frame
+        or dict with the images in the column `image`. An image is encoded as `open_image` takes it,
+        of any size, as bytes or base64 text; or it is pixels (H, W, C) as the network takes them,
+        whole numbers from 0 to 255, where C may be left out if it is 1.
 
         Raises:
-            BadRequestError: with the number of the first that is neither.
+            BadRequestError: with the number of the first image that is none of these.
 
         """
         images = _images(model_input)
@@ -89,19 +95,23 @@ class EmotionModel(PythonModel):
                 # Many programs break base64 into lines.
                 image = base64.b64decode("".join(image.split()), validate=True)
             except (binascii.Error, ValueError) as error:
-                raise BadRequestError(f"image {number}: not base64 ({error})") from error
-        if isinstance(image, bytes):
+                raise BadRequestError(
+                    f"image {number}: not base64 ({error}); text has to be an image file's bytes "
+                    "in base64, and not a path"
+                ) from error
+        if isinstance(image, (bytes, bytearray)):
             height, width, channels = self._shape
             mode = "grayscale" if channels == 1 else "rgb"
             try:
-                pixels = self._image.decode(image, (height, width), mode)
+                pixels = self._image.decode(bytes(image), (height, width), mode)
             except self._image.BadImageError as error:
                 raise BadRequestError(f"image {number}: {error}") from error
             return np.frombuffer(pixels, np.uint8).reshape(self._shape)
         if isinstance(image, (list, np.ndarray)):
             return self._checked(image, number)
         raise BadRequestError(
-            f"image {number}: {_kind(image)}; give a PNG or JPEG file as base64 text, or pixels"
+            f"image {number}: {_kind(image)}; give the bytes of a PNG or JPEG file, those as "
+            "base64 text, or pixels"
         )
 
     def _checked(self, image: list[Any] | np.ndarray, number: int) -> np.ndarray:
@@ -109,10 +119,12 @@ class EmotionModel(PythonModel):
             pixels = np.array(image)
         except ValueError as error:
             raise BadRequestError(f"image {number}: its rows differ in length") from error
+        if pixels.ndim == 2 and self._shape[2] == 1:
+            pixels = pixels[..., np.newaxis]
         if pixels.shape != self._shape:
             raise BadRequestError(
                 f"image {number}: its shape is {pixels.shape}, and pixels must be {self._shape}: "
-                "height, width, channels"
+                "height, width, channels; an encoded image may have any size"
             )
         if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
             raise BadRequestError(
@@ -121,19 +133,26 @@ class EmotionModel(PythonModel):
         return pixels.astype(np.uint8)
 
 
-def _images(model_input: pd.DataFrame) -> list[Any]:
-    """Return the images of a request, whichever of MLflow's formats it came in."""
-    if COLUMN not in model_input:
+def _images(model_input: Any) -> list[Any]:
+    """Return the images of an input, whichever of the forms that `predict` names it has."""
+    if isinstance(model_input, (pd.DataFrame, dict)):
+        if COLUMN not in model_input:
+            raise BadRequestError(
+                f'no images: give each a key or column "{COLUMN}", as in '
+                f'{{"dataframe_records": [{{"{COLUMN}": "<base64>"}}]}}'
+            )
+        model_input = model_input[COLUMN]
+    if isinstance(model_input, np.ndarray) and model_input.ndim < 2:
+        model_input = model_input.tolist()  # MLflow makes such an array of texts in a request
+    if isinstance(model_input, (str, bytes, bytearray)):
+        model_input = [model_input]
+    if not isinstance(model_input, (list, tuple, np.ndarray, pd.Series)):
         raise BadRequestError(
-            f'no images: give each a key or column "{COLUMN}", as in '
-            f'{{"dataframe_records": [{{"{COLUMN}": "<base64>"}}]}}'
+            f"no images: the input is {type(model_input).__name__}; give encoded images or pixels "
+            "(N, height, width, channels)"
         )
-    images = model_input[COLUMN].tolist()
-    # MLflow makes one row of {"inputs": ["<base64>", ...]}.
-    if len(images) == 1 and isinstance(images[0], list):
-        only: list[Any] = images[0]
-        if all(isinstance(image, str) for image in only):
-            images = only
+    # A request of records without a data frame is a list of dicts.
+    images = [image.get(COLUMN) if isinstance(image, dict) else image for image in model_input]
     if not images:
         raise BadRequestError("no images: the request is empty")
     return images
@@ -141,7 +160,7 @@ def _images(model_input: pd.DataFrame) -> list[Any]:
 
 def _kind(image: Any) -> str:
     # What a data frame puts where a record has no such key is a float too.
-    if image is None or image != image:
+    if image is None or (isinstance(image, float) and image != image):
         return f'the key "{COLUMN}" is missing or null'
     return f"it is {type(image).__name__} {image!r:.40}"
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
-import numpy as np
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
@@ -203,5 +202,4 @@ def _log_model(run_id: str, kept: Path, entry: Entry) -> None:
     path = kept / paths.MODEL.name
     model, classes = saving.load(path)
     assert classes is not None
-    example = np.load(kept / "example.npy")
-    models.log_model(model, example, classes, run_id, saving.notice(path))
+    models.log_model(model, classes, run_id, saving.notice(path))

@@ -20,14 +20,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import AnyType, Map
+from mlflow.types.schema import Map
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
-from PIL import Image
 
 from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.data import image
 from emotion_detection.data.dataset import SYNTHETIC_NOTICE, Dataset
+from emotion_detection.data.synthetic import draw_face
 from emotion_detection.models import serving
 from emotion_detection.tracking.store import NOT_THERE, connect_to_read, without_password
 from emotion_detection.tracking.tags import (
@@ -43,6 +43,8 @@ if TYPE_CHECKING:  # It imports TensorFlow, as saving does, which takes seconds.
 
 MODEL_NAME = "model"
 
+EXAMPLE_SIDE = 48  # pixels
+
 MODEL_PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow")
 
 REGISTERED_MODEL = "emotion-detection"
@@ -56,24 +58,20 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def log_model(
-    model: "keras.Model",
-    example: np.ndarray,
-    classes: tuple[str, ...],
-    run_id: str,
-    notice: str | None = None,
+    model: "keras.Model", classes: tuple[str, ...], run_id: str, notice: str | None = None
 ) -> None:
     """Log `model` to the run `run_id` in the form that `serving.py` serves, with all that it needs.
 
-    `example`, a few images (N, H, W, C) uint8, goes with it as PNG files in base64; `classes` are
-    in the order of the model's outputs. `notice` is a sentence for whoever uses it.
+    `classes` are in the order of the model's outputs, and `notice` is a sentence for whoever uses
+    it. Its input example is two synthetic faces, as PNG files in base64: no image of the data set
+    leaves the project.
     """
     from emotion_detection.models import saving
 
     signature = ModelSignature(
-        # Images come as text, bytes or arrays, which only Any allows. The column is not required,
-        # since MLflow would repeat the whole request in its error; serving.py has a shorter one.
-        Schema([ColSpec(AnyType(), serving.COLUMN, required=False)]),
-        Schema([ColSpec("string", "label"), ColSpec(Map(DataType.double), "probabilities")]),
+        # No inputs: with a schema for them MLflow would refuse arrays, bytes and lists before
+        # serving.py sees them, and repeat the whole request in its error.
+        outputs=Schema([ColSpec("string", "label"), ColSpec(Map(DataType.double), "probabilities")])
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / paths.MODEL.name
@@ -88,13 +86,21 @@ def log_model(
             code_paths=[image.__file__, saving.__file__],
             artifacts={"network": str(path)},
             signature=signature,
-            input_example=pd.DataFrame(
-                {serving.COLUMN: [_base64_png(pixels) for pixels in example]}
-            ),
+            input_example=pd.DataFrame({serving.COLUMN: _examples()}),
             # Without these MLflow loads the model in a second process to guess them.
             pip_requirements=[f"{name}=={version(name)}" for name in MODEL_PACKAGES],
             metadata={"classes": list(classes)},
         )
+
+
+def _examples() -> list[str]:
+    """Return two synthetic faces as PNG files in base64."""
+    rng, examples = np.random.default_rng(0), []
+    for emotion in ("happy", "sad"):
+        buffer = io.BytesIO()
+        draw_face(rng, emotion, EXAMPLE_SIDE).save(buffer, "PNG")
+        examples.append(base64.b64encode(buffer.getvalue()).decode())
+    return examples
 
 
 class GoneError(UserError):
@@ -189,13 +195,6 @@ def origin(model_uri: str = CHAMPION) -> Origin:
         )
     except MlflowException:
         return Origin(model_uri, None)
-
-
-def _base64_png(pixels: np.ndarray) -> str:
-    """Return an image (H, W, C) uint8 as a PNG file in base64."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 class RegistryError(Exception):

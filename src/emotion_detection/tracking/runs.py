@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-import numpy as np
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag
 from mlflow.tracking.context.registry import resolve_tags
@@ -396,23 +395,17 @@ def _end(outbox: Outbox, run: str, status: str) -> None:
     outbox.append({"do": "end", "run": run, "status": status, "at": now()})
 
 
-def log_model(
-    model: "keras.Model",
-    example: np.ndarray,
-    classes: tuple[str, ...],
-    notice: str | None = None,
-) -> None:
+def log_model(model: "keras.Model", classes: tuple[str, ...], notice: str | None = None) -> None:
     """Log `model` to the current run, or keep it in the outbox until the store is back.
 
-    `example` is a few images (N, H, W, C) uint8; `classes` are in the order of the outputs, and
-    `notice` is a sentence for whoever uses it.
+    `classes` are in the order of the outputs, and `notice` is a sentence for whoever uses it.
     """
     outbox, run = _current[-1]
     try:
         # What was logged before comes first; this also shows whether the store can be reached.
         if outbox.flush(timeout()):
             with raising_outages():
-                models.log_model(model, example, classes, outbox.known(run), notice)
+                models.log_model(model, classes, outbox.known(run), notice)
             return
     except UnreachableError as error:
         log.warning("%s; the model is kept on disk until it is back", error)
@@ -422,7 +415,6 @@ def log_model(
 
         folder.mkdir()
         saving.save(model, folder / paths.MODEL.name, classes, notice)
-        np.save(folder / "example.npy", example)
 
     _keep("model", models.MODEL_NAME, write)
 
