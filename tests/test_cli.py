@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from PIL import Image
 from emotion_detection import cli, paths
 from emotion_detection.console import log
 from emotion_detection.data.dataset import Dataset
+from tests.support.project import ROOT
 from tests.support.stores import alone
 
 Command = Callable[..., tuple[int, str, str]]
@@ -63,6 +67,8 @@ def album(toy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["recipe", "--help"], "--reset"),
         (["predict", "--help"], "--annotate FOLDER"),
         (["send", "--help"], "MLflow"),
+        (["train", "--help"], "without DVC"),
+        (["--version"], version("emotion-detection")),
     ],
 )
 def test_help_is_quick_since_it_loads_nothing_heavy(command: list[str], expected: str) -> None:
@@ -214,6 +220,13 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(store: Path, album: Path)
     assert "error" not in err.lower()
 
 
+def test_a_scale_is_a_number_or_a_fraction(command: Command) -> None:
+    for text in ("1/0", "-1", "x", "nan"):
+        status, _, err = command("predict", "face.png", f"--scale={text}")
+        assert status == 2
+        assert f"{text}: must be a number, as 1, or a fraction, as 1/255" in err
+
+
 def test_something_to_look_at_must_be_named(command: Command) -> None:
     status, _, err = command("predict")
     assert status == 2
@@ -224,3 +237,62 @@ def test_nothing_is_sent_where_mlflow_has_missed_nothing(command: Command) -> No
     status, out, err = command("send")
     assert (status, out) == (0, "")
     assert len(err.splitlines()) <= 1
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a folder with params.yaml and stages that write down their names."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "stages").mkdir()
+    for name in ("sample", "ingest", "profile", "tune", "train", "export", "evaluate"):
+        (tmp_path / "stages" / f"{name}.py").write_text(
+            f"print('ran {name}', flush=True)\n"
+            f"raise SystemExit(7 if {name!r} == open('failing').read() else 0)\n"
+        )
+    (tmp_path / "failing").write_text("")
+    return tmp_path
+
+
+def test_the_stages_run_without_dvc_in_their_order(
+    command: Command, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    status, out, _ = command("train")
+    assert status == 0
+    assert out.split("\n")[:-1] == [
+        f"ran {name}" for name in ("sample", "ingest", "profile", "tune", "train", "export")
+    ]
+    assert command("evaluate")[:2] == (0, "ran evaluate\n")
+
+    text = (root / "params.yaml").read_text().replace("data/sample", "faces.zip")
+    (root / "params.yaml").write_text(text)
+    (root / "failing").write_text("profile")
+    assert command("train")[:2] == (7, "ran ingest\nran profile\n")
+
+
+def test_stages_elsewhere_than_in_the_project_are_refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "evaluate"):
+        status, out, err = command(name)
+        assert (status, out) == (1, "")
+        assert len(err.splitlines()) == 1
+        assert "root folder" in err
+
+
+def test_the_report_is_named_and_opened(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.chdir(tmp_path)
+    status, out, err = command("report", "--open")
+    assert (status, out) == (1, "")
+    assert "`dvc repro` or `emotion-detection evaluate` writes it" in err
+    paths.EVALUATE.mkdir(parents=True)
+    (paths.EVALUATE / "report.html").write_text("")
+    assert command("report")[:2] == (0, "reports/evaluate/report.html\n")
+    assert not opened
+    assert command("report", "--open")[0] == 0
+    assert opened == [(tmp_path / "reports/evaluate/report.html").as_uri()]

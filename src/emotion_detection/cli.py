@@ -3,13 +3,16 @@
 import argparse
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
-from emotion_detection.console import UserError, log, progress, quiet, run
+import emotion_detection
+from emotion_detection import paths
+from emotion_detection.console import UserError, call, log, progress, quiet, run
 
 # What the help does not need is imported where it is: TensorFlow alone takes seconds.
 if TYPE_CHECKING:
@@ -35,14 +38,27 @@ def parser() -> argparse.ArgumentParser:
         prog="emotion-detection",
         description="Train networks that recognize facial emotions, and use them.",
     )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the version of the project, and exit"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     network = _network_arguments()
     _add_recipe(commands)
+    _add_stages(commands)
+    _add_report(commands)
     _add_predict(commands, network)
     _add_demo(commands, network)
     _add_send(commands)
     _add_clean(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version; argparse's own action would have it looked up for every command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(emotion_detection.__version__)
+        parser.exit()
 
 
 def _network_arguments() -> argparse.ArgumentParser:
@@ -59,7 +75,24 @@ def _network_arguments() -> argparse.ArgumentParser:
         metavar="A,B,...",
         help="the classes of a file that does not name them, in the order of its outputs",
     )
+    network.add_argument(
+        "--scale",
+        type=_scale,
+        metavar="1/255",
+        help="what a .keras file from elsewhere has its pixels multiplied by, from 0 to 255",
+    )
     return network
+
+
+def _scale(text: str) -> float:
+    try:
+        numerator, _, denominator = text.partition("/")
+        scale = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number, as 1, or a fraction, as 1/255")
+    return scale
 
 
 def _add_recipe(commands: Commands) -> None:
@@ -86,6 +119,35 @@ def _add_recipe(commands: Commands) -> None:
     command.set_defaults(act=_recipe, error=command.error)
 
 
+def _add_stages(commands: Commands) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train without DVC",
+        description="Run the stages up to the model, without DVC, with the settings of "
+        "params.yaml: sample (if it is the source), ingest, profile, tune, train and export. What "
+        "was interrupted goes on, and tune, train and export are done again only if something that "
+        "they depend on has changed.",
+    )
+    train.set_defaults(act=_train)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score the model without DVC",
+        description="Run the stage evaluate, without DVC: score models/model.keras on the test "
+        "split and write reports/evaluate/.",
+    )
+    evaluate.set_defaults(act=lambda _: _run_stages("evaluate"))
+
+
+def _add_report(commands: Commands) -> None:
+    command = commands.add_parser(
+        "report",
+        help="say where the report of the last evaluation is",
+        description="Print the path of the report of the last evaluation.",
+    )
+    command.add_argument("--open", action="store_true", help="open it in the browser, too")
+    command.set_defaults(act=_report)
+
+
 def _add_predict(commands: Commands, network: argparse.ArgumentParser) -> None:
     command = commands.add_parser(
         "predict",
@@ -103,8 +165,8 @@ def _add_predict(commands: Commands, network: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--detect",
         action=argparse.BooleanOptionalAction,
-        help="look for faces, or take every picture whole (default: look if the network's classes "
-        "are emotions)",
+        help="look for faces in every picture, or take each whole (default: look if the network's "
+        "classes are emotions and the picture is no cropped face)",
     )
     command.add_argument(
         "--format",
@@ -200,11 +262,42 @@ def _recipe(arguments: argparse.Namespace) -> None:
         log.info("params.yaml: has these settings already")
 
 
+def _train(_: argparse.Namespace) -> None:
+    from emotion_detection import params
+
+    if not params.PARAMS.exists():
+        raise UserError(f"{params.PARAMS}: not here; run this in the project's root folder")
+    source = Path(params.load().ingest.source)
+    sample = ("sample",) if source.resolve() == paths.SAMPLE.resolve() else ()
+    _run_stages(*sample, "ingest", "profile", "tune", "train", "export")
+
+
+def _run_stages(*names: str) -> None:
+    """Run stages one after the other, as DVC does, and exit as the first one that fails."""
+    for name in names:
+        if not Path("stages", f"{name}.py").exists():
+            raise UserError(f"stages/{name}.py: not here; run this in the project's root folder")
+        log.info("stage %s", name)
+        if status := call([sys.executable, "-m", f"stages.{name}"]):
+            sys.exit(status)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    page = paths.EVALUATE / "report.html"
+    if not page.exists():
+        raise UserError(f"{page}: not here; `dvc repro` or `emotion-detection evaluate` writes it")
+    print(page)
+    if arguments.open:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
 def _predict(arguments: argparse.Namespace) -> None:
     if not arguments.paths and arguments.camera is None:
         arguments.error("give a PATH or --camera")
 
-    from emotion_detection.data.dataset import BadFile, are_emotions
+    from emotion_detection.data.dataset import BadFile
     from emotion_detection.inference import predict
 
     if arguments.camera is None and not any(path.exists() for path in arguments.paths):
@@ -216,31 +309,34 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise UserError(f"{', '.join(map(str, arguments.paths))}: there is no picture in it")
     if arguments.annotate is not None:
         _refuse_overwriting(found, arguments.annotate)
-    network = predict.load(arguments.model, arguments.classes)
+    network = predict.load(arguments.model, arguments.classes, arguments.scale)
     # A name may hold any bytes, and the terminal may know few characters.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     write = WRITERS[arguments.format](network.classes)
-    detect = arguments.detect
-    if detect is None:
-        detect = are_emotions(network.classes)
     results: Iterator[Prediction | BadFile] = predict.predict(
-        found, network, detect=detect, keep=arguments.annotate is not None
+        found, network, detect=arguments.detect, keep=arguments.annotate is not None
     )
     if not sys.stdout.isatty():
         # Shown at once, since lines that come between would show it anyhow.
         results = progress(
             results, description="predict", unit="pictures", total=len(found), delay=0.0
         )
-    any_label = False
+    labelled = crops = 0
     for result in results:
         if isinstance(result, BadFile):
             log.warning("%s: %s", result.path, result.reason)
             continue
-        any_label = True
+        labelled += 1
+        crops += result.guessed_crop
         write(result)
         if result.image is not None:
             _annotate(result, result.image, network.classes, arguments.annotate)
-    if not any_label:
+    if crops:
+        log.info(
+            "%d of %d pictures were taken for cropped faces, and whole; --detect looks for faces",
+            *(crops, labelled),
+        )
+    if not labelled:
         raise UserError(f"nothing was labelled in {len(found):,} pictures")
 
 
@@ -248,7 +344,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     with quiet():
         from emotion_detection.inference import demo, predict
 
-    network = predict.load(arguments.model, arguments.classes)
+    network = predict.load(arguments.model, arguments.classes, arguments.scale)
     demo.serve(network, predict.origin(arguments.model), arguments.port)
 
 

@@ -6,12 +6,13 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import IO, ClassVar, NoReturn, Self, TypeVar
 
@@ -272,6 +273,19 @@ class _Handler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(self.stream):
             super().emit(record)
+
+
+def call(command: Sequence[str]) -> int:
+    """Run another program, which Ctrl-C and SIGTERM end too, and return its exit status."""
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                return process.wait()
+            except Terminated:
+                process.terminate()
+            except KeyboardInterrupt:
+                # The terminal has sent it to the other too, which ends by itself.
+                continue
 
 
 def run(main: Callable[[], None], *, stage: str = "") -> None:

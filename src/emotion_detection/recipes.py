@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 
 from emotion_detection import files, params
-from emotion_detection.console import Terminated, UserError, log
+from emotion_detection.console import UserError, call, log
 from emotion_detection.files import atomic
 from emotion_detection.params import PARAMS
 
@@ -196,20 +196,13 @@ def run(name: str, changed: Sequence[Change], options: Sequence[str]) -> int:
     # A name of its own each time: DVC refuses a second experiment of the same name.
     experiment = f"{name}-{datetime.now():%m%d-%H%M%S}"
     settings = [f"{change.name}={override(change.after)}" for change in changed]
-    command = [
-        *(sys.executable, "-m", "dvc", "exp", "run", "--name", experiment),
-        *(part for setting in settings for part in ("--set-param", setting)),
-        *options,
-    ]
-    with subprocess.Popen(command) as process:
-        while True:
-            try:
-                return process.wait()
-            except Terminated:
-                process.terminate()
-            except KeyboardInterrupt:
-                # The terminal has sent it to DVC too, which ends its stage and then itself.
-                continue
+    return call(
+        [
+            *(sys.executable, "-m", "dvc", "exp", "run", "--name", experiment),
+            *(part for setting in settings for part in ("--set-param", setting)),
+            *options,
+        ]
+    )
 
 
 def _current() -> dict[str, Any]:

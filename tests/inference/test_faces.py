@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from emotion_detection.inference import faces
-from emotion_detection.inference.faces import Box, FaceFinder, boxes
+from emotion_detection.inference.faces import Box, FaceFinder, is_crop
 from tests.support.astronaut import around_the_face, astronaut
 
 
@@ -37,20 +37,21 @@ def test_a_face_at_the_edge_is_cut_out_inside_the_picture() -> None:
     assert box.width == box.height > 90
 
 
-@pytest.mark.parametrize(("side", "searched"), [(48, False), (96, False), (97, True)])
-def test_a_square_picture_hardly_larger_than_the_networks_is_a_face(
-    side: int, searched: bool
+@pytest.mark.parametrize(
+    ("size", "side", "crop"),
+    [
+        ((48, 48), 48, True),
+        ((256, 256), 48, True),
+        ((257, 257), 48, False),
+        ((400, 400), 200, True),
+        ((401, 401), 200, False),
+        ((40, 41), 48, False),
+    ],
+)
+def test_a_small_square_picture_is_a_cropped_face(
+    size: tuple[int, int], side: int, crop: bool
 ) -> None:
-    blank = Image.new("L", (side, side), 128)
-    whole = [Box(0, 0, side, side)]
-    assert boxes(blank, (48, 48), FaceFinder()) == ([] if searched else whole)
-    assert boxes(blank, (48, 48), None) == whole
-
-
-def test_a_picture_that_is_not_square_is_searched_however_small() -> None:
-    blank = Image.new("L", (40, 41), 128)
-    assert boxes(blank, (48, 48), FaceFinder()) == []
-    assert boxes(blank, (48, 48), None) == [Box(0, 0, 40, 41)]
+    assert is_crop(Image.new("L", size), (side, side)) == crop
 
 
 def test_it_can_be_copied_without_the_package() -> None:

@@ -16,6 +16,7 @@ from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import SYNTHETIC_NOTICE, BadFile, Dataset
 from emotion_detection.data.ingest import ingest
+from emotion_detection.data.synthetic import draw_face
 from emotion_detection.inference import predict
 from emotion_detection.inference.faces import Box
 from emotion_detection.inference.predict import Network, Picture, Prediction
@@ -45,7 +46,7 @@ def noise(seed: int, size: int = SIDE) -> Image.Image:
 
 
 def ran(
-    paths: list[Path], network: Network, *, detect: bool = True, keep: bool = False
+    paths: list[Path], network: Network, *, detect: bool | None = None, keep: bool = False
 ) -> list[Prediction | BadFile]:
     return list(predict.predict(predict.pictures(paths), network, detect=detect, keep=keep))
 
@@ -102,6 +103,34 @@ def test_a_face_that_was_cut_out_is_prepared_as_in_training(
         assert isinstance(found, Prediction)
         assert [face.box for face in found.faces] == [Box(0, 0, size, size)]
         np.testing.assert_allclose(found.faces[0].probabilities, expected[row], rtol=1e-5)
+
+
+def test_an_explicit_choice_wins_over_what_a_picture_seems_to_be(
+    network: Network, tmp_path: Path
+) -> None:
+    astronaut().resize((256, 256)).save(tmp_path / "avatar.png")
+    (found,) = ran([tmp_path / "avatar.png"], network)
+    assert isinstance(found, Prediction)
+    assert [face.box for face in found.faces] == [Box(0, 0, 256, 256)]
+    assert found.guessed_crop
+    (found,) = ran([tmp_path / "avatar.png"], network, detect=True)
+    assert isinstance(found, Prediction)
+    assert [face.box.width < 200 for face in found.faces] == [True]
+    assert not found.guessed_crop
+
+
+@pytest.mark.parametrize(
+    ("size", "whole"), [((100, 100), 12), ((512, 512), 12), ((178, 218), 12), ((640, 480), 0)]
+)
+def test_a_set_of_cropped_faces_is_labelled_as_it_was_trained_on(
+    network: Network, tmp_path: Path, size: tuple[int, int], whole: int
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        draw_face(rng, "happy", 128).resize(size).save(tmp_path / f"{number}.png")
+    found = [result for result in ran([tmp_path], network) if isinstance(result, Prediction)]
+    boxes = [face.box for result in found for face in result.faces]
+    assert boxes.count(Box(0, 0, *size)) == whole
 
 
 # --- Many pictures.
@@ -186,7 +215,7 @@ def test_pictures_are_opened_as_results_are_taken(network: Network, keep: bool) 
 
             yield Picture(str(number), Path(f"{number}.png"), opening)
 
-    results = predict.predict(list(numbered()), network, detect=True, keep=keep)
+    results = predict.predict(list(numbered()), network, detect=None, keep=keep)
     first = next(results)
     assert isinstance(first, Prediction)
     assert (first.image is not None) == keep
@@ -234,18 +263,67 @@ def test_a_network_of_synthetic_faces_says_so(
 def test_classes_are_those_given_or_those_of_the_file(model: Path, tmp_path: Path) -> None:
     keras.models.load_model(model).save(tmp_path / "plain.keras")
     assert predict.load(str(tmp_path / "plain.keras"), ["x", "y", "z"]).classes == ("x", "y", "z")
+    assert predict.load(str(model), CLASSES).classes == CLASSES
     with pytest.raises(UserError, match=r"plain\.keras: names no classes.*--classes"):
         predict.load(str(tmp_path / "plain.keras"), None)
     with pytest.raises(UserError, match=r"has 3 outputs, but 2 classes are named: x, y"):
-        predict.load(str(model), ["x", "y"])
-    with pytest.raises(UserError, match="--classes: only for a file"):
+        predict.load(str(tmp_path / "plain.keras"), ["x", "y"])
+    with pytest.raises(UserError, match="each class needs a name of its own, not x, y, x"):
+        predict.load(str(tmp_path / "plain.keras"), ["x", "y", "x"])
+    with pytest.raises(UserError, match="its classes are angry, happy, sad, in this order"):
+        predict.load(str(model), ["happy", "angry", "sad"])
+    with pytest.raises(UserError, match="--classes and --scale: only for a file"):
         predict.load("models:/emotion-detection@champion", ["x"])
+
+
+def foreign(path: Path, *, activation: str | None = "softmax") -> keras.Model:
+    """Save a network as another program would: float pixels, no names of classes."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIDE, SIDE, 3))
+    outputs = keras.layers.Dense(3, activation=activation)(keras.layers.Flatten()(inputs))
+    network = keras.Model(inputs, outputs)
+    network.save(path)
+    return network
+
+
+def test_a_file_from_elsewhere_needs_the_scale_of_its_pixels(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "foreign.keras"
+    network = foreign(path)
+    with pytest.raises(UserError, match=r"foreign\.keras: was not saved .*; give --scale 1/255 if"):
+        predict.load(str(path), CLASSES)
+    images = np.stack([np.asarray(noise(seed)) for seed in range(3)])
+    for scale in (1 / 255, 1.0):
+        np.testing.assert_allclose(
+            predict.load(str(path), CLASSES, scale).probabilities(images),
+            network(images * np.float32(scale)).numpy(),
+            atol=1e-5,
+        )
+    with pytest.raises(UserError, match=r"takes pixels from 0 to 255; leave --scale out"):
+        predict.load(str(model), None, 1 / 255)
+
+
+def test_outputs_that_are_no_probabilities_are_refused(tmp_path: Path) -> None:
+    foreign(tmp_path / "logits.keras", activation=None)
+    image = np.asarray(noise(0))[np.newaxis]
+    network = predict.load(str(tmp_path / "logits.keras"), CLASSES, 1.0)
+    with pytest.raises(UserError, match=r"no probabilities: .* add up to .* without a softmax"):
+        network.probabilities(image)
+    broken = foreign(tmp_path / "nan.keras")
+    broken.layers[-1].set_weights([np.full_like(w, np.nan) for w in broken.get_weights()])
+    broken.save(tmp_path / "nan.keras")
+    with pytest.raises(UserError, match="add up to nan"):
+        predict.load(str(tmp_path / "nan.keras"), CLASSES, 1.0).probabilities(image)
+
+
+def test_an_hdf5_file_is_refused_with_what_makes_a_keras_file_of_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"load_model\('net\.h5'\)\.save\('net\.keras'\)"):
+        predict.load(str(tmp_path / "net.h5"), CLASSES)
 
 
 def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.keras").write_text("hello")
     for name, reason in (("text.keras", "cannot be loaded"), ("none.keras", "not found")):
-        with pytest.raises(UserError, match=rf"--model: .*{name}: .*{reason}") as caught:
+        with pytest.raises(UserError, match=rf"{name}: .*{reason}") as caught:
             predict.load(str(tmp_path / name), None)
         assert "\n" not in str(caught.value)
     inputs = keras.Input((4,))

@@ -131,7 +131,7 @@ class _Answers:
 
     async def faces(self, request: Request) -> Response:
         data = await _body(request)
-        detect = are_emotions(self._network.classes) and "whole" not in request.query_params
+        detect = False if "whole" in request.query_params else None
         return await run_in_threadpool(lambda: self._in_turn(lambda: self._faces(data, detect)))
 
     async def saliency(self, request: Request) -> Response:
@@ -148,10 +148,12 @@ class _Answers:
                 return JSONResponse(answer(), headers=HEADERS)
         except BadImageError as error:
             return _error(f"It cannot be taken for a picture: {error}.")
+        except UserError as error:
+            return _error(f"The network cannot label it: {error}.")
         finally:
             self._turn.release()
 
-    def _faces(self, data: bytes, detect: bool) -> dict[str, Any]:
+    def _faces(self, data: bytes, detect: bool | None) -> dict[str, Any]:
         network = self._network
         image = open_image(data)
         picture = Picture("", Path(), lambda: image)

@@ -16,7 +16,9 @@ SEARCHED_SIDE = 1000
 SMALLEST_FACE = 30
 # Of the box that the cascade draws from eyebrow to chin; FER-2013's faces have some more around.
 MARGIN = 0.1
-# Square pictures up to so many times the network's are taken for faces that were cut out before.
+# Sets of cropped faces have square images of 48 to 256 pixels: FER-2013, RAF-DB, AffectNet. A
+# square picture up to so many pixels, or times the network's images, is taken for such a face.
+LARGEST_CROP = 256
 CROP_FACTOR = 2
 
 
@@ -74,13 +76,15 @@ def _with_margin(box: np.ndarray, size: tuple[int, int]) -> Box:
     return Box(left, top, side, side)
 
 
-def boxes(image: Image.Image, image_size: tuple[int, int], finder: FaceFinder | None) -> list[Box]:
-    """Return the boxes of the faces in `image` for a network of images of (height, width).
+def whole(image: Image.Image) -> list[Box]:
+    """Return the box of the whole picture."""
+    return [Box(0, 0, image.width, image.height)]
 
-    The box is the whole picture without a `finder`, or where the picture is square and hardly
-    larger than the network's images: then it is a face that was cut out before.
+
+def is_crop(image: Image.Image, image_size: tuple[int, int]) -> bool:
+    """Return whether a picture is small and square, as a face that is cropped already.
+
+    `image_size` is the (height, width) of the network's images.
     """
-    is_crop = image.width == image.height and image.width <= CROP_FACTOR * max(image_size)
-    if finder is None or is_crop:
-        return [Box(0, 0, image.width, image.height)]
-    return finder(image)
+    largest = max(LARGEST_CROP, CROP_FACTOR * max(image_size))
+    return image.width == image.height <= largest

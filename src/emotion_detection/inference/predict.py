@@ -19,11 +19,18 @@ import numpy as np
 from PIL import Image
 
 from emotion_detection.console import UserError, log, quiet
-from emotion_detection.data.dataset import CHANNELS, BadFile, ColorMode
+from emotion_detection.data.dataset import CHANNELS, BadFile, ColorMode, are_emotions
 from emotion_detection.data.image import FORMATS, BadImageError, open_image, prepare
 from emotion_detection.data.source import FolderSource, natural_key
 from emotion_detection.inference import onnx
-from emotion_detection.inference.faces import Box, FaceFinder, boxes
+from emotion_detection.inference.faces import (
+    CROP_FACTOR,
+    LARGEST_CROP,
+    Box,
+    FaceFinder,
+    is_crop,
+    whole,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -35,6 +42,11 @@ BATCH_FACES = 64
 # Pictures are kept only to be annotated, and a batch ends where they become so many pixels.
 BATCH_PIXELS = 100_000_000
 CAMERA_FRAMES = 10
+# So many pictures of one size at the beginning are the images of a set, and no photos.
+SAME_SIZE = 10
+# As evaluation.metrics has it: wide enough for a softmax in bfloat16, far too narrow for logits.
+ROW_SUM_TOLERANCE = 0.01
+NO_FACE = "no face found; --no-detect takes a picture whole"
 
 
 @dataclass(frozen=True)
@@ -85,54 +97,89 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The faces of a picture, from left to right; the picture itself if it was to be kept."""
+    """The faces of a picture, from left to right; the picture itself if it was to be kept.
+
+    `guessed_crop` says that it was taken whole, as a cropped face, and is large enough for a photo.
+    """
 
     picture: Picture
     faces: tuple[Face, ...]
     image: Image.Image | None
+    guessed_crop: bool
 
 
 # --- The network.
 
 
-def load(model: str | None, classes: Sequence[str] | None) -> Network:
+def load(
+    model: str | None, classes: Sequence[str] | None = None, scale: float | None = None
+) -> Network:
     """Load a network: a .keras or .onnx file, or a model in MLflow by its URI, None the champion.
 
-    `classes` names the outputs of a file that does not name them itself. Warns where the network
-    has learnt from synthetic faces only.
+    `classes` names the outputs of a file that does not name them itself. A .keras file that this
+    project did not save does not say what values its pixels have: `scale` is what they are
+    multiplied by from 0 to 255, as 1/255. Warns where the network has learnt from synthetic faces
+    only.
 
     Raises:
-        UserError: if it cannot be loaded, or takes no images or names no classes.
+        UserError: if it cannot be loaded, takes no images, names no classes or does not know the
+            scale of its pixels. `probabilities` raises one if the outputs are no probabilities.
 
     """
+    where = model or "the champion"
     network: keras.Model | onnx.OnnxNetwork
     if _is_logged(model):
-        if classes:
-            raise UserError("--classes: only for a file, since a model in MLflow names its classes")
+        if classes or scale is not None:
+            raise UserError(
+                "--classes and --scale: only for a file, since a model in MLflow has its own"
+            )
         network, names = _logged(model)
         notice = origin(model).notice
     else:
-        network, names, notice = _saved(Path(str(model)), classes)
-    where = model or "the champion"
+        network, names, notice = _saved(Path(where), classes, scale)
     shape, outputs = network.input_shape, network.output_shape[-1]
     if len(shape) != 4 or None in shape[1:] or shape[3] not in CHANNELS.values():
-        raise UserError(f"--model: {where}: takes {shape}, not images of one size, grey or colour")
+        raise UserError(f"{where}: takes {shape}, not images of one size, grey or colour")
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise UserError(
+            f"{where}: each class needs a name of its own, not {', '.join(map(str, names))}"
+        )
     if outputs != len(names):
         raise UserError(
-            f"--model: {where}: has {outputs} outputs, but {len(names)} classes are named: "
+            f"{where}: has {outputs} outputs, but {len(names)} classes are named: "
             f"{', '.join(names)}"
         )
     if notice is not None:
         log.warning("%s: %s", where, notice)
+    answer = network if isinstance(network, onnx.OnnxNetwork) else _saving().compiled(network)
     return Network(
-        probabilities=(
-            network if isinstance(network, onnx.OnnxNetwork) else _saving().compiled(network)
-        ),
+        probabilities=partial(_probabilities, answer, where, outputs),
         classes=names,
         image_size=shape[1:3],
         color_mode="grayscale" if shape[3] == CHANNELS["grayscale"] else "rgb",
         notice=notice,
     )
+
+
+def _probabilities(
+    answer: Callable[[np.ndarray], np.ndarray], where: str, classes: int, images: np.ndarray
+) -> np.ndarray:
+    """Return what the network answers, if it is a row of probabilities an image."""
+    found = answer(images)
+    if found.shape != (len(images), classes):
+        raise UserError(
+            f"{where}: answers {len(images)} images with {found.shape}, not ({len(images)}, "
+            f"{classes})"
+        )
+    sums = found.sum(axis=1, dtype=np.float64)
+    # What is not finite fails each comparison.
+    if not ((found >= 0).all() and (np.abs(sums - 1) <= ROW_SUM_TOLERANCE).all()):
+        worst = sums[np.argmax(np.where(np.isfinite(sums), np.abs(sums - 1), np.inf))]
+        raise UserError(
+            f"{where}: its outputs are no probabilities: those of an image add up to {worst:.4g}, "
+            "not 1; does it end without a softmax?"
+        )
+    return found
 
 
 def origin(model: str | None) -> "Origin":
@@ -180,29 +227,50 @@ def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:
         return load_network()
     except UserError as error:
         raise UserError(
-            f"{error}; give a version of the model the alias champion in MLflow, or name a file "
-            "with --model, as train's models/model.keras"
+            f"{error}; give a version of the model the alias champion in MLflow, or name a file, "
+            "as export's models/model.keras (--model on the command line)"
         ) from error
 
 
 def _saved(
-    path: Path, classes: Sequence[str] | None
+    path: Path, classes: Sequence[str] | None, scale: float | None
 ) -> tuple["keras.Model | onnx.OnnxNetwork", tuple[str, ...], str | None]:
+    if path.suffix in (".h5", ".hdf5"):
+        raise UserError(
+            f"{path}: HDF5 files are not taken; save it as a .keras file, with "
+            f"keras.models.load_model({path.name!r}).save('{path.stem}.keras')"
+        )
+    is_onnx = path.suffix == ".onnx"
     try:
-        network, found = (onnx if path.suffix == ".onnx" else _saving()).load(path)
-        is_onnx = isinstance(network, onnx.OnnxNetwork)
+        network, names = (onnx if is_onnx else _saving()).load(path)
         notice = network.notice if is_onnx else _saving().notice(path)
     except UserError:
         raise
     except Exception as error:  # Keras lets nearly any exception out of a malformed file.
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--model: {path}: cannot be loaded ({reason})") from error
-    if not (classes or found):
+        raise UserError(f"{path}: cannot be loaded ({reason})") from error
+    if names is not None and classes is not None and tuple(classes) != names:
         raise UserError(
-            f"--model: {path}: names no classes; give them with --classes, in the order of the "
+            f"{path}: its classes are {', '.join(map(str, names))}, in this order; leave --classes "
+            "out"
+        )
+    if names is None and not classes:
+        raise UserError(
+            f"{path}: names no classes; give them with --classes A,B,..., in the order of the "
             "network's outputs"
         )
-    return network, tuple(classes or found or ()), notice
+    # The file names its classes only if this project saved it.
+    if names is not None or is_onnx or network.inputs[0].dtype == "uint8":
+        if scale is not None:
+            raise UserError(f"{path}: takes pixels from 0 to 255; leave --scale out")
+    elif scale is None:
+        raise UserError(
+            f"{path}: was not saved by this project, and does not say how its pixels are scaled; "
+            "give --scale 1/255 if it was trained on pixels from 0 to 1, --scale 1 if on 0 to 255"
+        )
+    else:
+        network = _saving().scaled(network, scale)
+    return network, tuple(classes or names or ()), notice
 
 
 # --- Pictures: files, folders and a camera.
@@ -234,7 +302,7 @@ def pictures(paths: Sequence[Path]) -> list[Picture]:
             number += 1
             file = file.with_stem(f"{stem}-{number}")
         taken.add(annotated_name(file))
-        found.append(Picture(str(path), file, partial(_open_file, path), path))
+        found.append(Picture(str(path), file, partial(open_file, path), path))
 
     for path in paths:
         if not path.is_dir():
@@ -253,7 +321,8 @@ def pictures(paths: Sequence[Path]) -> list[Picture]:
     return found
 
 
-def _open_file(path: Path) -> Image.Image:
+def open_file(path: Path) -> Image.Image:
+    """Return the picture at `path` as `open_image` does, which says what it raises."""
     return open_image(FolderSource(path.parent).read(path.name))
 
 
@@ -289,32 +358,39 @@ class _Examined(NamedTuple):
     boxes: list[Box]
     pixels: list[bytes]
     image: Image.Image | None
+    guessed_crop: bool
 
 
 def predict(
-    listed: Sequence[Picture], network: Network, *, detect: bool, keep: bool
+    listed: Sequence[Picture], network: Network, *, detect: bool | None, keep: bool
 ) -> Generator[Prediction | BadFile]:
     """Predict the faces of pictures, one after the other, in their order.
 
-    Without `detect` a picture is taken whole, as is always a square one that is hardly larger than
-    the network's images. Of one that cannot be read, or shows no face, the reason comes. `keep`
-    gives the pictures too. Memory does not grow with their number.
+    With `detect` true faces are looked for in each picture, with false each is taken whole. With
+    None they are looked for if the network's classes are emotions, but not in a picture that is
+    cropped already, as those that it was trained on: by `is_crop`, or of a size that all pictures
+    of a set have. Of one that cannot be read, or shows no face, the reason comes. `keep` gives the
+    pictures too. Memory does not grow with their number.
     """
-    finder = FaceFinder() if detect else None
+    choose = detect is None and are_emotions(network.classes)
+    size_of_crops = _size_of_crops(listed) if choose else None
+    finder = FaceFinder() if detect or choose else None
 
     def examine(picture: Picture) -> _Examined | BadFile:
         try:
             image = picture.open()
         except BadImageError as error:
             return BadFile(picture.name, str(error))
-        found = boxes(image, network.image_size, finder)
+        crop = choose and (image.size == size_of_crops or is_crop(image, network.image_size))
+        found = whole(image) if crop or finder is None else finder(image)
         if not found:
-            return BadFile(picture.name, "no face found; --no-detect takes a picture whole")
+            return BadFile(picture.name, NO_FACE)
         pixels = [
             prepare(image.crop(box.corners), network.image_size, network.color_mode)
             for box in found
         ]
-        return _Examined(picture, found, pixels, image if keep else None)
+        guessed = crop and max(image.size) > CROP_FACTOR * max(network.image_size)
+        return _Examined(picture, found, pixels, image if keep else None, guessed)
 
     batch: list[_Examined | BadFile] = []
     faces = kept = 0
@@ -328,6 +404,25 @@ def predict(
                 yield from _labelled(batch, network)
                 batch, faces, kept = [], 0, 0
     yield from _labelled(batch, network)
+
+
+def _size_of_crops(listed: Sequence[Picture]) -> tuple[int, int] | None:
+    """Return the (width, height) that the first pictures share if a set of crops would have it.
+
+    Such a set has square images, or small ones.
+    """
+    found = None
+    if len(listed) < SAME_SIZE:
+        return None
+    for picture in listed[:SAME_SIZE]:
+        try:
+            size = picture.open().size
+        except BadImageError:
+            continue
+        if size != (found or size) or (size[0] != size[1] and max(size) > LARGEST_CROP):
+            return None
+        found = size
+    return found
 
 
 def _in_threads(
@@ -365,4 +460,4 @@ def _labelled(
             yield item
         else:
             faces = tuple(Face(box, next(rows)) for box in item.boxes)
-            yield Prediction(item.picture, faces, item.image)
+            yield Prediction(item.picture, faces, item.image, item.guessed_crop)

@@ -57,6 +57,12 @@ def notice(path: Path) -> str | None:
         return file.read(NOTICE_MEMBER).decode() if NOTICE_MEMBER in file.namelist() else None
 
 
+def scaled(model: keras.Model, scale: float) -> keras.Model:
+    """Return a model that takes images (N, H, W, C) uint8 for one that takes them times `scale`."""
+    images = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
+    return keras.Model(images, model(keras.layers.Rescaling(scale)(images)))
+
+
 def compiled(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from images (N, H, W, C) uint8 to the model's outputs (N, classes) float32.
 
