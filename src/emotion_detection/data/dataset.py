@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from emotion_detection.console import UserError
+from emotion_detection.paths import DATASET
 
 IMAGES_FILE = "images.npy"
 INDEX_FILE = "index.csv"
@@ -167,13 +168,14 @@ class Dataset:
         return self.is_validation & np.isin(self.groups, self.groups[self.is_train])
 
     @classmethod
-    def open(cls, folder: Path) -> "Dataset":
+    def open(cls, folder: str | Path = DATASET) -> "Dataset":
         """Return the dataset that ingest wrote to `folder`; the pixels stay on disk until used.
 
         Raises:
             UserError: if one of its files is missing, damaged or at odds with the others.
 
         """
+        folder = Path(folder)
         with _reading(folder / SUMMARY_FILE) as path:
             summary = json.loads(path.read_text("utf-8", errors=_TEXT_ERRORS))
             _expect(
