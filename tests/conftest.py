@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from emotion_detection.data.dataset import (
     write_near_pairs,
 )
 from emotion_detection.data.splits import Split, split
-from tests.support import servers
+from tests.support import servers, session
 from tests.support.stores import alone
 
 # TensorFlow takes seconds to import, and half of the tests need none.
@@ -43,6 +44,22 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 # A shell's job in the background ignores Ctrl-C, and so would whatever a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        session.begin()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        session.end()
+
+
+def pytest_collection_finish() -> None:
+    # Each garbage collection would walk through all that TensorFlow and the others imported.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

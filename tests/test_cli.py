@@ -19,6 +19,7 @@ from PIL import Image
 from emotion_detection import cli, paths
 from emotion_detection.console import log
 from emotion_detection.data.dataset import Dataset
+from tests.support import warm
 from tests.support.project import ROOT
 from tests.support.stores import alone
 
@@ -207,7 +208,7 @@ def test_a_store_without_a_champion_names_both_ways_out(
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(store: Path, album: Path) -> None:
     running = subprocess.Popen(
-        [sys.executable, "-m", "emotion_detection.cli", "predict", album, "--model", paths.MODEL],
+        [warm.python(), "-m", "emotion_detection.cli", "predict", album, "--model", paths.MODEL],
         cwd=store,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

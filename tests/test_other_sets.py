@@ -13,6 +13,7 @@ import sklearn.datasets
 from PIL import Image
 
 from tests.support.project import Project
+from tests.support.stores import put_empty_store
 
 COMMON: dict[str, dict[str, object]] = {
     "sample": {"train": 50, "test": 25},
@@ -72,6 +73,7 @@ def write_photos(folder: Path) -> None:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project that ran on the digits."""
     project = Project.begin(tmp_path_factory.mktemp("digits"), COMMON | DIGITS)
+    put_empty_store(project.root)
     write_digits(project.root / "digits")
     project.run("dvc", "repro")
     return project
@@ -81,6 +83,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project that ran on tiles of photos, in one process to import TensorFlow once."""
     project = Project.begin(tmp_path_factory.mktemp("photos"), COMMON | PHOTOS)
+    put_empty_store(project.root)
     write_photos(project.root / "photos")
     stages = "ingest, profile, tune, train, export, evaluate"
     project.run("python", "-c", f"from stages import {stages}\nfor s in {stages}: s.main()")

@@ -43,8 +43,9 @@ OF_DVC = re.compile(r"> python|\w+ing (stage|lock file) '|To |Use |\t|$")
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project that ran `dvc repro` once, its lock file committed."""
-    project = Project.begin(tmp_path_factory.mktemp("project"), SMALL)
+    project = Project.begin(tmp_path_factory.mktemp("project"), SMALL, is_warm=False)
     assert project.stages_run_by("dvc", "repro") == set(STAGES)
+    project.warm_up()
     project.commit("Run the pipeline")
     return project
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from emotion_detection import cli, console, paths
 from emotion_detection.files import write_json
-from tests.support.stores import alone
+from tests.support.stores import alone, put_empty_store
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "reference" / "errors.md"
@@ -80,7 +80,9 @@ class Place:
         self.set("ingest.max_bad_fraction", 0.5)
         self.set("network.filters", [4])
         self.set("network.kernel_sizes", [3])
+        self.params["tune"]["space"] |= {"blocks": [1], "filters": [4], "dense_layers": [0]}
         self.set("tune.trials", 1)
+        self.set("tune.epochs", 1)
         self.set("tune.batch_size", 8)
         self.set("train.batch_size", 8)
         self.set("train.epochs", 1)
@@ -478,6 +480,7 @@ def place(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     before = signal.getsignal(on_term)
     with alone(tmp_path):
         # One for all: to make a store takes longer than what is tried here.
+        put_empty_store(tmp_path.parent)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path.parent / 'mlflow.db'}")
         yield Place(tmp_path, packed)
     console.log.handlers, console.log.propagate = handlers, True

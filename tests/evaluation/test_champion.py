@@ -1,7 +1,6 @@
 """Which model is registered, and which one becomes champion."""
 
 import logging
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -85,17 +84,8 @@ class Registry:
         return {alias: str(number) for alias, number in aliases.items()}
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store with nothing in it, which takes seconds to make."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path.as_posix()}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def registry(toy: Dataset, empty_store: Path, tmp_path: Path) -> Iterator[Registry]:
-    shutil.copy2(empty_store, tmp_path / "mlflow.db")
+def registry(toy: Dataset, tmp_path: Path) -> Iterator[Registry]:
     with alone(tmp_path):
         yield Registry(toy, tmp_path)
 

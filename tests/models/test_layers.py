@@ -1,7 +1,6 @@
 """The faster layers compute what Keras's own do, and a plain copy has only Keras's."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from emotion_detection.models.layers import (
     plain,
 )
 from emotion_detection.params import Network
+from tests.support import warm
 from tests.support.networks import KINDS, noise, same_weights, small
 
 Make = Callable[..., Network]
@@ -164,7 +164,7 @@ def test_a_trained_network_is_saved_as_plain_keras(network: Make, tmp_path: Path
         reloaded, _ = saving.load(tmp_path / f"{name}.keras")
         np.testing.assert_allclose(reloaded(images), outputs, rtol=1e-5, atol=1e-6)
     # TensorFlow takes seconds to start: one process for all.
-    subprocess.run([sys.executable, "-c", LOADED_ELSEWHERE, *KINDS], check=True, cwd=tmp_path)
+    subprocess.run([warm.python(), "-c", LOADED_ELSEWHERE, *KINDS], check=True, cwd=tmp_path)
     for name, outputs in expected.items():
         found = np.load(tmp_path / f"{name}.npy")
         np.testing.assert_allclose(found, outputs, rtol=1e-5, atol=1e-6, err_msg=name)

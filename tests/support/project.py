@@ -1,6 +1,7 @@
 """A copy of the project to run as a person would, and params with which it runs in seconds."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import mlflow
 import yaml
 from mlflow.entities import Run
 
+from tests.support import warm
 from tests.support.environment import without_settings
 
 ROOT = Path(__file__).parents[2]
@@ -48,18 +50,27 @@ SMALL: dict[str, Any] = {
 class Project:
     """A copy of the project in a Git and DVC repository of its own."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, is_warm: bool = True) -> None:
         """Take the copy that is at `root`."""
         self.root = root
         # What each command printed when it was run first.
         self.printed: dict[tuple[str, ...], str] = {}
         self.env = without_settings() | {
             "PYTHONPATH": str(root / "src"),
-            "DVC_NO_ANALYTICS": "1",
+            # Without analytics, and without a process that looks for a new version of DVC.
+            "DVC_TEST": "true",
         }
+        if is_warm:
+            self.warm_up()
+
+    def warm_up(self) -> None:
+        """Start python, dvc and emotion-detection from now on as `warm` does, where it can."""
+        folder = warm.programs()
+        if folder is not None:
+            self.env["PATH"] = f"{folder}{os.pathsep}{self.env['PATH']}"
 
     @classmethod
-    def begin(cls, root: Path, params: Mapping[str, Any]) -> Self:
+    def begin(cls, root: Path, params: Mapping[str, Any], *, is_warm: bool = True) -> Self:
         """Copy the project to `root`, change these params, and commit all of it there."""
         tracked = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -69,10 +80,10 @@ class Project:
             check=True,
         ).stdout.splitlines()
         for name in tracked:
-            if not name.startswith("tests/") and name != "dvc.lock" and (ROOT / name).exists():
+            if not name.startswith("tests/") and name != "dvc.lock" and (ROOT / name).is_file():
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, root / name)
-        project = cls(root)
+        project = cls(root, is_warm=is_warm)
         project.set_params(params)
         project.run("git", "init", "--quiet", "--initial-branch", "main")
         project.run("git", "config", "user.name", "A Person")

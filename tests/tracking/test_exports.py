@@ -1,7 +1,6 @@
 """The runs of a training's exports: its own for the first, and one for each other setting."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from mlflow.entities import Run
 
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.tracking import models, runs
+from tests.support import warm
 from tests.support.stores import alone
 from tests.support.tiny import tiny
 
@@ -136,7 +136,7 @@ console.run(main)
 def test_two_experiments_that_export_at_once_have_a_run_each(trained: str) -> None:
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", EXPORT, trained, key], stdout=subprocess.PIPE, text=True
+            [warm.python(), "-c", EXPORT, trained, key], stdout=subprocess.PIPE, text=True
         )
         for key in ("a", "b")
     ]

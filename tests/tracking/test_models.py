@@ -119,6 +119,7 @@ def test_a_network_that_mlflows_own_flavor_logged_is_loaded(
 
 
 def test_a_network_that_is_not_there_is_told(toy: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").unlink()
     with pytest.raises(UserError, match=f"there is no mlflow.db in {tmp_path}$"):
         models.load_network()
     assert not list(tmp_path.iterdir())

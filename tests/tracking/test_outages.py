@@ -19,6 +19,7 @@ import pytest
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.tracking import delivery, models, runs
+from tests.support import warm
 from tests.support.servers import Server, mlflow_server
 from tests.support.stage import STAGE
 from tests.support.stores import alone
@@ -167,7 +168,7 @@ def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
 
     server.start()
     monkeypatch.delenv("EMOTION_DETECTION_TIMEOUT")
-    sent = subprocess.run([sys.executable, "-c", SEND], text=True, capture_output=True)
+    sent = subprocess.run([warm.python(), "-c", SEND], text=True, capture_output=True)
     assert sent.returncode == 0, sent.stderr
     assert sent.stderr.endswith(f"nothing is left to send to {server.uri}\n")
     run = mlflow.MlflowClient(server.uri).get_run(run_id)
@@ -255,7 +256,7 @@ def test_a_stage_that_is_ended_leaves_no_run_open(
     toy: Dataset, packed: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", STAGE, packed],
+        [warm.python(), "-c", STAGE, packed],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

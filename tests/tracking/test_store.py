@@ -17,6 +17,7 @@ import pytest
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.tracking import models, runs
+from tests.support import warm
 from tests.support.stage import STAGE
 from tests.support.stores import alone
 
@@ -38,10 +39,11 @@ def local(root: Path) -> mlflow.MlflowClient:
 
 
 def test_two_processes_may_make_the_store_at_once(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").unlink()
     stage = STAGE.replace("time.sleep(600)", "")
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", stage, packed],
+            [warm.python(), "-c", stage, packed],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -56,6 +58,7 @@ def test_two_processes_may_make_the_store_at_once(packed: Path, tmp_path: Path) 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_store_that_was_half_made_is_made_anew(toy: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").unlink()
     made = tmp_path / ".mlflow.db.partial" / "mlflow.db"
     connect = "from emotion_detection.tracking import store; store.connect()"
     with subprocess.Popen([sys.executable, "-c", connect]) as process:

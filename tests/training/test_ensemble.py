@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from emotion_detection.params import Ensemble, Network, Params, Train, load
 from emotion_detection.stage import Stage
 from emotion_detection.tracking import runs
 from emotion_detection.training import ensemble
+from tests.support import warm
 from tests.support.stores import alone
 
 Make = Callable[..., Network]
@@ -258,7 +258,7 @@ def test_a_deterministic_member_is_to_the_bit_the_network_that_its_seed_makes_al
         folder.mkdir()
         (folder / "dvc.yaml").write_text(DVC_FILE)
         arguments = (str(packed), str(PARAMS), str(seed), str(members))
-        command = [sys.executable, "-c", TRAINED, *arguments]
+        command = [warm.python(), "-c", TRAINED, *arguments]
         processes[name] = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     digests = {name: process.communicate()[0].split() for name, process in processes.items()}
     assert [process.returncode for process in processes.values()] == [0, 0]

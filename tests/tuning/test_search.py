@@ -1,10 +1,9 @@
 """The search: what is drawn, what survives a failure or an interruption, what the table has."""
 
 import dataclasses
-import gc
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,14 +59,6 @@ def pretend(trial: Trial) -> Outcome:
     trial.checkpoint.write_text("weights")
     epochs = trial.epochs - trial.first_epoch
     return Outcome(score(trial.network), 1.5, sum(trial.network.filters), epochs)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_collections() -> Iterator[None]:
-    """Spare each trial's garbage collection the walk through all that TensorFlow imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
