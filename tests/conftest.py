@@ -188,7 +188,8 @@ def trainer(toy: Dataset, rows: Split, network: Callable[..., params.Network]) -
     """Return what trains the smallest network on the toy set."""
     from tests.support.trainer import Trainer
 
-    return Trainer(toy, rows, network())
+    # To trace a training takes longer than to run it, and a time in proportion to the layers.
+    return Trainer(toy, rows, network((8,), convolutions=1))
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,7 @@ def test_the_search_is_a_run_with_a_child_a_trial(project: Project) -> None:
         **{f"filters_{block}": "16" for block in (1, 2, 3)},
         **{f"kernel_size_{block}": "3" for block in (1, 2, 3)},
         **{"dense_layers": "1", "dense_units": "32", "dense_units_1": "32", "dense_dropout": "0.5"},
-        **{"parameters": "12951", "gflops": str(table.loc[0, "gflops"]), "epochs": "1"},
+        **{"parameters": "5847", "gflops": str(table.loc[0, "gflops"]), "epochs": "1"},
     }
     client = mlflow.MlflowClient(project.tracking_uri)
     curve = client.get_metric_history(by_name["trial 01"].info.run_id, "epoch/val_accuracy")

@@ -25,6 +25,7 @@ SMALL: dict[str, Any] = {
     "network": {
         "filters": [16, 16, 16],
         "kernel_sizes": [3, 3, 3],
+        "convolutions": 1,
         "dense_units": [32],
         "dense_dropout": 0.5,
     },

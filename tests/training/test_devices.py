@@ -30,7 +30,8 @@ from emotion_detection.training.fit import fit
 dataset = Dataset.open(Path(sys.argv[1]))
 rows = split(dataset, params.Split(fraction=0.2, seed=0))
 network = params.Network(
-    arch="notebook", filters=(8,), kernel_sizes=(3,), conv_dropout=0.2, dense_dropout=0.2,
+    arch="notebook", filters=(8,), kernel_sizes=(3,), convolutions=1,
+    conv_dropout=0.2, dense_dropout=0.2,
     bn_momentum=0.8,
 )
 # Devices drop values of their own.

@@ -90,7 +90,7 @@ class Trainings:
 
 @pytest.fixture
 def train(toy: Dataset, rows: Split, network: Make) -> Trainings:
-    return Trainings(toy, rows, network((8,), (), arch="plain", dropout=0.2))
+    return Trainings(toy, rows, network((8,), (), arch="plain", convolutions=1, dropout=0.2))
 
 
 def files(folder: Path) -> dict[Path, int]:

@@ -37,7 +37,7 @@ def changed(**settings: Any) -> Train:
 @pytest.fixture(scope="module")
 def trained(toy: Dataset, rows: Split, network: Make) -> tuple[Trainer, pd.DataFrame, Logged]:
     """Return a network trained by SETTINGS, its history and what was logged."""
-    trainer = Trainer(toy, rows, network())
+    trainer = Trainer(toy, rows, network((8,), convolutions=1))
     logged: Logged = []
     return trainer, trainer(log_epoch=noting(logged)), logged
 
@@ -73,7 +73,7 @@ INTERRUPTED: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, ...]]] =
     "adam, plateau": (
         {},
         {"lr": 5e-2, "epochs": 9, "early_stopping_patience": 4, "reduce_lr_patience": 1},
-        (1, 4),
+        (4,),
     ),
     # So have the place in the cycle and the averaged weights.
     "adam, one_cycle, ema": (
@@ -107,7 +107,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
 ) -> None:
     options, settings, afters = INTERRUPTED[case]
     chosen = changed(**settings, augment=AUGMENT, no_aug_epochs=1)
-    trainer = Trainer(toy, rows, network(dropout=0.3, **options))
+    trainer = Trainer(toy, rows, network((8,), convolutions=1, dropout=0.3, **options))
     uninterrupted = trainer(chosen, checkpoints=tmp_path / "uninterrupted")
     weights = trainer.model.get_weights()
 
@@ -192,7 +192,7 @@ def test_what_is_validated_and_kept_are_the_averaged_weights(
 def test_a_network_that_began_on_smaller_images_ends_on_full_ones(
     toy: Dataset, rows: Split, network: Make
 ) -> None:
-    trainer = Trainer(toy, rows, network((8, 8), (), arch="plain"))
+    trainer = Trainer(toy, rows, network((8, 8), (), arch="plain", convolutions=1))
     history = trainer(changed(epochs=12, progressive_resizing=6, ema=0.05))
     assert history["val_accuracy"].iloc[-1] > 0.9
     saved = plain(trainer.model, (16, 16, 3))
@@ -275,7 +275,7 @@ def test_a_batch_larger_than_the_set_is_refused(trainer: Trainer) -> None:
 
 
 def test_the_seed_fixes_a_training(toy: Dataset, rows: Split, network: Make) -> None:
-    trainer = Trainer(toy, rows, network(dropout=0.3))
+    trainer = Trainer(toy, rows, network((8,), convolutions=1, dropout=0.3))
     first, second, other = (
         trainer(changed(epochs=1), seed=seed)["loss"].tolist() for seed in (0, 0, 1)
     )

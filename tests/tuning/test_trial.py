@@ -34,7 +34,12 @@ SPACE = Space(
     dense_dropout=(0.0, 0.2),
 )
 BASELINE = Network(
-    arch="notebook", filters=(8, 4), kernel_sizes=(3, 3), dense_units=(8,), dense_dropout=0.2
+    arch="notebook",
+    filters=(8, 4),
+    kernel_sizes=(3, 3),
+    convolutions=1,
+    dense_units=(8,),
+    dense_dropout=0.2,
 )
 TUNE = Tune(space=SPACE, oracle="hyperband", trials=4, epochs=3, lr=1e-2, batch_size=12)
 SHAPE = (16, 16, 3)
