@@ -1,6 +1,5 @@
 """The tables of docs/benchmarks.md, a file for each section so that one can be measured alone."""
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from emotion_detection.files import atomic
+from emotion_detection.tracking.provenance import installed
 
 SECTIONS = Path("reports/benchmarks")
 ORDER = (
@@ -83,7 +83,7 @@ def versions() -> str:
     """Return the versions of Python and of the packages that are measured."""
     there = [name for name in PACKAGES if importlib.util.find_spec(_module(name))]
     return f"Python {platform.python_version()}, " + ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in there
+        installed(name).replace("==", " ") for name in there
     )
 
 

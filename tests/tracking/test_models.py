@@ -11,11 +11,12 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import SYNTHETIC_NOTICE, Dataset
 from emotion_detection.data.image import decode
-from emotion_detection.tracking import models, runs
+from emotion_detection.tracking import models, provenance, runs
 from tests.support.stores import alone
 from tests.support.tiny import tiny
 
@@ -62,8 +63,31 @@ def test_a_logged_model_is_complete(toy: Dataset, model: keras.Model) -> None:
     assert {"model.keras", "serving.py", "image.py", "saving.py"} <= names
     assert not [name for name in names if "pickle" in name or name.endswith(".pkl")]
     requirements = (folder / "requirements.txt").read_text().splitlines()
-    pinned = {line.split("==")[0] for line in requirements}
+    pinned = {line.split("==")[0].removesuffix("-cpu") for line in requirements}
     assert pinned == {"mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow"}
+
+
+def test_what_serves_a_network_takes_the_tensorflow_of_its_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def version(package: str) -> str:
+        if package == "tensorflow":
+            raise provenance.PackageNotFoundError
+        return "2.21.0"
+
+    def holds(line: Requirement, environment: dict[str, str]) -> bool:
+        return line.marker is not None and line.marker.evaluate(environment)
+
+    monkeypatch.setattr(provenance, "version", version)
+    lines = [Requirement(line) for line in models._pinned("tensorflow")]
+    for system, machine, wanted in (
+        ("linux", "x86_64", "tensorflow-cpu"),
+        ("linux", "aarch64", "tensorflow"),
+        ("darwin", "x86_64", "tensorflow"),
+    ):
+        environment = {"sys_platform": system, "platform_machine": machine}
+        assert [line.name for line in lines if holds(line, environment)] == [wanted]
+    assert {str(line.specifier) for line in lines} == {"==2.21.0"}
 
 
 def test_a_logged_network_is_loaded_with_its_classes(toy: Dataset, model: keras.Model) -> None:

@@ -9,7 +9,6 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from emotion_detection.data import image
 from emotion_detection.data.dataset import SYNTHETIC_NOTICE, Dataset
 from emotion_detection.data.synthetic import draw_face
 from emotion_detection.models import serving
+from emotion_detection.tracking.provenance import installed
 from emotion_detection.tracking.store import NOT_THERE, connect_to_read, without_password
 from emotion_detection.tracking.tags import (
     DATASET,
@@ -88,7 +88,7 @@ def log_model(
             signature=signature,
             input_example=pd.DataFrame({serving.COLUMN: _examples()}),
             # Without these MLflow loads the model in a second process to guess them.
-            pip_requirements=[f"{name}=={version(name)}" for name in MODEL_PACKAGES],
+            pip_requirements=[line for name in MODEL_PACKAGES for line in _pinned(name)],
             metadata={"classes": list(classes)},
         )
 
@@ -101,6 +101,17 @@ def _examples() -> list[str]:
         draw_face(rng, emotion, EXAMPLE_SIDE).save(buffer, "PNG")
         examples.append(base64.b64encode(buffer.getvalue()).decode())
     return examples
+
+
+def _pinned(package: str) -> list[str]:
+    """Return what a machine that serves the model has to install of `package`."""
+    requirement = installed(package)
+    if not requirement.startswith("tensorflow-cpu"):
+        return [requirement]
+    # Other systems have it under its usual name alone.
+    here = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+    elsewhere = "sys_platform != 'linux' or platform_machine != 'x86_64'"
+    return [f"{requirement}; {here}", f"{requirement.replace('-cpu', '')}; {elsewhere}"]
 
 
 class GoneError(UserError):

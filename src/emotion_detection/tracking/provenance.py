@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -25,7 +25,7 @@ def provenance() -> dict[str, str]:
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         tags.SYSTEM: f"{platform.system()} {platform.machine()}",
         tags.PYTHON: platform.python_version(),
-        **{f"{tags.VERSION}{name}": version(name) for name in PACKAGES},
+        **{f"{tags.VERSION}{name}": installed(name).partition("==")[2] for name in PACKAGES},
     }
     commit = _git("rev-parse", "HEAD")
     if commit:
@@ -39,6 +39,17 @@ def provenance() -> dict[str, str]:
         if os.environ.get(variable):
             found[tag] = os.environ[variable]
     return found
+
+
+def installed(package: str) -> str:
+    """Return `package` and its version as pip pins them: numpy==2.4.6.
+
+    TensorFlow without GPU support is tensorflow-cpu==2.21.0.
+    """
+    try:
+        return f"{package}=={version(package)}"
+    except PackageNotFoundError:
+        return f"{package}-cpu=={version(f'{package}-cpu')}"
 
 
 def run_name(stage: str, source: str, tagged: Mapping[str, str]) -> str:
