@@ -112,7 +112,8 @@ def receive(link: socket.socket) -> Request:
     data = b""
     while len(data) < int.from_bytes(length, "big"):
         data += link.recv(2**16)
-    return Request(*json.loads(data), streams)
+    program, arguments, folder, env = json.loads(data)
+    return Request(program, arguments, folder, env, streams)
 
 
 class Server:
