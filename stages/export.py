@@ -24,13 +24,12 @@ def main() -> None:
     stage = Stage("export", settings, dataset)
     if stage.restore():
         return
-    total = len(rows.validation)
-    stage.announce(f"{total:,} validation images")
+    stage.announce(f"{len(rows.validation):,} validation images")
     members = [load_network(path, "train") for path in paths.networks()]
     if not members:
         raise UserError(f"{paths.NETWORKS}: holds no network; run `dvc repro train`")
     model = saving.combined(members, flips=settings.tta.flips, shifts=settings.tta.shifts)
-    with Progress("export: predicting", total=total, unit="images") as progress:
+    with Progress("export: predicting", total=len(rows.validation), unit="images") as progress:
         answers = saving.predict(model, dataset.images, rows.validation, progress.advance)
     metrics = saving.validation_scores(dataset.labels[rows.validation], answers)
     with atomic(paths.MODEL) as path:

@@ -16,7 +16,7 @@ def main() -> None:
     from emotion_detection.figures.style import save
 
     found = profile.measure(dataset)
-    rows = profile.sample_rows(dataset, seed)
+    rows, pairs = profile.sample_rows(dataset, seed), read_near_pairs(paths.DATASET)
     plots = {
         "class_balance": figures.class_balance(found.counts),
         "samples": figures.sample_grid(
@@ -26,9 +26,7 @@ def main() -> None:
             profile.SAMPLES_PER_CLASS,
         ),
         "conflicts": figures.duplicates_grid(profile.conflicts(dataset)),
-        "near_duplicates": figures.near_duplicates_grid(
-            profile.nearest_misses(dataset, *read_near_pairs(paths.DATASET))
-        ),
+        "near_duplicates": figures.near_duplicates_grid(profile.nearest_misses(dataset, *pairs)),
     }
     with atomic(paths.PROFILE) as folder:
         folder.mkdir()

@@ -12,8 +12,6 @@ from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import part, split
 from emotion_detection.tuning.chosen import save_hyperparameters, write_empty_report
 
-WORKER = (sys.executable, "-m", "stages.tune")
-
 
 def main() -> None:
     """Read params, search, and write what was found."""
@@ -47,7 +45,8 @@ def main() -> None:
     about = search.description(tune, rows)
     stage.announce(about)
     with stage.run(note=f"{about} of **{dataset.source}**.\n\n{search.NOTE}", rows=rows):
-        chosen, trials = search.search(task, folder=stage.folder, run=train, command=WORKER)
+        command = (sys.executable, "-m", "stages.tune")
+        chosen, trials = search.search(task, folder=stage.folder, run=train, command=command)
         save_hyperparameters(chosen, paths.HYPERPARAMETERS)
         stage.write(**search.report(trials, chosen, tune))
     log.info("tune: %s; %s", search.summary(trials), paths.HYPERPARAMETERS)

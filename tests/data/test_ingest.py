@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from emotion_detection.console import UserError
-from emotion_detection.data import ingest
+from emotion_detection.data import decode
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.data.ingest import image_digest
+from emotion_detection.data.decode import image_digest
 from emotion_detection.data.synthetic import draw_sample
 from tests.support.sources import (
     HEIGHT,
@@ -120,7 +120,7 @@ def test_a_large_image_is_known_by_all_of_its_pixels(monkeypatch: pytest.MonkeyP
         other = image.copy()
         other.putpixel((29, 49), 0 if image.mode == "L" else (0, 0, 0))
         for pixels in (1, 70, 300):
-            monkeypatch.setattr(ingest, "STRIP_PIXELS", pixels)
+            monkeypatch.setattr(decode, "STRIP_PIXELS", pixels)
             assert image_digest(image) == expected
             assert image_digest(image.convert("RGB")) == expected
             assert image_digest(other) != expected
@@ -128,7 +128,7 @@ def test_a_large_image_is_known_by_all_of_its_pixels(monkeypatch: pytest.MonkeyP
     # Grey but for the last pixel.
     speck = picture(0, 50, 30).convert("RGB")
     speck.putpixel((29, 49), (1, 2, 3))
-    monkeypatch.setattr(ingest, "STRIP_PIXELS", 70)
+    monkeypatch.setattr(decode, "STRIP_PIXELS", 70)
     assert image_digest(speck) != image_digest(speck.convert("L"))
 
 
@@ -357,7 +357,7 @@ def test_processes_and_one_process_agree(
     files = faces(each=40) | {"train/angry/im7.png": b"", "test/happy/im9.png": b"?"}
     source = make(tmp_path / "s.zip", files)
     alone = ingested(source, tmp_path / "alone")
-    monkeypatch.setattr(ingest, "FILES_IN_PROCESS", 10)
+    monkeypatch.setattr(decode, "FILES_IN_PROCESS", 10)
     together = ingested(source, tmp_path / "together")
 
     assert together == alone
@@ -372,10 +372,10 @@ SLOW_INGEST = """
 import sys, time
 from pathlib import Path
 from emotion_detection import console, params
-from emotion_detection.data import ingest
+from emotion_detection.data import decode, ingest
 
 if __name__ == "__main__":
-    ingest.FILES_IN_PROCESS = 10
+    decode.FILES_IN_PROCESS = 10
     console.run(lambda: ingest.ingest(
         Path(sys.argv[1]), Path(sys.argv[2]), params.Ingest(color_mode="rgb"), seed=0))
 """
