@@ -292,7 +292,7 @@ def _near_duplicates(path: Path, groups: np.ndarray, most: int) -> tuple[np.ndar
         del images  # Windows cannot remove a file that is mapped.
     elif most:
         log.warning(
-            "near-duplicates are not looked for among %s images (ingest.near_duplicates = %s)",
+            "ingest: %s images are not searched for near-duplicates (ingest.near_duplicates = %s)",
             *(f"{len(rows):,}", f"{most:,}"),
         )
     path.unlink()

@@ -148,7 +148,7 @@ def arrange_classes(listing: Listing, source: Path, names: Names) -> Arrangement
         return None
     arrangement = _arranged(tree, [("train", root)], source, names)
     log.warning(
-        "%s has no train/: its %d folders are taken as classes: %s",
+        "ingest: %s has no train/: its %d folders are taken as classes: %s",
         *("/".join((str(source), *root)), len({item.class_name for item in arrangement.items})),
         some(sorted({item.class_name for item in arrangement.items}), 10),
     )
@@ -185,7 +185,7 @@ def finished(items: Iterable[Item], left_out: Counter[str], names: Names) -> Arr
         else:
             items.append(item._replace(class_name=_composed(name)))
     if {item.split for item in items} == {"train", "validation"}:
-        log.warning("there is no test split: the validation images are taken as test images")
+        log.warning("ingest: without a test split, the validation images are taken as test images")
         items = [
             item._replace(split="test") if item.split == "validation" else item for item in items
         ]
@@ -240,7 +240,7 @@ def _arranged(
     for split, root in roots:
         if (split, root) not in labelled:
             log.warning(
-                "%s has no class folders, so the classes of its images are not known: left out",
+                "ingest: %s has no class folders, so what its images show is not known: left out",
                 "/".join((str(source), *root)),
             )
         empty += [(split, f[-1]) for f in tree.children[root] if f not in tree.filled]
@@ -303,7 +303,7 @@ def _count_rest(
                 f"({{{folder[-1]}: validation}}, train, test, or null to leave it out)"
             )
     if outside:
-        log.warning("left out (outside the splits): %s", some(sorted(outside)))
+        log.warning("ingest: left out (outside the splits): %s", some(sorted(outside)))
 
 
 def _check_names(items: list[Item], source: Path) -> None:
@@ -328,7 +328,7 @@ def _in_one_spelling(items: list[Item]) -> list[Item]:
             others[name] = kept
     if others:
         log.warning(
-            "class names that differ in case are one class: %s",
+            "ingest: class names that differ in case are one class: %s",
             some([f"{name} is {kept}" for name, kept in sorted(others.items())]),
         )
     return [
@@ -361,7 +361,7 @@ def check_classes(items: Iterable[Item], source: Path) -> None:
             )
         if less := sorted(train - classes):
             log.warning(
-                "%s has no image of %s: how well these are recognized cannot be measured there",
+                "ingest: %s has no image of %s, so it cannot tell how well these are recognized",
                 *(split, some(less)),
             )
 

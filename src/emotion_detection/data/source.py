@@ -83,8 +83,8 @@ class FolderSource:
             files += [(*parts, name) for name in file_names if not _is_clutter(name)]
         if links:
             log.warning(
-                "links to folders are followed: %s; DVC does not see changes behind them (run "
-                "`dvc repro --force ingest` after one)",
+                "ingest: links to folders are followed: %s; DVC does not see changes behind them "
+                "(run `dvc repro --force ingest` after one)",
                 some(sorted(links)),
             )
         return Listing(files, folders)
@@ -110,7 +110,7 @@ class FolderSource:
                 if path.is_symlink():
                     target = path.stat()
                     if (target.st_dev, target.st_ino) in own:
-                        log.warning("left out: %s is a link to a folder above it", path)
+                        log.warning("ingest: left out: %s is a link to a folder above it", path)
                         continue
                     links.append("/".join((*parts, name)))
                 folder_names.append(name)

@@ -151,7 +151,7 @@ def _unpacked(
     source: Source, archives: list[tuple[str, ...]], unpacking: Unpacking
 ) -> FolderSource:
     """Unpack the archives in a source, each to a folder of its name."""
-    log.info("unpacking what is in it: %s", some(["/".join(parts) for parts in archives]))
+    log.info("ingest: unpacking what is in it: %s", some(["/".join(parts) for parts in archives]))
     level = len(list(unpacking.folder.glob("level*"))) if unpacking.folder.exists() else 0
     target = unpacking.folder / f"level{level}"
     with closing(source):
