@@ -30,8 +30,7 @@ def main() -> None:
     model, rows = load_network(paths.MODEL, "export"), np.flatnonzero(dataset.is_test)
     stage.announce(f"{len(rows):,} test images")
     answers = predictions.predict(model, dataset, rows)
-    labels, leaked = dataset.labels[rows], dataset.leaked[rows]
-    result = metrics.evaluate(labels, answers, dataset.classes, leaked=leaked, seed=seed)
+    result = metrics.evaluate_dataset(dataset, rows, answers, seed=seed)
     some = sampled(dataset, rows, settings.evaluate.corruption_images, settings.split.seed)
     corrupted = corruptions.measure(saving.predictor(model), dataset, some, seed=seed)
     figures = evaluation_figures(result, corrupted, dataset.images, rows)

@@ -312,3 +312,14 @@ def test_impossible_inputs_are_refused(
 def test_no_resamples_are_refused() -> None:
     with pytest.raises(ValueError, match="bootstrap"):
         evaluate([0, 1], RIGHT, ("a", "b"), bootstrap=0, seed=0)
+
+
+def test_near_duplicates_are_left_out_of_scores_of_their_own(seven: Evaluation) -> None:
+    near = np.random.default_rng(1).random(len(seven.labels)) < 0.3
+    found = evaluate(seven.labels, seven.probabilities, CLASSES, near_leaked=near, seed=1)
+    alone = evaluate(seven.labels[~near], seven.probabilities[~near], CLASSES, seed=1)
+    metrics = found.metrics()
+    assert metrics["near_leaked_images"] == near.sum()
+    assert metrics["accuracy_without_near_duplicates"] == round(alone.accuracy.value, 6)
+    assert metrics["macro_f1_without_near_duplicates_low"] == round(alone.macro_f1.low, 6)
+    assert "accuracy_without_near_duplicates" not in seven.metrics()

@@ -45,10 +45,9 @@ def evaluate(model: "Model", dataset: Dataset, *, seed: int | None = None) -> "E
     from emotion_detection.evaluation import metrics
 
     rows = np.flatnonzero(dataset.is_test)
-    return metrics.evaluate(
-        dataset.labels[rows],
+    return metrics.evaluate_dataset(
+        dataset,
+        rows,
         model.probabilities(dataset.images, rows),
-        dataset.classes,
-        leaked=dataset.leaked[rows],
         seed=Params.model_fields["seed"].default if seed is None else seed,
     )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn import metrics as sk
 
+from emotion_detection.data.dataset import Dataset
 from emotion_detection.evaluation import intervals
 from emotion_detection.evaluation.intervals import RESAMPLES, Estimate, Floats, Ints, wilson
 from emotion_detection.models.saving import cross_entropy
@@ -68,6 +69,8 @@ class Evaluation:
     `labels` is (N,) int64, `probabilities` (N, K) float64 and `confusion` (K, K) int64, with
     actual classes in rows and predicted ones in columns; `macro_auc` is NaN where no class has a
     ROC curve, and `without_leaks` is None where every image is also in train.
+    `without_near_duplicates` leaves out those that look like one in train as well; it is None where
+    these are none or all.
     """
 
     classes: tuple[str, ...]
@@ -80,6 +83,7 @@ class Evaluation:
     without_leaks: Totals | None
     confusion: Ints
     per_class: tuple[ClassScores, ...]
+    without_near_duplicates: Totals | None = None
 
     @property
     def predicted(self) -> Ints:
@@ -148,6 +152,10 @@ class Evaluation:
         if self.without_leaks:
             totals |= _flat("accuracy_without_leaks", self.without_leaks.accuracy)
             totals |= _flat("macro_f1_without_leaks", self.without_leaks.macro_f1)
+        if near := self.without_near_duplicates:
+            totals["near_leaked_images"] = len(self.labels) - near.images
+            totals |= _flat("accuracy_without_near_duplicates", near.accuracy)
+            totals |= _flat("macro_f1_without_near_duplicates", near.macro_f1)
         return {
             **_rounded(totals),
             "per_class": {
@@ -248,16 +256,17 @@ def evaluate(
     classes: Sequence[str],
     *,
     leaked: npt.ArrayLike | None = None,
+    near_leaked: npt.ArrayLike | None = None,
     bootstrap: int = RESAMPLES,
     seed: int,
 ) -> Evaluation:
     """Score `probabilities` (N, K) float against `labels` (N,) int, indices into K `classes`.
 
-    `leaked` (N,) bool marks images that are also in train, which `without_leaks` leaves out; by
-    default there are none.
+    `leaked` (N,) bool marks images that are also in train, which `without_leaks` leaves out, and
+    `near_leaked` (N,) bool those that are in train or look like one there; by default there are
+    none.
 
-    A ratio whose denominator is 0 is 0: the precision of a class never predicted, the recall of a
-    class without images, and F1 where both are 0. Macro F1 averages over the classes with images,
+    A ratio whose denominator is 0 is 0, as the precision of a class never predicted. Macro F1 averages over the classes with images,
     and macro AUC over those with a ROC curve, for which there have to be images of the class and
     of others.
 
@@ -268,15 +277,17 @@ def evaluate(
 
     Raises:
         ValueError: for shapes that disagree, no images, fewer than two classes, repeated class
-            names, labels out of range, probabilities that are not finite, are outside [0, 1] or do
-            not sum to 1, and `bootstrap` below 1.
+            names, labels out of range, and probabilities that are none.
 
     """
     label_array, probability_array = _checked(labels, probabilities, classes)
     if bootstrap < 1:
         raise ValueError(f"bootstrap must be at least 1, got {bootstrap}")
-    clean = np.ones(len(label_array), bool) if leaked is None else ~np.asarray(leaked, bool)
-    if clean.shape != label_array.shape:
+    clean, far = (
+        np.ones(len(label_array), bool) if marked is None else ~np.asarray(marked, bool)
+        for marked in (leaked, near_leaked)
+    )
+    if not clean.shape == far.shape == label_array.shape:
         raise ValueError(f"leaked must be of shape {label_array.shape}, not {clean.shape}")
 
     predicted = probability_array.argmax(axis=1)
@@ -284,10 +295,11 @@ def evaluate(
     curves = [_roc(label_array == k, probability_array[:, k]) for k in range(len(classes))]
     areas = [curve.auc for curve in curves if curve is not None]
     totals = _totals(confusion, bootstrap, seed)
-    without_leaks = None
-    if clean.any():
-        without = _confusion(label_array[clean], predicted[clean], len(classes))
-        without_leaks = totals if clean.all() else _totals(without, bootstrap, seed)
+
+    def of(rows: npt.NDArray[np.bool_]) -> Totals | None:
+        part = _confusion(label_array[rows], predicted[rows], len(classes))
+        return _totals(part, bootstrap, seed) if rows.any() else None
+
     return Evaluation(
         classes=tuple(classes),
         labels=label_array,
@@ -296,9 +308,24 @@ def evaluate(
         accuracy=totals.accuracy,
         macro_f1=totals.macro_f1,
         macro_auc=float(np.mean(areas)) if areas else np.nan,
-        without_leaks=without_leaks,
+        without_leaks=totals if clean.all() else of(clean),
         confusion=confusion,
         per_class=tuple(_of_class(confusion, k, name, curves[k]) for k, name in enumerate(classes)),
+        without_near_duplicates=None if far.all() else of(far),
+    )
+
+
+def evaluate_dataset(
+    dataset: Dataset, rows: Ints, probabilities: npt.ArrayLike, *, seed: int
+) -> Evaluation:
+    """Return `evaluate` of the probabilities (n, K) for `rows` (n,) int64 of a dataset."""
+    return evaluate(
+        dataset.labels[rows],
+        probabilities,
+        dataset.classes,
+        leaked=dataset.leaked[rows],
+        near_leaked=dataset.near_leaked[rows],
+        seed=seed,
     )
 
 
