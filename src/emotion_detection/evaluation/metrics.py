@@ -266,9 +266,8 @@ def evaluate(
     `near_leaked` (N,) bool those that are in train or look like one there; by default there are
     none.
 
-    A ratio whose denominator is 0 is 0, as the precision of a class never predicted. Macro F1 averages over the classes with images,
-    and macro AUC over those with a ROC curve, for which there have to be images of the class and
-    of others.
+    A ratio whose denominator is 0 is 0, as the precision of a class never predicted. Macro F1 is
+    the mean over the classes with images, and macro AUC over those with a ROC curve.
 
     The intervals are 95 % intervals: Wilson's for shares and F1, and for macro F1 that of a
     bootstrap of `bootstrap` resamples, in which `seed` decides. The images are taken as
