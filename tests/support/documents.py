@@ -148,7 +148,6 @@ NOT_RUN = {
     "make demo MODEL=models/model.keras": "likewise",
     "make repro": "makes an environment from the package registry",
     "make test": "makes an environment from the package registry",
-    "python -m tests.soak.coverage": "takes two minutes",
     "make soak": "takes a quarter of an hour and more",
     "python -m tests.soak.faults --kills 50": "likewise",
     "python -m tests.soak.faults --kills 50 --signal INT": "likewise",

@@ -288,11 +288,9 @@ def evaluate(
     )
     if not clean.shape == far.shape == label_array.shape:
         raise ValueError(f"leaked must be of shape {label_array.shape}, not {clean.shape}")
-
     predicted = probability_array.argmax(axis=1)
     confusion = _confusion(label_array, predicted, len(classes))
     curves = [_roc(label_array == k, probability_array[:, k]) for k in range(len(classes))]
-    areas = [curve.auc for curve in curves if curve is not None]
     totals = _totals(confusion, bootstrap, seed)
 
     def of(rows: npt.NDArray[np.bool_]) -> Totals | None:
@@ -306,12 +304,17 @@ def evaluate(
         loss=cross_entropy(label_array, probability_array),
         accuracy=totals.accuracy,
         macro_f1=totals.macro_f1,
-        macro_auc=float(np.mean(areas)) if areas else np.nan,
+        macro_auc=_macro_auc(curves),
         without_leaks=totals if clean.all() else of(clean),
         confusion=confusion,
         per_class=tuple(_of_class(confusion, k, name, curves[k]) for k, name in enumerate(classes)),
         without_near_duplicates=None if far.all() else of(far),
     )
+
+
+def _macro_auc(curves: Sequence[RocCurve | None]) -> float:
+    areas = [curve.auc for curve in curves if curve is not None]
+    return float(np.mean(areas)) if areas else np.nan
 
 
 def evaluate_dataset(
