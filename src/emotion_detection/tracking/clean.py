@@ -81,7 +81,7 @@ def models() -> Part:
     if (file := _store()) is None:
         return _NO_STORE
     client = mlflow.MlflowClient()
-    versions = _pages(lambda token: client.search_model_versions(page_token=token))
+    versions = _pages(client.search_model_versions)
     used = {str(version.source).removeprefix("models:/") for version in versions}
     used |= _of_this_folder(client)
     unused = [model for model in _logged_models(client) if model.model_id not in used]
