@@ -206,7 +206,7 @@ def test_the_evaluated_model_is_registered_as_champion(project: Project) -> None
     accuracy = metrics["test/accuracy"]
     assert float(version.tags["test/accuracy"]) == pytest.approx(accuracy, abs=1e-6)
     assert f"accuracy {accuracy:.4f}" in version.description
-    assert "60 test images of sample" in version.description
+    assert "60 synthetic test images of sample" in version.description
     assert version.tags["dataset.digest"] == train.data.tags["dataset.digest"]
     assert train.data.tags["registered.version"] == str(version.version)
     decision = project.json("reports/evaluate/champion.json")
@@ -240,7 +240,9 @@ def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None
                 expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
             expect(page.get_by_text("A run is named after its DVC stage")).to_be_visible()
             expect(page.get_by_text(f"sample ({digest[:8]})").first).to_be_visible()
-            page.get_by_role("link", name="the runs with their results").click()
+            results = page.get_by_role("link", name="the runs with their results")
+            address = results.get_attribute("href") or ""
+            _open(page, f"http://127.0.0.1:{port}/#{address.partition('#')[2]}")
             for name in ("test/accuracy", "test/macro_f1", "recipe", "git.commit"):
                 expect(page.get_by_role("columnheader", name=name, exact=True)).to_be_visible()
             _open(page, f"{runs}/{train.info.run_id}")

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import mlflow
 import yaml
+from dvc.utils.serialize import modify_yaml
 from mlflow.entities import Run
 
 from tests.support import warm
@@ -44,7 +45,7 @@ SMALL: dict[str, Any] = {
         },
     },
     "train": {"epochs": 2, "batch_size": 32},
-    "evaluate": {"corruption_images": 30, "register": "always"},
+    "evaluate": {"corruption_images": None, "register": "always"},
 }
 
 
@@ -116,8 +117,9 @@ class Project:
     def set_params(self, changes: Mapping[str, Any]) -> None:
         """Change params, and leave those that are not named as they are."""
         path = self.root / "params.yaml"
-        params = _changed(yaml.safe_load(path.read_text("utf-8")), changes)
-        path.write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
+        # In DVC's own layout, so that -S changes one line.
+        with modify_yaml(str(path)) as params:
+            params.update(_changed(yaml.safe_load(path.read_text("utf-8")), changes))
 
     def commit(self, subject: str) -> None:
         """Commit all that there is."""

@@ -20,6 +20,7 @@ import time
 import types
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 LIBRARIES = (
     *("tensorflow", "keras", "keras_tuner", "mlflow", "mlflow.pyfunc", "mlflow.tracking"),
@@ -207,11 +208,19 @@ def load() -> None:
     gc.freeze()
 
 
+def _writer(fd: int) -> TextIO:
+    """Return what writes text to `fd` as a new Python would."""
+    errors = "backslashreplace" if fd == 2 else "strict"
+    return open(fd, "w", errors=errors, closefd=False, buffering=1)
+
+
 def become(request: Request, paths: list[str]) -> None:
     """Run the requested program in this process, as a new Python would."""
     for number, fd in enumerate(request.streams):
         os.dup2(fd, number)
         os.close(fd)
+    # Those of the server are of a file, in which one can seek.
+    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), _writer(1), _writer(2)  # noqa: SIM115
     os.chdir(request.folder)
     os.environ.clear()
     os.environ.update(request.env)

@@ -104,6 +104,6 @@ def test_artifacts_that_were_put_elsewhere_stay_there(toy: Dataset, tmp_path: Pa
     disk.mkdir(parents=True)
     with alone(root):
         connect_uri = f"sqlite:///{(root / 'mlflow.db').as_posix()}"
-        mlflow.MlflowClient(connect_uri).createexperiment_id(EXPERIMENT, disk.as_uri())
+        mlflow.MlflowClient(connect_uri).create_experiment(EXPERIMENT, disk.as_uri())
     log_run(toy, root)
     assert len(list(disk.glob("**/report.html"))) == 1

@@ -18,6 +18,7 @@ import keras
 import keras_tuner
 import numpy as np
 import pandas as pd
+from keras_tuner.src import config
 
 from emotion_detection.console import Progress, UserError, duration, log
 from emotion_detection.data.splits import Split
@@ -28,6 +29,9 @@ from emotion_detection.params import Network, Tune
 from emotion_detection.tracking.tags import BEST_TRIAL, WORKERS
 from emotion_detection.tuning.space import columns_of, contains, declare, network_of, values_of
 from emotion_detection.tuning.workers import at_work, hushed, is_chief, lead
+
+# It would print the traceback of a trial that fails, of which `search` logs the reason.
+config.DEBUG = False
 
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
 
