@@ -71,6 +71,7 @@ def test_a_project_without_a_store_has_nothing_to_remove(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with alone(tmp_path):
+        (tmp_path / "mlflow.db").unlink(missing_ok=True)
         clean(["models", "runs", "states"], dry_run=False)
     assert said(capsys) == {"models": "0 B", "runs": "0 B", "states": "0 B"}
     assert not (tmp_path / "mlflow.db").exists()

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import tempfile
@@ -23,7 +24,7 @@ from mlflow.types.schema import Map
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from emotion_detection import paths
-from emotion_detection.console import UserError
+from emotion_detection.console import UserError, log
 from emotion_detection.data import image
 from emotion_detection.data.dataset import SYNTHETIC_NOTICE, Dataset
 from emotion_detection.data.synthetic import draw_face
@@ -57,6 +58,20 @@ CHAMPION = f"models:/{REGISTERED_MODEL}@{CHAMPION_ALIAS}"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
+@contextlib.contextmanager
+def _without(notice: str | None) -> Iterator[None]:
+    """Drop the log line `notice` while the block lasts, which loads a model to try its example."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.getMessage() != notice
+
+    log.addFilter(is_other)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_other)
+
+
 def log_model(
     model: "keras.Model", classes: tuple[str, ...], run_id: str, notice: str | None = None
 ) -> None:
@@ -77,20 +92,21 @@ def log_model(
         path = Path(folder) / paths.MODEL.name
         saving.save(model, path, classes, notice)
         # As mlflow.pyfunc.log_model does, which logs to MLflow's active run alone.
-        Model.log(
-            artifact_path=None,
-            flavor=mlflow.pyfunc,
-            run_id=run_id,
-            name=MODEL_NAME,
-            python_model=serving.__file__,
-            code_paths=[image.__file__, saving.__file__],
-            artifacts={"network": str(path)},
-            signature=signature,
-            input_example=pd.DataFrame({serving.COLUMN: _examples()}),
-            # Without these MLflow loads the model in a second process to guess them.
-            pip_requirements=[line for name in MODEL_PACKAGES for line in _pinned(name)],
-            metadata={"classes": list(classes)},
-        )
+        with _without(notice):
+            Model.log(
+                artifact_path=None,
+                flavor=mlflow.pyfunc,
+                run_id=run_id,
+                name=MODEL_NAME,
+                python_model=serving.__file__,
+                code_paths=[image.__file__, saving.__file__],
+                artifacts={"network": str(path)},
+                signature=signature,
+                input_example=pd.DataFrame({serving.COLUMN: _examples()}),
+                # Without these MLflow loads the model in a second process to guess them.
+                pip_requirements=[line for name in MODEL_PACKAGES for line in _pinned(name)],
+                metadata={"classes": list(classes)},
+            )
 
 
 def _examples() -> list[str]:
