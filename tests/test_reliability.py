@@ -126,7 +126,10 @@ class Place:
             path: path.read_bytes()
             for folder in ("data", "models", "reports")
             for path in (self.root / folder).rglob("[!.]*")
-            if path.is_file() and paths.STATE.name not in path.parts
+            if path.is_file()
+            and paths.STATE.name not in path.parts
+            # It grows while a training runs.
+            and path.name != "history.csv"
         }
 
     def chosen(self) -> None:
