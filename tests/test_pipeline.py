@@ -267,7 +267,7 @@ def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None
             for name in ("train on sample (epoch/accuracy)", "val_loss"):
                 expect(page.get_by_text(name, exact=True).first).to_be_visible()
             _open(page, f"{runs}/{train.info.run_id}/artifacts/evaluate/roc.png")
-            page.wait_for_function("[...document.images].some(i => i.naturalWidth > 600)")
+            page.wait_for_function("[...document.images].some(i => i.naturalWidth > 500)")
             browser.close()
     finally:
         os.killpg(server.pid, signal.SIGTERM)
