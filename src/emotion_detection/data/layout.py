@@ -321,8 +321,7 @@ def _in_one_spelling(items: list[Item]) -> list[Item]:
     """Return the items with one spelling, train's first, for names that differ in case alone."""
     spelling: dict[str, str] = {}
     others: dict[str, str] = {}
-    for split, name in sorted({(item.split != "train", item.class_name) for item in items}):
-        del split
+    for _, name in sorted({(item.split != "train", item.class_name) for item in items}):
         kept = spelling.setdefault(name.casefold(), name)
         if kept != name:
             others[name] = kept
