@@ -195,7 +195,7 @@ def _write(
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of[item.class_name] for item in items], np.int64)
     groups = group_by_digest(digests)
-    pairs, scores = _near_duplicates(packed.reduced_path, groups, settings.near_duplicates)
+    pairs, scores = _near_duplicates(packed, groups, settings.near_duplicates)
     near_groups = near_duplicates.grouped(groups, pairs)
     splits = np.array([SPLITS.index(item.split) for item in items], np.int64)
     test_is_cut = TEST not in splits
@@ -278,16 +278,20 @@ def _write_pairs(folder: Path, pairs: np.ndarray, scores: np.ndarray, kept: np.n
     write_near_pairs(folder, np.sort(pairs[there], axis=1), scores[there])
 
 
-def _near_duplicates(path: Path, groups: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _near_duplicates(
+    packed: Packed, groups: np.ndarray, most: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the pairs of near-duplicates, (P, 2) int64 rows, and their correlations, (P,).
 
-    Of duplicates the first is compared.
+    Of duplicates the first is compared. They are in the order of their digests, so that names of
+    files make no difference.
     """
     _, rows = np.unique(groups, return_index=True)
+    rows = np.array(sorted(rows.tolist(), key=packed.digests.__getitem__), np.int64)
     pairs, scores = np.empty((0, 2), np.int64), np.empty(0)
     if len(rows) <= most:
         side = near_duplicates.SIDE
-        images = np.memmap(path, np.uint8, "r").reshape(-1, side, side)
+        images = np.memmap(packed.reduced_path, np.uint8, "r").reshape(-1, side, side)
         pairs, scores, _ = near_duplicates.find(images[rows])
         del images  # Windows cannot remove a file that is mapped.
     elif most:
@@ -295,7 +299,7 @@ def _near_duplicates(path: Path, groups: np.ndarray, most: int) -> tuple[np.ndar
             "ingest: %s images are not searched for near-duplicates (ingest.near_duplicates = %s)",
             *(f"{len(rows):,}", f"{most:,}"),
         )
-    path.unlink()
+    packed.reduced_path.unlink()
     return rows[pairs], scores
 
 
