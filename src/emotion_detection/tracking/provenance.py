@@ -11,11 +11,8 @@ from pathlib import Path
 import psutil
 
 from emotion_detection.tracking import tags
-from emotion_detection.tracking.store import hidden
 
 PACKAGES = ("tensorflow", "keras", "keras-tuner", "numpy", "scikit-learn", "mlflow", "dvc")
-
-DIFF_BYTES = 2**20
 
 
 def provenance() -> dict[str, str]:
@@ -68,17 +65,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def git_diff() -> bytes:
-    """Return the diff of the tracked files to the commit, at most DIFF_BYTES of it."""
-    diff = hidden(_git("diff", "--no-color", "--no-ext-diff", "HEAD"))
-    if not diff:
-        return b""
-    data = f"{diff}\n".encode()
-    if len(data) > DIFF_BYTES:
-        data = data[:DIFF_BYTES] + f"\n... and {len(data) - DIFF_BYTES:,} bytes more\n".encode()
-    return data
 
 
 def _git(*arguments: str) -> str:

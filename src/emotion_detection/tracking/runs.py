@@ -26,11 +26,11 @@ from emotion_detection.data.dataset import Dataset
 from emotion_detection.files import atomic, write_json
 from emotion_detection.tracking import models
 from emotion_detection.tracking.delivery import close_outbox, open_outbox, send_abandoned
+from emotion_detection.tracking.diff import git_diff
 from emotion_detection.tracking.exports import find_run, name_while_away, run_of_export
 from emotion_detection.tracking.machine import SystemMetrics
 from emotion_detection.tracking.outbox import Outbox, UnreachableError, now
 from emotion_detection.tracking.provenance import (
-    git_diff,
     provenance,
     run_name,
     this_process,
