@@ -3,8 +3,10 @@
 import logging
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -65,13 +67,18 @@ class Registry:
         register: Register = "always",
     ) -> Decision:
         """Evaluate the model of a run, which knows so many classes."""
-        dataset = dataset or self.toy
+        challenger = self.challenger(run_id, known, dataset or self.toy)
+        with runs.resumed(run_id):
+            decision = challenge(challenger, register=register, bootstrap=200, seed=0)
+            if run_id is not None:
+                runs.log_metrics({"test/accuracy": challenger.result.accuracy.value})
+        return decision
+
+    def challenger(self, run_id: str | None, known: int, dataset: Dataset) -> Challenger:
         rows = np.flatnonzero(dataset.is_test)
         probabilities = saving.predict(network(5.0, known), dataset.images, rows)
         result = evaluate(dataset.labels[rows], probabilities, dataset.classes, seed=0)
-        challenger = Challenger(run_id, result, dataset, rows)
-        with runs.resumed(run_id):
-            return challenge(challenger, register=register, bootstrap=200, seed=0)
+        return Challenger(run_id, result, dataset, rows)
 
     @property
     def versions(self) -> list[ModelVersion]:
@@ -99,7 +106,8 @@ def test_only_a_better_model_takes_the_title(
 
     first = registry.challenge(runs[1], known=1)
     only = "it is only the first model on toy.zip, compared with no other"
-    assert first == Decision("1", True, only)
+    assert first == Decision("1", True, only, scored=1)
+    assert first.looked_at == "scored by this model alone"
     assert f"When it was evaluated: {only}." in registry.versions[0].description
     assert registry.aliases == {own: "1", "champion": "1"}
 
@@ -112,6 +120,7 @@ def test_only_a_better_model_takes_the_title(
         "versus_champion/accuracy_difference_low": 0,
         "versus_champion/accuracy_difference_high": 0,
         "versus_champion/p_value": 1,
+        "versus_champion/p_value_needed": 0.025,
     }
     assert second.tags() == {"registered.version": "2", "champion.decision": second.why}
     assert second.sentence == (
@@ -126,12 +135,16 @@ def test_only_a_better_model_takes_the_title(
     difference = round(third.comparison.only_new / 15, 6)
     assert third.metrics()["versus_champion/accuracy_difference"] == difference
     assert third.metrics()["versus_champion/accuracy_difference_low"] > 0
+    # The p value is that of the test which decided: all images that only one has right are its.
+    assert third.comparison.p_value == 0.5**third.comparison.only_new <= 0.05 / 6
+    assert f"p = {third.comparison.p_value:.3g}, and challenge 2 on these test" in third.why
+    assert third.looked_at.startswith("scored by this model and 2 others before")
     assert third.as_json()["accuracy_difference"] == difference
     assert third.as_json()["only_new_right"] == third.comparison.only_new
     assert registry.aliases == {own: "3", "champion": "3"}
 
     again = registry.challenge(runs[3], known=3)
-    assert again == Decision("3", True, "it became champion in an earlier evaluation")
+    assert again == Decision("3", True, "it became champion in an earlier evaluation", scored=3)
     assert [version.run_id for version in registry.versions] == [runs[1], runs[0], runs[3]]
     assert f"When it was evaluated: {third.why}." in registry.versions[2].description
     tags = registry.versions[2].tags
@@ -153,6 +166,35 @@ def test_only_a_better_model_takes_the_title(
         saving.predict(network(5.0, 3), toy.images, rows),
         rtol=1e-5,
     )
+
+
+def test_every_model_that_was_scored_makes_the_next_one_need_more(registry: Registry) -> None:
+    registry.challenge(registry.train(1), known=1)
+    registry.challenge(registry.train(0), known=0, register="never")
+    registry.challenge(registry.train(0), known=0, register="better")
+    # Deleted runs have looked at the test images too.
+    unregistered = registry.train(0)
+    registry.challenge(unregistered, known=0, register="never")
+    registry.client.delete_run(unregistered)
+    # Two classes right in place of one are five images that only it has right.
+    decision = registry.challenge(registry.train(2), known=2)
+    assert (decision.scored, decision.champion) == (5, False)
+    assert decision.comparison is not None
+    assert decision.comparison.difference.low > 0
+    assert decision.comparison.p_value == 1 / 32
+    assert "challenge 4 on these test images needs 0.0025 or less" in decision.why
+
+
+def test_two_evaluations_at_once_give_one_champion(registry: Registry) -> None:
+    registry.challenge(registry.train(1), known=1)
+    both = [registry.challenger(registry.train(3), 3, registry.toy) for _ in range(2)]
+    with ThreadPoolExecutor() as threads:
+        decisions = list(threads.map(partial(challenge, bootstrap=200, seed=0), both))
+    loser, winner = sorted(decisions, key=lambda decision: decision.champion)
+    assert (winner.champion, winner.against, winner.challenge) == (True, "1", 1)
+    # It was compared with the one that had just become champion.
+    assert (loser.champion, loser.against, loser.challenge) == (False, winner.version, 2)
+    assert registry.aliases["champion"] == winner.version
 
 
 def test_each_data_set_has_a_champion_and_the_alias_follows_the_last_one(
@@ -232,13 +274,14 @@ def test_a_run_without_a_model_is_told(registry: Registry) -> None:
         "champion": False,
         "why": decision.why,
         "against": None,
+        "models_scored": 1,
     }
 
 
 def test_a_model_that_is_not_to_be_registered_is_not(registry: Registry) -> None:
     run_id = registry.train(3)
     decision = registry.challenge(run_id, known=3, register="never")
-    assert decision == Decision(None, False, "evaluate.register is never")
+    assert decision == Decision(None, False, "evaluate.register is never", scored=1)
     assert registry.client.search_registered_models() == []
 
 
@@ -255,7 +298,7 @@ def test_only_what_becomes_champion_is_registered_unless_more_is_asked_for(
         decision = registry.challenge(run_id, known=known, register="better")
     assert (decision.version, decision.champion, decision.against) == (None, False, "1")
     assert decision.tags() == {"champion.decision": decision.why}
-    assert len(decision.metrics()) == 4
+    assert len(decision.metrics()) == 5
     assert [version.version for version in registry.versions] == [1]
     assert registry.challenge(worse, known=1, register="always").version == "2"
     # It keeps its version.
@@ -289,5 +332,5 @@ def test_the_alias_champion_stays_with_photographs(
 
 def test_a_model_without_a_run_is_not_registered(registry: Registry) -> None:
     decision = registry.challenge(None, known=3)
-    assert decision == Decision(None, False, "the MLflow run that logged it is gone")
+    assert decision == Decision(None, False, "the MLflow run that logged it is gone", scored=1)
     assert registry.client.search_registered_models() == []

@@ -1,17 +1,20 @@
 """Which of the registered models is the champion of a data set."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from emotion_detection import paths
 from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.evaluation import predictions
-from emotion_detection.evaluation.comparison import Comparison, compare
+from emotion_detection.evaluation.comparison import Comparison, compare, level
 from emotion_detection.evaluation.intervals import RESAMPLES
 from emotion_detection.evaluation.metrics import DIGITS, Evaluation
+from emotion_detection.files import locked
 from emotion_detection.tracking import models as registry
 from emotion_detection.tracking.tags import CHAMPION_DECISION, REGISTERED_VERSION
 
@@ -38,7 +41,8 @@ class Decision:
 
     `version` is its number in the registry, None where it is not registered. `against` is the
     version that was champion until then, and `comparison` the one with it; each is None where
-    there is none.
+    there is none. `scored` is how many models were scored on these test images, this one included,
+    by the runs in MLflow; None where MLflow cannot tell.
     """
 
     version: str | None
@@ -46,6 +50,25 @@ class Decision:
     why: str
     against: str | None = None
     comparison: Comparison | None = None
+    scored: int | None = None
+
+    @property
+    def challenge(self) -> int:
+        """Which challenge on these test images this is, from 1."""
+        return max(1, (self.scored or 1) - 1)
+
+    @property
+    def looked_at(self) -> str:
+        """How often the test images were looked at, for people."""
+        if self.scored is None:
+            return "scored by this model; MLflow cannot tell by how many others"
+        others = self.scored - 1
+        if not others:
+            return "scored by this model alone"
+        return (
+            f"scored by this model and {others:,} other{'s' * (others > 1)} before: the more models"
+            " are tried on the same images, the more the best score of all owes to chance"
+        )
 
     @property
     def sentence(self) -> str:
@@ -74,6 +97,7 @@ class Decision:
             "champion": self.champion,
             "why": self.why,
             "against": self.against,
+            "models_scored": self.scored,
             **self._compared(),
         }
         if self.comparison is not None:
@@ -90,6 +114,7 @@ class Decision:
             "accuracy_difference_low": round(difference.low, DIGITS),
             "accuracy_difference_high": round(difference.high, DIGITS),
             "p_value": float(f"{self.comparison.p_value:.3g}"),
+            "p_value_needed": float(f"{level(self.challenge):.3g}"),
         }
 
 
@@ -104,49 +129,64 @@ def challenge(
 
     Each data set has its own champion, since models cannot be compared on different images. The
     first model becomes champion. Another one is promoted if it is better on the same images, by
-    the rule of `Comparison.better`, or if the incumbent's files are gone. A model selected on test
-    is never promoted. The alias `champion` goes to the champion of the data set evaluated last, but
-    not from a model of photographs to one of synthetic images.
+    McNemar's test at the `level` of its challenge, or if the incumbent's files are gone. Each model
+    that was scored on these images counts as a challenge, registered or not. A model selected on
+    test is never promoted. The alias `champion` goes to the champion of the data set evaluated
+    last, but not from a model of photographs to one of synthetic images.
 
     A model that is not promoted is registered only if `register` is "always". Nothing is registered
-    without an MLflow run, or where the registry fails: the decision gives the reason.
+    without an MLflow run, or where the registry fails: the decision gives the reason. The
+    evaluations of one project decide one after the other.
     """
+    run_id, scored = challenger.run_id, None
+    refused = None
     if register == "never":
-        return _unregistered("evaluate.register is never")
-    if challenger.run_id is None:
-        return _unregistered("the MLflow run that logged it is gone")
-    try:
-        return _challenged(challenger, challenger.run_id, register, bootstrap, seed)
-    except registry.RegistryError as error:
-        return _unregistered(f"MLflow's model registry failed: {error}")
-
-
-def _unregistered(why: str) -> Decision:
-    return Decision(version=None, champion=False, why=why)
+        refused = "evaluate.register is never"
+    elif run_id is None:
+        refused = "the MLflow run that logged it is gone"
+    # Two that decide at once would both be tested as the same challenge.
+    with locked(paths.state_lock(paths.state() / "evaluate" / "champion"), wait=True):
+        try:
+            scored = len(registry.evaluated(challenger.dataset.digest) | {run_id})
+            if refused is None and run_id is not None:
+                registry.note_challenge(run_id, scored - 1)
+                return _challenged(challenger, run_id, register, scored, bootstrap, seed)
+        except registry.RegistryError as error:
+            refused = refused or f"MLflow's model registry failed: {error}"
+    return Decision(version=None, champion=False, why=str(refused), scored=scored)
 
 
 def _challenged(
-    challenger: Challenger, run_id: str, register: Register, bootstrap: int, seed: int
+    challenger: Challenger,
+    run_id: str,
+    register: Register,
+    scored: int,
+    bootstrap: int,
+    seed: int,
 ) -> Decision:
     dataset = challenger.dataset
     candidate = registry.candidate(run_id)
     while True:
         incumbent = registry.champion(dataset.digest)
-        decision = _decide(candidate, incumbent, challenger, bootstrap, seed)
+        decision = _decide(candidate, incumbent, challenger, scored, bootstrap, seed)
         if register == "always" or decision.champion or candidate.number is not None:
             again = incumbent is not None and incumbent.number == candidate.number
             number = _registered(challenger, candidate, None if again else decision.why)
             candidate = replace(candidate, number=number)
-        # Another experiment may have promoted its model during the comparison.
-        if registry.champion(dataset.digest) == incumbent:
+        # Another project on the same store may have promoted its model during the comparison.
+        if registry.champion(dataset.digest) != incumbent:
+            continue
+        if candidate.number is None or not decision.champion:
             break
-    decision = replace(decision, version=candidate.number)
-    if candidate.number is not None and decision.champion:
         registry.promote(candidate.number, dataset.digest)
+        # Or at this very moment: the last one stands, and the other one is compared with it.
+        leader = registry.champion(dataset.digest)
+        if leader is not None and leader.number == candidate.number:
+            break
     leader = registry.champion(dataset.digest)
     if leader is not None:
         _lead(leader, dataset)
-    return decision
+    return replace(decision, version=candidate.number)
 
 
 def _registered(challenger: Challenger, candidate: registry.Candidate, why: str | None) -> str:
@@ -159,42 +199,45 @@ def _decide(
     candidate: registry.Candidate,
     incumbent: registry.Version | None,
     challenger: Challenger,
+    scored: int,
     bootstrap: int,
     seed: int,
 ) -> Decision:
-    dataset = challenger.dataset
+    dataset, decided = challenger.dataset, partial(Decision, None, scored=scored)
     if candidate.selected_on_test:
-        return _unregistered(
-            "it was selected on the test images, and no such model becomes champion"
+        return decided(
+            False, "it was selected on the test images, and no such model becomes champion"
         )
     if incumbent is None:
-        return Decision(
-            None, True, f"it is only the first model on {dataset.source}, compared with no other"
+        return decided(
+            True, f"it is only the first model on {dataset.source}, compared with no other"
         )
     if incumbent.number == candidate.number:
-        return Decision(None, True, "it became champion in an earlier evaluation")
+        return decided(True, "it became champion in an earlier evaluation")
     champion = f"version {incumbent.number}, the champion so far,"
     try:
         model = registry.load_version(incumbent)
     except registry.GoneError as error:
-        return Decision(None, True, f"{champion} is gone ({error})", incumbent.number)
+        return decided(True, f"{champion} is gone ({error})", incumbent.number)
     except UserError as error:
         why = (
             f"{champion} cannot be loaded now to be compared with ({error}). Try again with "
             "`dvc repro --single-item --force evaluate`, or delete its alias "
             f"champion-{dataset.digest[:8]} in MLflow to have the next model become champion"
         )
-        return Decision(None, False, why, incumbent.number)
+        return decided(False, why, incumbent.number)
     labels = challenger.result.labels
     old = predictions.predict(model, dataset, challenger.rows).argmax(axis=1) == labels
     comparison = compare(challenger.result.correct, old, bootstrap=bootstrap, seed=seed)
-    difference = comparison.difference
+    decision: Decision = decided(False, "", incumbent.number, comparison)
+    difference, needed = comparison.difference, level(decision.challenge)
     why = (
         f"its accuracy differs by {difference.value:+.4f} (95 % interval {difference.low:+.4f} to "
         f"{difference.high:+.4f}) from that of version {incumbent.number}, the champion so far; "
-        f"p = {comparison.p_value:.3g}"
+        f"McNemar's one-sided test gives p = {comparison.p_value:.3g}, and challenge "
+        f"{decision.challenge} on these test images needs {needed:.2g} or less"
     )
-    return Decision(None, comparison.better, why, incumbent.number, comparison)
+    return replace(decision, champion=comparison.p_value <= needed, why=why)
 
 
 def _lead(leader: registry.Version, dataset: Dataset) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
@@ -30,8 +31,14 @@ from emotion_detection.data.dataset import SYNTHETIC_NOTICE, Dataset
 from emotion_detection.data.synthetic import draw_face
 from emotion_detection.models import serving
 from emotion_detection.tracking.provenance import installed
-from emotion_detection.tracking.store import NOT_THERE, connect_to_read, without_password
+from emotion_detection.tracking.store import (
+    EXPERIMENT,
+    NOT_THERE,
+    connect_to_read,
+    without_password,
+)
 from emotion_detection.tracking.tags import (
+    CHAMPION_CHALLENGE,
     DATASET,
     DATASET_DIGEST,
     DATASET_SYNTHETIC,
@@ -338,6 +345,49 @@ def _described(
         f"{dataset.source}{', on which its epoch or network was chosen' if selected else ''}; the "
         f"network of the run *{run_name}*.\n\nWhen it was evaluated: {decision}."
     )
+
+
+def evaluated(digest: str) -> set[str]:
+    """Return the ids of the runs whose model was scored on the test images of a data set.
+
+    `digest` is the data set's. A run counts whether its model is registered or not, and also where
+    it was deleted and not yet removed for good.
+
+    Raises:
+        RegistryError: if the store fails.
+
+    """
+    found: set[str] = set()
+    with _registry() as client:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return found
+        # A run that is being evaluated at the same time has no scores yet.
+        for scored in ("metrics.`test/accuracy` >= 0", f"tags.`{CHAMPION_CHALLENGE}` LIKE '%'"):
+            token = None
+            while True:
+                page = client.search_runs(
+                    [experiment.experiment_id],
+                    f"tags.`{DATASET_DIGEST}` = '{digest}' and {scored}",
+                    run_view_type=ViewType.ALL,
+                    page_token=token,
+                )
+                found |= {str(run.info.run_id) for run in page}
+                token = page.token
+                if not token:
+                    break
+    return found
+
+
+def note_challenge(run_id: str, challenge: int) -> None:
+    """Tag a run with which challenge of the champion of its data set it is.
+
+    Raises:
+        RegistryError: if the store fails.
+
+    """
+    with _registry() as client:
+        client.set_tag(run_id, CHAMPION_CHALLENGE, str(challenge))
 
 
 def champion(digest: str | None = None) -> Version | None:

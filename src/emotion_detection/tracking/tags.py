@@ -31,6 +31,8 @@ VERSION = "version."
 
 REGISTERED_VERSION = "registered.version"
 CHAMPION_DECISION = "champion.decision"
+CHAMPION_CHALLENGE = "champion.challenge"
+"""Which challenge of the champion of its data set the run was, from 1; 0 where there was none."""
 
 PROCESS = "process"
 """The process that a run is logged from: a run that it left open can be ended."""
