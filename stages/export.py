@@ -19,7 +19,7 @@ def main() -> None:
         from emotion_detection.inference import onnx
         from emotion_detection.models import saving
         from emotion_detection.stage import Stage, load_network
-        from emotion_detection.tracking import runs
+        from emotion_detection.tracking import lineage, runs
 
     stage = Stage("export", settings, dataset)
     if stage.restore():
@@ -29,11 +29,12 @@ def main() -> None:
     if not members:
         raise UserError(f"{paths.NETWORKS}: holds no network; run `dvc repro train`")
     model = saving.combined(members, flips=settings.tta.flips, shifts=settings.tta.shifts)
+    about = dataset.classes, dataset.notice, lineage.of_files(paths.networks()).to_json()
     with Progress("export: predicting", total=len(rows.validation), unit="images") as progress:
         answers = saving.predict(model, dataset.images, rows.validation, progress.advance)
     metrics = saving.validation_scores(dataset.labels[rows.validation], answers)
     with atomic(paths.MODEL) as path:
-        saving.save(model, path, dataset.classes, dataset.notice)
+        saving.save(model, path, *about)
     with atomic(paths.ONNX) as folder:
         folder.mkdir()
         # DVC warns of a folder that is empty.
@@ -46,7 +47,7 @@ def main() -> None:
         stage.save_run_id(paths.EXPORT_RUN)
         if run_id is not None:
             runs.set_tags({"weights.digest": saving.digest(model)})
-            runs.log_model(model, dataset.classes, dataset.notice)
+            runs.log_model(model, *about)
         accuracy = metrics.pop("export/val_accuracy")
         stage.write({"export/val_accuracy": accuracy}, more_metrics=metrics)
     log.info("export: validation accuracy %.1f %%; %s", 100 * accuracy, paths.MODEL)

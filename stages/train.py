@@ -17,7 +17,6 @@ def main() -> None:
     rows = split(dataset, settings.split)
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
     with quiet():
-        from emotion_detection.figures.training import learning_curves
         from emotion_detection.stage import Stage
         from emotion_detection.training import ensemble
 
@@ -37,9 +36,7 @@ def main() -> None:
             settings, network, rows, stage=stage, folder=folder, run_id=run_id
         )
         stage.save_run_id(folder / paths.RUN_FILE)
-        tables = ensemble.histories(trained)
-        curves = learning_curves(tables.get("members", tables["history"]))
-        stage.write(ensemble.metrics(trained), tables=tables, figures={"learning_curves": curves})
+        stage.write(**ensemble.report(trained, folder, dataset, rows))
     log.info("train: %s; %s", ensemble.summary(trained), paths.NETWORKS)
 
 

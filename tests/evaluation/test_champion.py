@@ -21,6 +21,7 @@ from emotion_detection.evaluation.champion import Challenger, Decision, Register
 from emotion_detection.evaluation.metrics import evaluate
 from emotion_detection.models import saving
 from emotion_detection.tracking import models, runs
+from emotion_detection.tracking.lineage import Seen
 from tests.support.stores import alone
 
 NAME = "emotion-detection"
@@ -152,6 +153,7 @@ def test_only_a_better_model_takes_the_title(
         "dataset": "toy.zip",
         "dataset.digest": toy.digest,
         "dataset.synthetic": "false",
+        "leak": "false",
         "selected_on_test": "false",
         "test/accuracy": "1",
         "test/macro_f1": "1",
@@ -227,6 +229,23 @@ def test_a_model_selected_on_test_is_registered_and_never_champion(registry: Reg
         "**Selected on test**, accuracy 1.0000, macro_f1 1.0000 on the 15"
     )
     assert "the network of the run *train (selected on test) on toy.zip*" in version.description
+
+
+def test_a_model_whose_ancestor_learnt_from_test_images_is_never_champion(
+    registry: Registry,
+) -> None:
+    run_id = registry.train(3)
+    challenger = replace(registry.challenger(run_id, 3, registry.toy), seen=Seen(test=2))
+    decision = challenge(challenger, register="always", bootstrap=200, seed=0)
+    assert (decision.version, decision.champion) == ("1", False)
+    assert "an ancestor learnt from test images" in decision.why
+    assert registry.aliases == {}
+    (version,) = registry.versions
+    assert version.tags["leak"] == "true"
+    assert version.description.startswith("**Leak**, accuracy 1.0000")
+    # Of unknown lineage it may be.
+    unknown = replace(challenger, seen=Seen(unknown=("models:/elsewhere/1",)))
+    assert challenge(unknown, bootstrap=200, seed=0).champion
 
 
 def test_a_champion_whose_files_are_gone_is_replaced(registry: Registry) -> None:

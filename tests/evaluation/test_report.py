@@ -17,11 +17,12 @@ from emotion_detection import params
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.evaluation import corruptions, report
 from emotion_detection.evaluation.champion import Decision
-from emotion_detection.evaluation.metrics import evaluate
+from emotion_detection.evaluation.metrics import evaluate, flat_metrics, headlines
 from emotion_detection.evaluation.report import Subject
 from emotion_detection.figures import style
 from emotion_detection.figures.evaluation import evaluation_figures
 from emotion_detection.params import Network, Params, changed
+from emotion_detection.tracking import lineage
 from tests.support.figures import history as curves
 
 PARAMS = params.load(Path(__file__).parents[2] / "params.yaml")
@@ -348,9 +349,26 @@ def test_a_perfect_score_is_not_told_as_certain(subject: Subject, tmp_path: Path
 
 
 def test_the_log_has_the_headline_of_the_page(subject: Subject) -> None:
-    found = report.headline(subject.result)
+    found = report.headline(subject)
     assert found.startswith(report.title(subject.result))
     assert found.endswith(f"macro F1 {subject.result.macro_f1.value:.3f}, on 15 images")
+
+
+def test_scores_of_images_that_an_ancestor_learnt_from_say_so_everywhere(
+    subject: Subject, tmp_path: Path
+) -> None:
+    seen = lineage.Seen(test=3, validation=4, unknown=("models:/elsewhere/1",))
+    leak = replace(subject, seen=seen)
+    page, card = written(leak, tmp_path)
+    for text in (page, card.replace("\\", "")):
+        assert "learnt from 3 of the test images, so the scores are too good" in text
+        assert "learnt from 4 of the validation images, so val_accuracy and the choice of" in text
+        assert "It is unknown what models:/elsewhere/1 learnt from" in text
+    assert report.headline(leak).endswith("too good: an ancestor learnt from 3 of them")
+    assert leak.tags()["leak"] == "true"
+    shown = headlines(flat_metrics(leak.scores))
+    assert list(shown) == ["test/accuracy", "test/macro_f1", "test/inherited_leaks"]
+    assert "test/inherited_leaks" not in headlines(flat_metrics(subject.scores))
 
 
 def test_the_page_says_when_by_what_and_with_which_command_it_was_made(

@@ -178,5 +178,5 @@ def test_each_export_is_registered_with_its_own_model(trained: str, toy: Dataset
         loaded, _ = models.load_network(uri)
         images = toy.images[:3]
         assert (loaded.predict(images, verbose=0) == networks[key].predict(images, verbose=0)).all()
-        assert models.origin(uri).params["seed"] == "3"
+        assert look(run_id).data.params["seed"] == "3"
         assert look(run_id).info.status == "FINISHED"

@@ -18,7 +18,8 @@ from emotion_detection.data.splits import Split
 from emotion_detection.models import saving
 from emotion_detection.params import Ensemble, Network, Params, Train, load
 from emotion_detection.stage import Stage
-from emotion_detection.tracking import runs
+from emotion_detection.tracking import lineage, runs
+from emotion_detection.tracking.lineage import Lineage
 from emotion_detection.training import ensemble
 from tests.support import warm
 from tests.support.stores import alone
@@ -200,13 +201,28 @@ def test_the_saved_member_is_the_best_epoch_with_the_names_of_its_classes(
 
 
 def test_each_member_starts_from_the_model_that_is_set_and_a_resumed_one_does_not(
-    place: Path, train: Trainings, monkeypatch: pytest.MonkeyPatch
+    place: Path,
+    train: Trainings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     started: list[str] = []
-    monkeypatch.setattr(ensemble, "start", lambda model, uri, **others: started.append(uri))
+    toy, rows = train.toy, train.rows
+
+    def start(model: keras.Model, uri: str, *, dataset: Dataset) -> Lineage:
+        started.append(uri)
+        return lineage.joined([lineage.of_images(toy.digests[row] for row in rows.test[:2])], [uri])
+
+    monkeypatch.setattr(ensemble, "start", start)
     uri = "models:/faces/1"
-    train(1, "one", init_from=uri)
+    trained = train(1, "one", init_from=uri)
     assert started == [uri]
+    # What it learnt from, through the model that it started from too, is in its file.
+    learnt = lineage.of_files([Path("one/member_1.keras")])
+    assert (len(learnt.images), learnt.ancestors) == (len(rows.train) + 2, (uri,))
+    assert "An ancestor of this model learnt from 2 of the test images" in caplog.text
+    report = ensemble.report(trained, Path("one"), toy, rows)
+    assert report["tags"] == {"leak": "true"}
     # The first is there, and the second begins.
     train(2, "two", init_from=uri)
     assert started == [uri] * 2

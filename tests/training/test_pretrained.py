@@ -13,13 +13,13 @@ from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.models.layers import plain
 from emotion_detection.models.saving import combined
-from emotion_detection.tracking import models, runs
+from emotion_detection.tracking import lineage, models, runs
+from emotion_detection.tracking.lineage import Lineage
 from emotion_detection.training.pretrained import start
 from tests.support.networks import small
 from tests.support.stores import alone
 
 Make = Callable[..., params.Network]
-SPLIT = params.flat(params.Split(), "split.")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,11 +34,17 @@ def saved(network: Make) -> keras.Model:
     return combined([plain(small(network(), seed=0))], flips=True)
 
 
-def logged(model: keras.Model, dataset: Dataset, selected_on_test: str = "false") -> str:
+def logged(
+    model: keras.Model,
+    dataset: Dataset,
+    selected_on_test: str = "false",
+    learnt: Lineage | None = None,
+) -> str:
     """Log `model` to a run of its own, and return its URI."""
     tags = {"selected_on_test": selected_on_test}
-    with runs.run("train", note="", dataset=dataset, params=SPLIT, tags=tags) as run_id:
-        runs.log_model(model, dataset.classes)
+    with runs.run("train", note="", dataset=dataset, params={}, tags=tags) as run_id:
+        text = None if learnt is None else learnt.to_json()
+        runs.log_model(model, dataset.classes, lineage=text)
     return f"runs:/{run_id}/{models.MODEL_NAME}"
 
 
@@ -54,49 +60,55 @@ def test_a_training_starts_with_the_weights_of_a_model_in_the_store(
     mlflow.register_model(uri, "faces")
     for each in (uri, "models:/faces/1"):
         model = small(network(), seed=1)
-        start(model, each, dataset=toy, split=SPLIT)
+        learnt = start(model, each, dataset=toy)
+        assert (learnt.ancestors, learnt.unknown) == ((each,), (each,))
         for found, expected in zip(model.get_weights(), saved.get_weights(), strict=True):
             np.testing.assert_array_equal(found, expected)
-    assert "learnt from" not in caplog.text
-    assert "trained with" not in caplog.text
+    assert "learnt from other data" not in caplog.text
 
 
 def test_another_network_or_an_ensemble_is_refused(toy: Dataset, uri: str, network: Make) -> None:
     wider = small(network(filters=(24,)))
     with pytest.raises(UserError, match=rf"^train\.init_from: {uri}: is another network"):
-        start(wider, uri, dataset=toy, split=SPLIT)
+        start(wider, uri, dataset=toy)
     both = logged(combined([plain(small(network(), seed=seed)) for seed in (0, 1)]), toy)
     message = rf"^train\.init_from: {both}: it is an ensemble of 2 networks; take a model of one"
     with pytest.raises(UserError, match=message):
-        start(small(network()), both, dataset=toy, split=SPLIT)
+        start(small(network()), both, dataset=toy)
 
 
 def test_a_model_that_would_score_too_well_or_knows_another_task_is_refused(
     toy: Dataset, saved: keras.Model, uri: str, network: Make
 ) -> None:
-    mlflow.register_model(logged(saved, toy), "orphans")
-    run_id = mlflow.MlflowClient().get_model_version("orphans", "1").run_id
-    mlflow.MlflowClient().delete_tag(run_id, "dataset.digest")
     chosen_on_test = logged(saved, toy, selected_on_test="true")
     smaller = dataclasses.replace(toy, images=toy.images[:, :8, :8])
     others = dataclasses.replace(toy, classes=("angry", "happy", "surprised"))
     for each, dataset, reason in (
         ("models:/gone/1", toy, r"models:/gone/1: cannot be loaded"),
-        ("models:/orphans/1", toy, r"its run is not in MLflow"),
         (chosen_on_test, toy, r"selected on the test images.*holdout"),
         (uri, smaller, r"\(16, 16, 3\).*\(8, 8, 3\).*ingest\.image_size"),
         (uri, others, r"sad.*surprised"),
     ):
         with pytest.raises(UserError, match=rf"^train\.init_from: .*{reason}"):
-            start(small(network()), each, dataset=dataset, split=SPLIT)
+            start(small(network()), each, dataset=dataset)
 
 
-def test_a_model_that_has_seen_other_images_is_warned_of(
-    toy: Dataset, uri: str, network: Make, caplog: pytest.LogCaptureFixture
+def test_what_an_ancestor_learnt_from_comes_with_its_weights(
+    toy: Dataset, saved: keras.Model, network: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = small(network())
-    start(model, uri, dataset=toy, split=SPLIT | {"split.fraction": 0.1})
-    assert f"{uri} was trained with other split.validation, split.fraction" in caplog.text
-    caplog.clear()
-    start(model, uri, dataset=dataclasses.replace(toy, digest="0" * 32), split=SPLIT)
-    assert f"{uri} learnt from other data, toy.zip" in caplog.text
+    test = np.flatnonzero(toy.is_test)
+    of_test = lineage.of_images(toy.digests[row] for row in test)
+    grandparent = lineage.joined([of_test], ancestors=["models:/faces/7"])
+    uri = logged(saved, toy, learnt=grandparent)
+    other = dataclasses.replace(toy, digest="0" * 32, source="other.zip")
+    learnt = start(small(network()), uri, dataset=other)
+    np.testing.assert_array_equal(learnt.images, of_test.images)
+    assert (learnt.ancestors, learnt.unknown) == ((uri, "models:/faces/7"), ())
+
+
+def test_a_model_from_elsewhere_may_be_started_from(
+    toy: Dataset, saved: keras.Model, network: Make
+) -> None:
+    uri = logged(saved, toy)
+    mlflow.MlflowClient().delete_tag(uri.split("/")[1], "dataset.digest")
+    assert start(small(network()), uri, dataset=toy).unknown == (uri,)

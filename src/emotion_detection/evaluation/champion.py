@@ -16,6 +16,7 @@ from emotion_detection.evaluation.intervals import RESAMPLES
 from emotion_detection.evaluation.metrics import DIGITS, Evaluation
 from emotion_detection.files import locked
 from emotion_detection.tracking import models as registry
+from emotion_detection.tracking.lineage import NOTHING_SEEN, Seen
 from emotion_detection.tracking.tags import CHAMPION_DECISION, REGISTERED_VERSION
 
 Register = Literal["always", "better", "never"]
@@ -26,13 +27,14 @@ class Challenger:
     """An evaluated model: the MLflow run that logged it, and its evaluation.
 
     `run_id` is None where there is no such run (any more), and `rows` (N,) int64 are the images of
-    `dataset` that `result` is about.
+    `dataset` that `result` is about. `seen` is what its ancestors learnt from of them.
     """
 
     run_id: str | None
     result: Evaluation
     dataset: Dataset
     rows: npt.NDArray[np.int64]
+    seen: Seen = NOTHING_SEEN
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,9 @@ def challenge(
     first model becomes champion. Another one is promoted if it is better on the same images, by
     McNemar's test at the `level` of its challenge, or if the incumbent's files are gone. Each model
     that was scored on these images counts as a challenge, registered or not. A model selected on
-    test is never promoted. The alias `champion` goes to the champion of the data set evaluated
-    last, but not from a model of photographs to one of synthetic images.
+    test, or with an ancestor that learnt from test images, is never promoted. The alias `champion`
+    goes to the champion of the data set evaluated last, but not from a model of photographs to one
+    of synthetic images.
 
     A model that is not promoted is registered only if `register` is "always". Nothing is registered
     without an MLflow run, or where the registry fails: the decision gives the reason. The
@@ -165,7 +168,7 @@ def _challenged(
     seed: int,
 ) -> Decision:
     dataset = challenger.dataset
-    candidate = registry.candidate(run_id)
+    candidate = replace(registry.candidate(run_id), leak=challenger.seen.leak)
     while True:
         incumbent = registry.champion(dataset.digest)
         decision = _decide(candidate, incumbent, challenger, scored, bootstrap, seed)
@@ -207,6 +210,10 @@ def _decide(
     if candidate.selected_on_test:
         return decided(
             False, "it was selected on the test images, and no such model becomes champion"
+        )
+    if candidate.leak:
+        return decided(
+            False, "an ancestor learnt from test images, and no such model becomes champion"
         )
     if incumbent is None:
         return decided(

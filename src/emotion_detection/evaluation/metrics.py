@@ -19,7 +19,7 @@ ROW_SUM_TOLERANCE = 0.01
 # Hides floating-point noise from `dvc metrics diff`, and nothing that a million images could show.
 DIGITS = 6
 # The metrics that people compare, which DVC's tables have room for, in their order.
-HEADLINES = ("accuracy", "macro_f1")
+HEADLINES = ("accuracy", "macro_f1", "inherited_leaks")
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,7 @@ from emotion_detection.figures.evaluation import MISTAKES
 from emotion_detection.figures.training import learning_curves
 from emotion_detection.files import atomic, write_json
 from emotion_detection.params import Network, Params, Section, Split, changed
+from emotion_detection.tracking.lineage import NOTHING_SEEN, Seen
 from emotion_detection.tracking.provenance import provenance
 
 PAGE, CARD = "report.html", "model_card.md"
@@ -75,7 +76,8 @@ class Subject:
     `rows` (N,) int64 are the images of `dataset` that `result` is about; `corrupted` is a table of
     `corruptions.measure`, and `history` one of `ensemble.histories`; `origin` and `facts` are lines
     of name and text, such as `training_facts`; `selected_on_test` says that epoch and network were
-    chosen on the test images, and `synthetic` that the images are no photographs.
+    chosen on the test images, `synthetic` that the images are no photographs, and `seen` what
+    ancestors of the model learnt from.
     """
 
     result: Evaluation
@@ -88,11 +90,16 @@ class Subject:
     facts: Sequence[tuple[str, str]]
     selected_on_test: bool
     synthetic: bool
+    seen: Seen = NOTHING_SEEN
 
     @property
     def scores(self) -> dict[str, Any]:
         """All scores, those of classes nested, and the accuracy on corrupted images."""
-        return self.result.metrics() | metrics(self.corrupted)
+        return self.result.metrics() | metrics(self.corrupted) | self.seen.metrics()
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags of the MLflow run."""
+        return self.decision.tags() | self.seen.tags()
 
 
 def subject(
@@ -119,6 +126,7 @@ def subject(
         facts=training_facts(model, network, settings, trained),
         selected_on_test=settings.split.validation == "test",
         synthetic=challenger.dataset.synthetic,
+        seen=challenger.seen,
     )
 
 
@@ -161,10 +169,13 @@ def title(result: Evaluation) -> str:
     return f"Test accuracy {_percent(accuracy.value)} ({_interval(accuracy)})"
 
 
-def headline(result: Evaluation) -> str:
+def headline(subject: Subject) -> str:
     """Return the scores in a line, for a log."""
-    macro_f1 = result.macro_f1.value
-    return f"{title(result)}, macro F1 {macro_f1:.3f}, on {len(result.labels):,} images"
+    result, leaks = subject.result, subject.seen.test
+    return (
+        f"{title(result)}, macro F1 {result.macro_f1.value:.3f}, on {len(result.labels):,} images"
+        + (f", too good: an ancestor learnt from {leaks:,} of them" if leaks else "")
+    )
 
 
 @dataclass(frozen=True)

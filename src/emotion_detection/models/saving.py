@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-CLASSES_MEMBER, NOTICE_MEMBER = "classes.json", "notice.txt"
+CLASSES_MEMBER, NOTICE_MEMBER, LINEAGE_MEMBER = "classes.json", "notice.txt", "lineage.json"
 BATCH_PIXELS = 256 * 48 * 48
 """Of the images that are predicted at once, so that memory does not grow with their size."""
 
@@ -26,16 +26,24 @@ ROWS_AT_ONCE = 1024
 """Images that are read from a memory map at once."""
 
 
-def save(model: keras.Model, path: Path, classes: Sequence[str], notice: str | None = None) -> None:
+def save(
+    model: keras.Model,
+    path: Path,
+    classes: Sequence[str],
+    notice: str | None = None,
+    lineage: str | None = None,
+) -> None:
     """Save `model`, and `classes` in the order of its outputs, as the .keras file `path`.
 
-    `notice` is a sentence for whoever uses it, None if there is nothing to say.
+    `notice` is a sentence for whoever uses it, None if there is nothing to say, and `lineage` a
+    text on what it learnt from, by `tracking.lineage`.
     """
     model.save(path)
     with zipfile.ZipFile(path, "a") as file:
         file.writestr(CLASSES_MEMBER, json.dumps(classes))
-        if notice is not None:
-            file.writestr(NOTICE_MEMBER, notice)
+        for member, text in ((NOTICE_MEMBER, notice), (LINEAGE_MEMBER, lineage)):
+            if text is not None:
+                file.writestr(member, text)
 
 
 def load(path: Path) -> tuple[keras.Model, tuple[str, ...] | None]:
@@ -53,8 +61,17 @@ def load(path: Path) -> tuple[keras.Model, tuple[str, ...] | None]:
 
 def notice(path: Path) -> str | None:
     """Return what the .keras file `path` says to whoever uses it, None if it says nothing."""
+    return _text(path, NOTICE_MEMBER)
+
+
+def lineage(path: Path) -> str | None:
+    """Return what the .keras file `path` says on what it learnt from, None if it says nothing."""
+    return _text(path, LINEAGE_MEMBER)
+
+
+def _text(path: Path, member: str) -> str | None:
     with zipfile.ZipFile(path) as file:
-        return file.read(NOTICE_MEMBER).decode() if NOTICE_MEMBER in file.namelist() else None
+        return file.read(member).decode() if member in file.namelist() else None
 
 
 def scaled(model: keras.Model, scale: float) -> keras.Model:

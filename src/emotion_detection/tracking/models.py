@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ from emotion_detection.tracking.tags import (
     DATASET,
     DATASET_DIGEST,
     DATASET_SYNTHETIC,
+    LEAK,
     SELECTED_ON_TEST,
     flag,
 )
@@ -80,13 +81,16 @@ def _without(notice: str | None) -> Iterator[None]:
 
 
 def log_model(
-    model: "keras.Model", classes: tuple[str, ...], run_id: str, notice: str | None = None
+    model: "keras.Model",
+    classes: tuple[str, ...],
+    run_id: str,
+    notice: str | None = None,
+    lineage: str | None = None,
 ) -> None:
     """Log `model` to the run `run_id` in the form that `serving.py` serves, with all that it needs.
 
-    `classes` are in the order of the model's outputs, and `notice` is a sentence for whoever uses
-    it. Its input example is two synthetic faces, as PNG files in base64: no image of the data set
-    leaves the project.
+    `classes`, `notice` and `lineage` are what `saving.save` takes. Its input example is two
+    synthetic faces, as PNG files in base64: no image of the data set leaves the project.
     """
     from emotion_detection.models import saving
 
@@ -97,7 +101,7 @@ def log_model(
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / paths.MODEL.name
-        saving.save(model, path, classes, notice)
+        saving.save(model, path, classes, notice, lineage)
         # As mlflow.pyfunc.log_model does, which logs to MLflow's active run alone.
         with _without(notice):
             Model.log(
@@ -152,6 +156,14 @@ def load_network(model_uri: str = CHAMPION) -> "tuple[keras.Model, tuple[str, ..
         UserError: if the store cannot be reached.
 
     """
+    return load_with_lineage(model_uri)[:2]
+
+
+def load_with_lineage(model_uri: str) -> "tuple[keras.Model, tuple[str, ...], str | None]":
+    """Return what `load_network` does, and the text on what the network learnt from.
+
+    The text is that of `tracking.lineage`, None if the model has none. Raises as `load_network`.
+    """
     from emotion_detection.models import saving
 
     try:
@@ -172,7 +184,8 @@ def load_network(model_uri: str = CHAMPION) -> "tuple[keras.Model, tuple[str, ..
             (path,) = Path(logged).rglob(paths.MODEL.name)
             model, classes = saving.load(path)
             # A model that was not saved by saving.save has the names in MLflow's metadata alone.
-            return model, classes or tuple(Model.load(logged).metadata["classes"])
+            classes = classes or tuple(Model.load(logged).metadata["classes"])
+            return model, classes, saving.lineage(path)
         except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
             raise GoneError(f"{failed} ({_reason(error)})") from error
 
@@ -185,15 +198,14 @@ def _reason(error: Exception) -> str:
 class Origin:
     """Where a network comes from: its name, and the data set it was trained on, if known.
 
-    `selected_on_test` says that its epoch or network was chosen on the test images; `params` are
-    those of its run, and `notice` is what whoever uses it has to know, None where there is nothing.
+    `selected_on_test` says that its epoch or network was chosen on the test images, and `notice` is
+    what whoever uses it has to know, None where there is nothing.
     """
 
     name: str
     dataset: str | None
     dataset_digest: str | None = None
     selected_on_test: bool = False
-    params: Mapping[str, str] = field(default_factory=dict)
     notice: str | None = None
 
 
@@ -224,7 +236,6 @@ def origin(model_uri: str = CHAMPION) -> Origin:
             data.tags.get(DATASET),
             data.tags.get(DATASET_DIGEST),
             data.tags.get(SELECTED_ON_TEST) == flag(True),
-            data.params,
             SYNTHETIC_NOTICE if data.tags.get(DATASET_SYNTHETIC) == flag(True) else None,
         )
     except MlflowException:
@@ -247,12 +258,16 @@ class Version:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The newest model that a run logged; `number` is its version, None if it has none."""
+    """The newest model that a run logged; `number` is its version, None if it has none.
+
+    `leak` says that an ancestor of it learnt from test images.
+    """
 
     run_id: str
     model_id: str
     selected_on_test: bool
     number: str | None = None
+    leak: bool = False
 
 
 def candidate(run_id: str) -> Candidate:
@@ -291,7 +306,8 @@ def register(
 
     A model that is registered already keeps its version. The tags are the data set's name and
     digest, whether it is synthetic, `scores` as test/<name>, and whether the model was selected on
-    test; the description says the same in words, and `decision`. Without one it stays.
+    test or an ancestor learnt from it; the description says the same in words, and `decision`.
+    Without one it stays.
 
     Raises:
         RegistryError: if the registry fails.
@@ -304,6 +320,7 @@ def register(
             DATASET_DIGEST: dataset.digest,
             DATASET_SYNTHETIC: flag(dataset.synthetic),
             SELECTED_ON_TEST: flag(candidate.selected_on_test),
+            LEAK: flag(candidate.leak),
             **{f"test/{name}": f"{score:.6g}" for name, score in scores.items()},
         }
         number = candidate.number
@@ -339,7 +356,7 @@ def _described(
     """Return a few lines about a version; the list of versions shows the first words."""
     selected = candidate.selected_on_test
     return (
-        f"{'**Selected on test**, ' if selected else ''}"
+        f"{'**Selected on test**, ' if selected else ''}{'**Leak**, ' if candidate.leak else ''}"
         f"{', '.join(f'{name} {score:.4f}' for name, score in scores.items())} on the "
         f"{int(dataset.is_test.sum()):,} {'synthetic ' if dataset.synthetic else ''}test images of "
         f"{dataset.source}{', on which its epoch or network was chosen' if selected else ''}; the "

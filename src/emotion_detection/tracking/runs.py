@@ -395,17 +395,22 @@ def _end(outbox: Outbox, run: str, status: str) -> None:
     outbox.append({"do": "end", "run": run, "status": status, "at": now()})
 
 
-def log_model(model: "keras.Model", classes: tuple[str, ...], notice: str | None = None) -> None:
+def log_model(
+    model: "keras.Model",
+    classes: tuple[str, ...],
+    notice: str | None = None,
+    lineage: str | None = None,
+) -> None:
     """Log `model` to the current run, or keep it in the outbox until the store is back.
 
-    `classes` are in the order of the outputs, and `notice` is a sentence for whoever uses it.
+    `classes`, `notice` and `lineage` are what `saving.save` takes.
     """
     outbox, run = _current[-1]
     try:
         # What was logged before comes first; this also shows whether the store can be reached.
         if outbox.flush(timeout()):
             with raising_outages():
-                models.log_model(model, classes, outbox.known(run), notice)
+                models.log_model(model, classes, outbox.known(run), notice, lineage)
             return
     except UnreachableError as error:
         log.warning("%s; the model is kept on disk until it is back", error)
@@ -414,7 +419,7 @@ def log_model(model: "keras.Model", classes: tuple[str, ...], notice: str | None
         from emotion_detection.models import saving
 
         folder.mkdir()
-        saving.save(model, folder / paths.MODEL.name, classes, notice)
+        saving.save(model, folder / paths.MODEL.name, classes, notice, lineage)
 
     _keep("model", models.MODEL_NAME, write)
 

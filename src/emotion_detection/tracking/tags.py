@@ -17,6 +17,9 @@ DATASET_SYNTHETIC = "dataset.synthetic"
 SELECTED_ON_TEST = "selected_on_test"
 """`true` where the epoch or the network was chosen on the test images."""
 
+LEAK = "leak"
+"""`true` where an ancestor of the model learnt from test images, `unknown` where nobody knows."""
+
 PRECISION_WHY = "precision.why"
 BEST_TRIAL = "best.trial"
 WORKERS = "workers"

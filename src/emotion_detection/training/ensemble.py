@@ -11,13 +11,15 @@ import pandas as pd
 
 from emotion_detection import paths
 from emotion_detection.console import Progress, duration, log
+from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
+from emotion_detection.figures.training import learning_curves
 from emotion_detection.files import atomic, write_json
 from emotion_detection.models.layers import plain
 from emotion_detection.models.saving import load, save
-from emotion_detection.params import Network, Params, flat
+from emotion_detection.params import Network, Params, Train
 from emotion_detection.stage import Stage
-from emotion_detection.tracking import runs
+from emotion_detection.tracking import lineage, runs
 from emotion_detection.training.callbacks import LogEpoch, Row, best_epoch, figures
 from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit, network_to_train
@@ -160,8 +162,13 @@ def _train(
     dataset, training = stage.dataset, settings.train
     checkpoints = Checkpoints(state)
     model = network_to_train(network, dataset, training, precision=stage.precision, seed=seed)
-    if training.init_from and not checkpoints.exist():
-        start(model, training.init_from, dataset=dataset, split=flat(settings.split, "split."))
+    kept = state / lineage.FILE
+    if checkpoints.exist():
+        learnt = lineage.from_json(kept.read_text(encoding="utf-8"), kept.name)
+    else:
+        learnt = _begun(model, dataset, rows, training, what)
+        with atomic(kept) as path:
+            path.write_text(learnt.to_json(), encoding="utf-8")
     so_far: dict[int, Row] = {int(row["epoch"]): row for row in checkpoints.rows()}
 
     def report() -> None:
@@ -191,8 +198,37 @@ def _train(
     with atomic(target) as finished:
         finished.mkdir()
         history.to_csv(finished / HISTORY, index=False)
-        save(plain(model, dataset.images.shape[1:]), finished / NETWORK, dataset.classes)
+        copy = plain(model, dataset.images.shape[1:])
+        save(copy, finished / NETWORK, dataset.classes, lineage=learnt.to_json())
     checkpoints.remove()
+    kept.unlink()
+
+
+def _begun(
+    model: keras.Model, dataset: Dataset, rows: Split, settings: Train, what: str
+) -> lineage.Lineage:
+    """Set `model` to what its training begins with, and return what it will have learnt from."""
+    own = lineage.of_images(dataset.digests[row] for row in rows.train)
+    ancestor = settings.init_from and start(model, settings.init_from, dataset=dataset)
+    learnt = lineage.joined([own, ancestor] if ancestor else [own])
+    for sentence in learnt.seen(dataset, rows).sentences:
+        log.warning("%s: %s", what, sentence)
+    return learnt
+
+
+def report(
+    of_members: Sequence[pd.DataFrame], folder: Path, dataset: Dataset, rows: Split
+) -> dict[str, Any]:
+    """Return what the stage reports of the members that it saved in `folder`, by `Stage.write`."""
+    tables = histories(of_members)
+    learnt = lineage.of_files(sorted(folder.glob("*.keras")))
+    return {
+        "metrics": metrics(of_members),
+        "tables": tables,
+        "figures": {"learning_curves": learning_curves(tables.get("members", tables["history"]))},
+        "more_files": learnt.write,
+        "tags": learnt.seen(dataset, rows).tags(),
+    }
 
 
 def histories(of_members: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:

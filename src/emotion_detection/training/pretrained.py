@@ -1,20 +1,16 @@
 """A network in MLflow that a training starts from."""
 
-from collections.abc import Mapping
-
 import keras
 
 from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.models.saving import single
-from emotion_detection.tracking.models import load_network, origin
+from emotion_detection.tracking.lineage import Lineage, from_json, joined
+from emotion_detection.tracking.models import load_with_lineage, origin
 
 
-def start(model: keras.Model, uri: str, *, dataset: Dataset, split: Mapping[str, object]) -> None:
-    """Set `model` to the weights of the model in MLflow at `uri`.
-
-    `split` are the params that say which train images are for validation, by dotted name: a model
-    that was trained with others has seen them, which is warned of.
+def start(model: keras.Model, uri: str, *, dataset: Dataset) -> Lineage:
+    """Set `model` to the weights of the model in MLflow at `uri`, and return what that learnt from.
 
     Raises:
         UserError: if it cannot be loaded, is for other classes or images, is another network or an
@@ -23,13 +19,13 @@ def start(model: keras.Model, uri: str, *, dataset: Dataset, split: Mapping[str,
     """
     key = f"train.init_from: {uri}"
     try:
-        loaded, classes = load_network(uri)
+        loaded, classes, text = load_with_lineage(uri)
         found = single(loaded)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from error
     except ValueError as error:
         raise UserError(f"{key}: {error}; take a model of one") from error
-    _check_origin(key, uri, dataset, split)
+    _check_origin(key, uri, dataset)
     _check_task(key, found, classes, dataset)
     if [each.shape for each in found.weights] != [each.shape for each in model.weights]:
         raise UserError(
@@ -37,35 +33,21 @@ def start(model: keras.Model, uri: str, *, dataset: Dataset, split: Mapping[str,
             "trained with, and tune.trials=0"
         )
     model.set_weights(found.get_weights())
+    return joined([from_json(text, uri)], ancestors=[uri])
 
 
-def _check_origin(key: str, uri: str, dataset: Dataset, split: Mapping[str, object]) -> None:
-    """Raise `UserError` where the model may have learnt from images that score this training."""
+def _check_origin(key: str, uri: str, dataset: Dataset) -> None:
+    """Raise `UserError` where the model was chosen on test images; say if its data were others."""
     of = origin(uri)
-    if of.dataset_digest is None:
-        raise UserError(
-            f"{key}: its run is not in MLflow, so nobody knows whether it has seen the test "
-            "images; take another"
-        )
     if of.selected_on_test:
         raise UserError(
             f"{key}: was selected on the test images, and a model that starts from it scores too "
             "well; take one that was trained with split.validation = holdout"
         )
-    if of.dataset_digest != dataset.digest:
-        log.warning(
-            "%s learnt from other data, %s: it may know little of %s, and if it has seen test "
-            "images of it, the scores are too good",
-            uri,
-            of.dataset,
-            dataset.source,
-        )
-    elif any(of.params.get(name) != str(value) for name, value in split.items()):
-        log.warning(
-            "%s was trained with other %s: it has seen images that are for validation now, and "
-            "val_accuracy is too good",
-            uri,
-            ", ".join(split),
+    if of.dataset_digest not in (None, dataset.digest):
+        log.info(
+            "%s learnt from other data, %s: it may know little of %s",
+            *(uri, of.dataset, dataset.source),
         )
 
 
