@@ -2,12 +2,11 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import mlflow
 import pandas as pd
@@ -41,14 +40,21 @@ class Project:
             params[section] |= values
         (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
-    def start(self, stage: str) -> subprocess.Popen[str]:
+    def start(self, stage: str, stderr: TextIO) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", f"stages.{stage}"],
             cwd=self.root,
             env=self.env,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
+
+    def ongoing_trials(self) -> dict[str, int]:
+        """Return the trial that each worker of the search is at, as its oracle wrote it."""
+        for oracle in (self.root / paths.STATE / "tune").glob("*/oracle.json"):
+            trials = json.loads(oracle.read_text())["ongoing_trials"]
+            return {worker: int(trial) + 1 for worker, trial in trials.items()}
+        return {}
 
 
 def worker_of(chief: subprocess.Popen[str], name: str) -> psutil.Process:
@@ -88,26 +94,26 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
             },
         },
     )
-    chief = project.start("tune")
-    assert chief.stderr is not None
     client = mlflow.MlflowClient(tracking_server.uri)
-    lines: list[str] = []
-    killed = ""
-    for line in chief.stderr:
-        lines.append(line)
-        begun = re.match(r"(local-\d)  trial (\d)/5  filters \d \d;", line)
-        if begun and not killed:
-            killed = f"trial {begun[2]:>02}"
-            while not runs_of(client, f"run_name = '{killed}'"):
-                time.sleep(0.02)
-            worker_of(chief, begun[1]).kill()
-    assert chief.wait() == 0, "".join(lines)
-    assert any("ended in its trial (killed by SIGKILL) and starts again" in line for line in lines)
+    log = tmp_path / "tune.log"
+    with log.open("w") as stderr:
+        chief = project.start("tune", stderr)
+    worker, killed = None, ""
+    while chief.poll() is None and worker is None:
+        time.sleep(0.02)
+        for name, number in project.ongoing_trials().items():
+            killed = f"trial {number:02d}"
+            if runs_of(client, f"run_name = '{killed}'"):
+                worker = worker_of(chief, name)
+    assert worker is not None, log.read_text()
+    worker.kill()
+    assert chief.wait() == 0, log.read_text()
+    assert "ended in its trial (killed by SIGKILL) and starts again" in log.read_text()
 
     table = pd.read_csv(tmp_path / paths.TUNE / "trials.csv")
     assert table["trial"].tolist() == [1, 2, 3, 4, 5]
     failed = table[table["status"] != "COMPLETED"]
-    assert (failed["blocks"] == 6).all(), "".join(lines)
+    assert (failed["blocks"] == 6).all(), log.read_text()
     assert failed["message"].str.contains("6 blocks is too deep for images of 16x16").all()
     assert len(failed) == (table["blocks"] == 6).sum() > 0
 
@@ -134,7 +140,7 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
     assert search.data.metrics["tune/best_val_accuracy"] == best["val_accuracy"]
     chosen = json.loads((tmp_path / paths.HYPERPARAMETERS).read_text())
     assert " ".join(map(str, chosen["filters"])) == best["filters"]
-    assert search.data.tags["best.filters"] == best["filters"]
+    assert search.data.tags["best.trial"] == f"{best['trial']:02d}"
     stored = {key.rpartition(f"{search.info.run_id}/artifacts/")[2] for key in object_store.names()}
     assert {"tune/trials.csv", "tune/trials.png", "tune/metrics.json"} <= stored
     assert not list(tmp_path.glob("mlruns/.unsent/*/*/"))
