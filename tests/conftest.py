@@ -57,7 +57,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # Each garbage collection would walk through all that TensorFlow and the others imported.
+    _freeze()
+
+
+def _freeze() -> None:
+    # Each garbage collection would walk through all that TensorFlow and the others imported, and
+    # through the graphs that were built. Keras asks for one with each session that it clears.
     gc.collect()
     gc.freeze()
 
@@ -101,6 +106,12 @@ def _draw_toy(folder: Path, train: int, test: int) -> None:
     np.save(folder / "images.npy", images)
     dataset.write_index(folder)
     write_near_pairs(folder, np.empty((0, 2), np.int64), np.empty(0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_afterwards() -> Iterator[None]:
+    yield
+    _freeze()
 
 
 @pytest.fixture(scope="session")

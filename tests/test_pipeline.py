@@ -8,9 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -220,7 +218,7 @@ def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None
     server = subprocess.Popen(
         ["mlflow", "ui", "--port", port, "--workers", "1"],
         cwd=project.root,
-        env=project.env,
+        env=project.env | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -280,8 +278,8 @@ def _open(page: Page, url: str) -> None:
     expect.set_options(timeout=60_000)
     for _ in range(60):
         try:
+            page.goto("about:blank")  # a new fragment alone loads nothing
             page.goto(url)
-            page.reload()  # a new fragment alone loads nothing
             break
         except PlaywrightError:
             page.wait_for_timeout(1000)
@@ -440,12 +438,7 @@ def test_more_members_leave_those_that_are_trained(project: Project) -> None:
     project.run("dvc", "checkout")
 
 
-def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) -> None:
-    program = tmp_path / "emotion-detection"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m emotion_detection.cli "$@"\n')
-    program.chmod(0o755)
-    environment = project.env | {"BROWSER": "true"}
-    environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+def test_the_commands_of_the_documents_work(project: Project) -> None:
     source = project.root / "data/emotion-detection-fer.zip"
     shutil.make_archive(str(source.with_suffix("")), "zip", project.root / "data/sample")
     shutil.copy(source, source.with_name("archive (1).zip"))
@@ -454,7 +447,7 @@ def test_the_commands_of_the_documents_work(project: Project, tmp_path: Path) ->
         done = subprocess.run(
             ["sh", "-ec", f"{command.replace('EXP1', 'main').replace('EXP2', 'faster')} {smaller}"],
             cwd=project.root,
-            env=environment,
+            env=project.env | {"BROWSER": "true"},
             text=True,
             capture_output=True,
         )
@@ -473,7 +466,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     first = client.get_model_version("emotion-detection", "1")
     client.create_registered_model("begun")
     client.create_model_version("begun", "models:/emotion-detection/1", first.run_id)
-    settings = {"epochs": 20, "early_stopping_patience": None, "init_from": "models:/begun/1"}
+    settings = {"epochs": 8, "early_stopping_patience": None, "init_from": "models:/begun/1"}
     project.set_params({"train": settings})
     runs_before = {run.info.run_id for run in project.runs("train")}
     state = project.root / "models" / ".state" / "train"
@@ -486,7 +479,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not any(state.glob("*/member_1/epoch_00003")):
+    while not any(state.glob("*/member_1/epoch_00002")):
         assert job.poll() is None
         time.sleep(0.05)
     os.killpg(job.pid, signal.SIGKILL)
@@ -496,13 +489,13 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     assert "1 interrupted with other params, data or code wait in" in project.run(
         "dvc", "repro", "train"
     )
-    project.set_params({"train": {"epochs": 20}})
+    project.set_params({"train": {"epochs": 8}})
     # Its weights are in the checkpoint.
     client.delete_registered_model("begun")
     assert "goes on after epoch" in project.run("dvc", "exp", "run", "--temp", "--name", "again")
     project.run("dvc", "exp", "apply", "again")
     history = pd.read_csv(project.root / "reports/train/history.csv")
-    assert history["epoch"].tolist() == list(range(1, 21))
+    assert history["epoch"].tolist() == list(range(1, 9))
     one_epoch, run = (run for run in project.runs("train") if run.info.run_id not in runs_before)
     assert one_epoch.data.params["train.epochs"] == "1"
     assert run.info.status == "FINISHED"
@@ -510,7 +503,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     assert not client.search_runs(experiment, "attributes.status = 'RUNNING'")
     assert len(run.data.tags["weights.digest"]) == 64
     steps = {point.step for point in client.get_metric_history(run.info.run_id, "epoch/val_loss")}
-    assert steps == set(range(1, 21))
+    assert steps == set(range(1, 9))
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 
@@ -527,17 +520,17 @@ def test_what_was_completed_and_not_noted_is_not_done_twice(project: Project) ->
         ),
         "export": ("models/model.keras", "models/export_run.json", "reports/export/metrics.json"),
     }
-    for stage, paths in outputs.items():
-        runs_before = len(project.runs(stage))
-        noted = lock.read_bytes()
-        project.run("dvc", "repro", "--single-item", stage)
-        made = [(project.root / path).read_bytes() for path in paths]
-        # As after a Ctrl-C between the stage's end and DVC's note of it.
-        lock.write_bytes(noted)
-        again = project.run("dvc", "repro", "--single-item", "--no-run-cache", stage)
+    runs_before = {stage: len(project.runs(stage)) for stage in outputs}
+    noted = lock.read_bytes()
+    project.run("dvc", "repro", "export")
+    made = {path: (project.root / path).read_bytes() for own in outputs.values() for path in own}
+    # As after a Ctrl-C between the stages' ends and DVC's notes of them.
+    lock.write_bytes(noted)
+    again = project.run("dvc", "repro", "--no-run-cache", "export")
+    for stage in outputs:
         assert f"{stage}: same params, data and code as before" in again
-        assert [(project.root / path).read_bytes() for path in paths] == made
-        assert len(project.runs(stage)) == runs_before + (stage != "export")
+        assert len(project.runs(stage)) == runs_before[stage] + (stage != "export")
+    assert {path: (project.root / path).read_bytes() for path in made} == made
 
     assert project.stages_run_by("dvc", "repro") == {"evaluate"}
     # A person who forces a stage wants it done anew.

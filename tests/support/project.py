@@ -136,7 +136,7 @@ class Project:
         """Run all queued experiments, and return when they have ended."""
         self.start_queue(jobs)
         while re.search("Queued|Running", self.run("dvc", "queue", "status")):
-            time.sleep(1)
+            time.sleep(3)
         self.run("dvc", "queue", "stop", "--kill")
 
     @property
