@@ -47,7 +47,7 @@ def same(first: list[Epoch], second: list[Epoch]) -> bool:
     return all(np.array_equal(mine, its) for mine, its in pairs)
 
 
-def test_an_epoch_has_a_step_for_its_last_smaller_batch() -> None:
+def test_an_epoch_has_as_many_steps_as_its_images_need() -> None:
     assert [steps_per_epoch(72, size) for size in (1, 20, 36, 71, 72)] == [72, 4, 2, 2, 1]
 
 
@@ -58,7 +58,8 @@ def test_every_epoch_visits_every_row_once_in_an_order_of_its_own(
     orders = [rows_of(epoch).tolist() for epoch in epochs]
     for epoch, order in zip(epochs, orders, strict=True):
         assert sorted(order) == rows.train.tolist()
-        assert [len(labels) for _, labels in epoch] == [20, 20, 20, 12]
+        # None is small: it would move the weights as far as a full one.
+        assert [len(labels) for _, labels in epoch] == [18, 18, 18, 18]
     assert len({tuple(order) for order in orders}) == 3
     assert sorted(orders[0]) != orders[0]
 
@@ -105,7 +106,7 @@ def test_evaluation_gives_each_row_once_in_the_order_asked_for(toy: Dataset) -> 
     assert np.concatenate([labels for _, labels in batches]).argmax(axis=1).tolist() == (
         toy.labels[wanted].tolist()
     )
-    assert [len(labels) for _, labels in batches] == [3, 3, 1]
+    assert [len(labels) for _, labels in batches] == [2, 2, 3]
 
 
 class Watched(np.ndarray):
@@ -127,7 +128,7 @@ def test_images_are_read_a_batch_at_a_time(toy: Dataset, rows: Split) -> None:
     assert not images.reads
     epochs_of(stream, 1)
     list(evaluation_batches(watched, rows.test, BATCH).as_numpy_iterator())
-    assert max(images.reads) == BATCH
+    assert max(images.reads) <= BATCH
     # A few batches ahead of the training, not the whole stream.
     assert len(images.reads) < 20
 

@@ -18,7 +18,7 @@ as_it_is = tf.autograph.experimental.do_not_convert
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Return the number of batches in an epoch; the last may be smaller."""
+    """Return the number of batches in an epoch; `batch_size` images are in the largest."""
     return math.ceil(images / batch_size)
 
 
@@ -112,9 +112,8 @@ def _class_weights(dataset: Dataset, rows: np.ndarray, power: float) -> np.ndarr
 
 
 def _batches(numbers: tf.Tensor, batch_size: int, replicas: int) -> tf.data.Dataset:
-    if replicas == 1:
-        return tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size)
-    # As many batches, of one size: no replica may be left without an image by a small last one.
+    # Of one size, but for one image: a small last batch would move the weights and the statistics
+    # as far as a full one, and leave a replica without an image.
     images = int(numbers.shape[0])
     parts = steps_per_epoch(images, batch_size) * replicas
     return tf.data.Dataset.range(parts).map(
