@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
@@ -187,6 +188,42 @@ def test_what_is_validated_and_kept_are_the_averaged_weights(
     assert any(not np.allclose(mine, its) for mine, its in zip(averaged, last, strict=True))
     loss, _ = trainer.validate()
     assert loss == pytest.approx(history["val_loss"][0], rel=1e-4)
+
+
+def test_a_confident_mistake_is_learnt_from_by_its_logits(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step over all rows at once, from weights that are certain and mistaken."""
+    make = trainer.fresh
+
+    def fresh(settings: Train = SETTINGS) -> keras.Model:
+        model = make(settings)
+        kernel = model.get_layer("probabilities").kernel
+        kernel.assign(100 * kernel)
+        return model
+
+    model, labels = fresh(), trainer.toy.labels[trainer.rows.train]
+    last = model.get_layer("probabilities")
+    before = keras.Model(model.input, last.input)
+    with tf.GradientTape() as tape:
+        features = before(trainer.toy.images[trainer.rows.train], training=True)
+        logits = features @ last.kernel.value + last.bias.value
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        loss = tf.reduce_mean(losses)
+    # Of a probability below 1e-7 there is no gradient.
+    assert np.mean(losses > -np.log(1e-7)) > 0.1
+    first = model.get_layer("block1a_conv").kernel
+    expected = tape.gradient(loss, [first.value, last.kernel.value])
+
+    monkeypatch.setattr(trainer, "fresh", fresh)
+    history = trainer(changed(optimizer="sgd", lr=1e-3, epochs=1, batch_size=72))
+    assert history["loss"][0] == pytest.approx(float(loss), rel=1e-4)
+    for name, old, gradient in zip(
+        ("block1a_conv", "probabilities"), (first, last.kernel), expected, strict=True
+    ):
+        step = trainer.model.get_layer(name).kernel - old
+        # Nesterov's first step is 1.9 times that of plain descent.
+        np.testing.assert_allclose(step, -1.9e-3 * gradient, rtol=1e-2, atol=1e-5)
 
 
 def test_a_network_that_began_on_smaller_images_ends_on_full_ones(

@@ -19,8 +19,9 @@ CLASSES_MEMBER, NOTICE_MEMBER, LINEAGE_MEMBER = "classes.json", "notice.txt", "l
 BATCH_PIXELS = 256 * 48 * 48
 """Of the images that are predicted at once, so that memory does not grow with their size."""
 
-SMALLEST_PROBABILITY = 1e-7
-"""Below it a probability counts as this in the loss, as Keras has it."""
+SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
+"""Below it a probability counts as this in the loss. A softmax in float32 goes down to it, so that
+the loss is that of the logits; Keras computes it so in a training."""
 
 ROWS_AT_ONCE = 1024
 """Images that are read from a memory map at once."""
