@@ -72,7 +72,7 @@ lock:  ## resolve requirements*.txt again, with uv
 	uv pip compile pyproject.toml --universal $(LOCK) --extra onnx --extra scale --extra dev --constraint requirements-extras.txt --output-file requirements-dev.txt
 	echo 'tensorflow[and-cuda]' | uv pip compile - --python-platform x86_64-manylinux_2_28 $(LOCK) --constraint requirements.txt --output-file requirements-gpu.txt
 
-clean:  ## say what takes space; WHAT="states models runs cache" removes some of it
+clean:  ## say what takes space; WHAT="states models runs copies cache" removes some of it
 	emotion-detection clean $(WHAT)
 
 .venv/.repro: requirements.txt pyproject.toml

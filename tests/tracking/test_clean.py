@@ -1,5 +1,7 @@
 """What takes space, how much, and that nothing that is used is removed."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import mlflow
@@ -65,6 +67,23 @@ def test_models_and_runs_go_that_nobody_uses(
         assert client.get_run(made[0].info.run_id).info.lifecycle_stage == "active"
         assert len(list(tmp_path.glob("mlruns/**/text.txt"))) == 1
         assert not list(tmp_path.glob(f"mlruns/**/{unused.model_id}/**/MLmodel"))
+
+
+def test_copies_of_killed_experiments_are_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies = [tmp_path / ".dvc/tmp/exps" / name for name in ("standalone/tmp1", "tmp2", "tmp3")]
+    with alone(tmp_path):
+        for copy in copies:
+            (copy / "data").mkdir(parents=True)
+            (copy / "data/image.png").write_bytes(bytes(1000))
+        for copy in copies[:2]:
+            os.utime(copy, (0, 0))
+        with subprocess.Popen(["cat"], cwd=copies[1] / "data", stdin=subprocess.PIPE):
+            clean(["copies"], dry_run=True)
+            assert said(capsys) == {"copies": "1.0 kB"}
+            clean(["copies"], dry_run=False)
+            assert [copy.exists() for copy in copies] == [False, True, True]
 
 
 def test_a_project_without_a_store_has_nothing_to_remove(

@@ -1,8 +1,10 @@
-"""What takes space in a project and can be removed: states, models, runs and DVC's cache."""
+"""What takes space in a project and can be removed: states, models, runs, copies, DVC's cache."""
 
+import contextlib
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import mlflow
+import psutil
 from mlflow.entities import RunStatus, ViewType
 from mlflow.exceptions import MlflowException
 
@@ -21,6 +24,9 @@ from emotion_detection.console import UserError, log
 from emotion_detection.files import git, locked, remove
 from emotion_detection.tracking.runs import load_run_id
 from emotion_detection.tracking.store import connect_to_read, sqlite_file
+
+COPY_SECONDS = 600
+"""The age from which a copy of the project without a process counts as left behind."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,40 @@ def runs() -> Part:
     )
 
 
+def copies() -> Part:
+    """Return DVC's copies of the project in which no experiment runs."""
+    folder = Path(".dvc/tmp/exps").resolve()
+    found = [copy for pattern in ("tmp*/", "*/tmp*/") for copy in folder.glob(pattern)]
+    at_work = _working_folders() if found else []
+    unused = [
+        copy
+        for copy in found
+        # DVC prepares a copy before a process works in it.
+        if time.time() - copy.stat().st_mtime > COPY_SECONDS
+        and not any(place.is_relative_to(copy) for place in at_work)
+    ]
+
+    def act() -> None:
+        for copy in unused:
+            remove(copy)
+
+    return Part(
+        sum(map(_size, unused)),
+        f"{len(unused)} copies of the project that DVC made for queued and --temp experiments, "
+        "which were killed",
+        act,
+    )
+
+
+def _working_folders() -> list[Path]:
+    """Return the working folders of this user's processes."""
+    folders = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            folders.append(Path(process.cwd()))
+    return folders
+
+
 def cache() -> Part:
     """Return what DVC's cache keeps for no branch, tag or experiment, and not for this folder."""
     if not Path(".dvc").is_dir():
@@ -136,7 +176,7 @@ def cache() -> Part:
     )
 
 
-PARTS = {"states": states, "models": models, "runs": runs, "cache": cache}
+PARTS = {"states": states, "models": models, "runs": runs, "copies": copies, "cache": cache}
 
 _NO_STORE = Part(0, "MLflow's runs are on a server or not there yet", lambda: None)
 
