@@ -252,6 +252,18 @@ def test_what_is_no_image_is_refused_in_python_in_one_line(
         assert "\n" not in str(caught.value)
 
 
+def test_an_error_of_the_machine_is_told_without_its_paths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> np.ndarray:
+        raise MemoryError("/home/anna/model.keras")
+
+    monkeypatch.setattr(EmotionModel, "_pixels", fail)
+    with pytest.raises(MlflowException, match=r"^it cannot be answered \(MemoryError\)$") as caught:
+        EmotionModel().predict(pd.DataFrame({"image": ["AAAA"]}))
+    assert "anna" not in caught.value.serialize_as_json()
+
+
 def test_grey_pixels_need_no_axis_for_channels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,8 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+log = logging.getLogger("emotion_detection")
+
 COLUMN = "image"
 BATCH = 256
 
@@ -53,7 +55,7 @@ class EmotionModel(PythonModel):
         path = Path(context.artifacts["network"])
         model, self._classes = saving.load(path)
         if notice := saving.notice(path):
-            logging.getLogger("emotion_detection").warning("%s", notice)
+            log.warning("%s", notice)
         self._shape: tuple[int, int, int] = model.input_shape[1:]
         self._network = saving.compiled(model)
 
@@ -70,6 +72,16 @@ class EmotionModel(PythonModel):
             BadRequestError: with the number of the first image that is none of these.
 
         """
+        try:
+            return self._answer(model_input)
+        except BadRequestError:
+            raise
+        except Exception as error:
+            # The server would send the client the traceback, with the paths of this machine.
+            log.warning("a request failed", exc_info=True)
+            raise BadRequestError(f"it cannot be answered ({type(error).__name__})") from None
+
+    def _answer(self, model_input: Any) -> pd.DataFrame:
         images = _images(model_input)
         rows: list[dict[str, Any]] = []
         for start in range(0, len(images), BATCH):
