@@ -26,7 +26,7 @@ def main() -> None:
     members = settings.ensemble.members
     about = ensemble.description(members, rows)
     stage.announce(about)
-    note = f"{about}, of **{dataset.source}**.\n\n{ensemble.NOTE}"
+    note = f"{about}, of **{{data}}**.\n\n{ensemble.NOTE}"
     with (
         stage.run(note=note, rows=rows, params=flat(network, "network.")) as run_id,
         atomic(paths.NETWORKS) as folder,

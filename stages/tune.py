@@ -44,7 +44,7 @@ def main() -> None:
         return
     about = search.description(tune, rows)
     stage.announce(about)
-    with stage.run(note=f"{about} of **{dataset.source}**.\n\n{search.NOTE}", rows=rows):
+    with stage.run(note=f"{about} of **{{data}}**.\n\n{search.NOTE}", rows=rows):
         command = (sys.executable, "-m", "stages.tune")
         chosen, trials = search.search(task, folder=stage.folder, run=train, command=command)
         save_hyperparameters(chosen, paths.HYPERPARAMETERS)

@@ -18,7 +18,10 @@ from ruamel.yaml.error import YAMLError
 
 from emotion_detection.console import UserError, log
 
-_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a disk that has no room."""
+
+_FULL = tuple(map(os.strerror, FULL))
 
 
 @contextlib.contextmanager

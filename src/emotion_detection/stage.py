@@ -205,7 +205,8 @@ class Stage:
         """Log to the stage's own MLflow run while the block lasts, and yield its id.
 
         An interrupted stage goes on in the run that it began. `params` are logged besides those of
-        the stage. The end of the block completes the stage.
+        the stage. In `note`, {data} stands for the data's name. The end of the block completes the
+        stage.
         """
         if rows.selected_on_test:
             log.warning(

@@ -1,6 +1,7 @@
 """The project's own store after the project was moved or copied."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -10,7 +11,7 @@ from mlflow.entities import LoggedModel
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.tracking import runs
 from emotion_detection.tracking.models import CHAMPION, CHAMPION_ALIAS, REGISTERED_MODEL
-from emotion_detection.tracking.store import EXPERIMENT, connect, connect_to_read
+from emotion_detection.tracking.store import EXPERIMENT, connect, connect_to_read, runs_address
 from tests.support.stores import alone
 
 
@@ -59,13 +60,14 @@ def project(toy: Dataset, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.parametrize("first", [connect_to_read, lambda: runs_address("http://127.0.0.1:5000")])
 def test_a_moved_project_keeps_its_runs_and_its_champion(
-    toy: Dataset, project: Path, caplog: pytest.LogCaptureFixture
+    toy: Dataset, project: Path, caplog: pytest.LogCaptureFixture, first: Callable[[], object]
 ) -> None:
     moved = project.rename(project.with_name("renamed"))
     caplog.set_level("INFO", logger="emotion_detection")
     with alone(moved):
-        connect_to_read()
+        first()
         assert mlflow.artifacts.download_artifacts(CHAMPION, dst_path="champion")
         client = mlflow.MlflowClient()
         (run,) = client.search_runs([experiment_id(client)])

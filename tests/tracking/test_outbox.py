@@ -1,6 +1,8 @@
 """Every entry of an outbox is delivered, in order, whatever stops the process or the store."""
 
+import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from emotion_detection.tracking.outbox import (
     BusyError,
     Entry,
     Outbox,
+    UnknownRunError,
     UnreachableError,
     abandoned,
     retry,
@@ -70,7 +73,7 @@ def test_an_outage_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         assert kept.close(60)
     assert store.numbers == list(range(8))
     assert [record.message for record in caplog.records] == [
-        "the store is away; what is logged is kept on disk until it is back",
+        f"the store is away; what is logged is kept in {kept.folder} until it is back",
         "MLflow is back: what was kept on disk is sent",
     ]
 
@@ -137,6 +140,14 @@ def test_an_error_names_the_file_that_the_disk_has_no_room_for(tmp_path: Path) -
     assert kept.close(60)
 
 
+def test_an_error_says_that_the_folder_of_an_outbox_was_removed(tmp_path: Path) -> None:
+    kept = Outbox(tmp_path / "run", Store())
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match=r"entries\.jsonl: No such file .*; its folder was removed"):
+        kept.append(entry(0))
+    assert kept.close(60)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_what_cannot_be_marked_as_delivered_is_delivered_again(tmp_path: Path) -> None:
     store = Store(away=lambda tried: tried > 2)
@@ -152,11 +163,59 @@ def test_what_cannot_be_marked_as_delivered_is_delivered_again(tmp_path: Path) -
     assert later.numbers == [0, 1, 2]
 
 
-def test_an_error_names_a_damaged_outbox(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["no json", "{}", "3", '{"run": 3}', "[" * 10**5, "\0" * 99])
+def test_a_damaged_entry_is_told_and_the_rest_is_delivered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str
+) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "entries.jsonl").write_text("{}\nno json\n")
-    with pytest.raises(UserError, match=r"run: damaged .*remove it"):
-        Outbox(tmp_path / "run", Store())
+    entries = tmp_path / "run/entries.jsonl"
+    entries.write_text(f"{json.dumps(entry(0))}\n{line}\n{json.dumps(entry(1))}\n")
+    store = Store()
+    (kept,) = abandoned(tmp_path, store)
+    assert kept.close(60)
+    assert store.numbers == [0, 1]
+    assert caplog.messages == [f"not logged (a damaged entry): damaged lines in {entries}"]
+
+
+def test_what_follows_a_damaged_result_is_delivered_again(tmp_path: Path) -> None:
+    kept = Outbox(tmp_path / "run", Store(away=lambda tried: tried > 3))
+    for number in range(4):
+        kept.append(entry(number, create=number == 0))
+    assert not kept.close(0.1)
+    results = tmp_path / "run/results.jsonl"
+    results.write_bytes(results.read_bytes().replace(b"null", b"nul\0", 1))
+    store = Store()
+    assert Outbox(tmp_path / "run", store).close(60)
+    assert store.delivered == [(number, "id of a") for number in (1, 2, 3)]
+
+
+def test_an_outbox_of_an_unknown_run_stays_without_waiting(tmp_path: Path) -> None:
+    unknown = True
+
+    def deliver(entry: Entry, known: Mapping[str, str], folder: Path) -> str | None:
+        if unknown:
+            raise UnknownRunError("the store has no such run")
+        return None
+
+    kept = Outbox(tmp_path / "run", deliver)
+    kept.append(entry(0))
+    assert not kept.close(10**6)
+    assert kept.unknown
+    unknown = False
+    assert Outbox(tmp_path / "run", deliver).close(60)
+
+
+def test_what_is_no_text_becomes_text(tmp_path: Path) -> None:
+    found: list[Entry] = []
+
+    def deliver(entry: Entry, known: Mapping[str, str], folder: Path) -> str | None:
+        found.append(entry)
+        return None
+
+    kept = Outbox(tmp_path / "run", deliver)
+    kept.append({"run": "a", "tags": {"dataset": "caf\udce9 é.zip"}})
+    assert kept.close(60)
+    assert found == [{"run": "a", "tags": {"dataset": "caf? é.zip"}}]
 
 
 def test_a_request_is_tried_again_until_its_timeout(caplog: pytest.LogCaptureFixture) -> None:

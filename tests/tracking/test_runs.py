@@ -276,14 +276,15 @@ def test_the_result_is_the_first_line_of_the_description(project: Project, toy: 
 def test_a_run_that_is_at_work_is_left_alone(
     project: Project, toy: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EMOTION_DETECTION_TIMEOUT", "0")
     with start(toy) as run_id:
+        monkeypatch.setenv("EMOTION_DETECTION_TIMEOUT", "0")
         with (
             pytest.raises(UserError, match="is logged to by another process"),
             start(toy, run_id=run_id),
         ):
             pass
         assert project.client.get_run(run_id).info.status == "RUNNING"
+        monkeypatch.delenv("EMOTION_DETECTION_TIMEOUT")
     assert project.client.get_run(run_id).info.status == "FINISHED"
 
 

@@ -1,5 +1,6 @@
 """The store: made once, asked with a right to, and no password of it written down."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.tracking import models, runs
+from emotion_detection.tracking import models, runs, store
 from tests.support import warm
 from tests.support.stage import STAGE
 from tests.support.stores import alone
@@ -113,6 +114,59 @@ def test_who_may_not_ask_is_told_at_once(
             models.load_network("models:/emotion-detection/1")
         guarded.shutdown()
     assert len(asked) == 2
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """Answers as its server's `how` says, until the test is over."""
+
+    def do_GET(self) -> None:
+        over: threading.Event = self.server.over  # type: ignore[attr-defined]
+        if self.server.how == "later":  # type: ignore[attr-defined]
+            self.send_response(503)
+            self.send_header("Retry-After", "3600")
+            self.end_headers()
+        elif self.server.how == "byte by byte":  # type: ignore[attr-defined]
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+                while not over.wait(0.05):
+                    self.wfile.write(b"x")
+        else:
+            over.wait()
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("how", ["later", "byte by byte", "never"])
+def test_no_server_is_waited_for_longer_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch, toy: Dataset, how: str
+) -> None:
+    monkeypatch.setattr(store, "SLOWEST_ANSWER", 0.2)
+    monkeypatch.setenv("EMOTION_DETECTION_TIMEOUT", "0.2")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as slow:
+        slow.how, slow.over = how, threading.Event()  # type: ignore[attr-defined]
+        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{slow.server_port}")
+        try:
+            with pytest.raises(UserError, match="cannot be reached"), start(toy):
+                pass
+        finally:
+            slow.over.set()  # type: ignore[attr-defined]
+            slow.shutdown()
+
+
+def test_a_file_that_is_no_store_is_told_at_once(tmp_path: Path, toy: Dataset) -> None:
+    (tmp_path / "mlflow.db").unlink()
+    (tmp_path / "mlflow.db").mkdir()
+    for begin in (lambda: start(toy).__enter__(), store.connect_to_read):
+        with pytest.raises(UserError, match=r"mlflow\.db: cannot be .* \(it is a folder\); put"):
+            begin()
+    (tmp_path / "mlflow.db").rmdir()
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 99)
+    with pytest.raises(UserError, match=r"cannot be .* \(file is not a database\); put"):
+        store.connect()
 
 
 def test_no_password_is_in_what_is_told_or_kept(

@@ -5,6 +5,7 @@ Every image file is decoded to its last byte; what is no sound image is listed a
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -93,7 +94,9 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
             drawn = is_synthetic(opened, [item.path for item in arrangement.items])
         _check_bad_files(packed.bad_files, len(arrangement.items), settings.max_bad_fraction)
         _check_filled(arrangement.items, packed.items)
-        origin = Origin(source.resolve().name, drawn, arrangement.left_out)
+        # A name is shown and logged as text, whatever its bytes are.
+        name = os.fsencode(source.resolve().name).decode(errors="replace")
+        origin = Origin(name, drawn, arrangement.left_out)
         report = _write(packed, folder, origin, settings, seed)
         check_unchanged(source, before)
     _log_report(report, target)

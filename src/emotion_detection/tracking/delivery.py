@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from emotion_detection import paths
@@ -19,13 +20,16 @@ from emotion_detection.tracking.outbox import (
     Deliver,
     Entry,
     Outbox,
+    UnknownRunError,
     UnreachableError,
     abandoned,
     retry,
 )
+from emotion_detection.tracking.pages import plain
 from emotion_detection.tracking.provenance import is_gone
 from emotion_detection.tracking.store import (
     EXPERIMENT,
+    NOT_THERE,
     STORE_FILE,
     connect,
     outbox_folder,
@@ -60,11 +64,12 @@ def close_outbox(outbox: Outbox, run_id: str, *, hurried: bool = False) -> None:
     """Close an outbox, and say so if something of it could not be sent."""
     if not outbox.close(min(timeout(), 5.0) if hurried else timeout()):
         log.warning(
-            "%s; what is logged to run %s is kept in %s: run `emotion-detection send` when MLflow "
-            "is back",
+            "%s; what is logged to run %s is kept in %s: run `emotion-detection send` when %s is "
+            "back",
             outbox.problem or f"MLflow at {without_password()} is slow",
             run_id,
             outbox.folder,
+            "it" if outbox.unknown else "MLflow",
         )
 
 
@@ -94,9 +99,11 @@ def send_abandoned(keep: str | None) -> int:
 
     Returns the number of outboxes that could not be sent.
     """
-    left = 0
+    left, reachable = 0, True
     for outbox in abandoned(outbox_folder(), _deliverer()):
-        left += not outbox.close(timeout() if left == 0 else 0)
+        sent = outbox.close(timeout() if reachable else 0)
+        left += not sent
+        reachable = sent or outbox.unknown
     with contextlib.suppress(UserError):
         request(lambda: _end_abandoned(keep))
     return left
@@ -116,24 +123,94 @@ def _deliverer() -> Deliver:
 
     def deliver(entry: Entry, known: Mapping[str, str], folder: Path) -> str | None:
         with raising_outages():
+            _check(entry)
             client = mlflow.MlflowClient(uri)
-            run_id = known.get(entry["run"]) or _run_of(entry["run"])
-            match entry["do"]:
-                case "create":
-                    return _create(client, entry)
-                case "export":
-                    return _export(client, entry)
-                case "log":
-                    _log(client, run_id, entry)
-                case "files":
-                    client.log_artifacts(run_id, str(folder / entry["kept"]), entry["folder"])
-                case "model":
-                    _log_model(run_id, folder / entry["kept"], entry)
-                case "end":
-                    client.set_terminated(run_id, entry["status"], end_time=entry["at"])
-        return None
+            try:
+                return _do(client, entry, known, folder)
+            except MlflowException as error:
+                if error.error_code in NOT_THERE:
+                    # The run of the outbox itself; one of its entries may be of a run that never
+                    # was, or was deleted.
+                    name = folder.name.partition(".")[0]
+                    _ask_for(client, entry.get("training") or known.get(name) or _run_of(name))
+                raise
 
     return deliver
+
+
+FIELDS: dict[str, dict[str, type]] = {
+    "create": {"parent": str, "name": str, "tags": dict, "at": int},
+    "export": {"training": str, "key": str, "params": dict, "note": str},
+    "log": {"at": int},
+    "files": {"kept": str},
+    "model": {"kept": str},
+    "end": {"status": str, "at": int},
+}
+"""The kinds of entries, with what each of them has to have."""
+
+
+def _check(entry: Entry) -> None:
+    """Raise a ValueError if `entry` is of no known kind or damaged."""
+    if entry["do"] not in FIELDS:
+        raise ValueError("it is an entry of another version of this program")
+    wanted = {"step": int, **FIELDS[entry["do"]]}
+    sound = all(isinstance(entry.get(name, 0), kind) for name, kind in wanted.items()) and all(
+        isinstance(value, kind)
+        for name, kind in (("metrics", (int, float)), ("params", str), ("tags", str))
+        for value in entry.get(name, {}).values()
+    )
+    if not sound:
+        raise ValueError("a damaged entry")
+
+
+def _ask_for(client: mlflow.MlflowClient, run_id: str) -> None:
+    """Raise UnknownRunError if the store does not have the run `run_id`."""
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        raise UnknownRunError(
+            f"MLflow at {without_password()} has no run {run_id}: the store was replaced, or the "
+            "run was deleted for good"
+        ) from error
+
+
+def _do(
+    client: mlflow.MlflowClient, entry: Entry, known: Mapping[str, str], folder: Path
+) -> str | None:
+    """Do in the store what `entry` says, and return its result."""
+    run_id = known.get(entry["run"]) or _run_of(entry["run"])
+    match entry["do"]:
+        case "create":
+            return _create(client, entry)
+        case "export":
+            return _export(client, entry)
+        case "log":
+            _log(client, run_id, entry)
+        case "files":
+            client.log_artifacts(run_id, str(_kept(folder, entry)), entry["folder"])
+        case "model":
+            _log_model(run_id, _kept(folder, entry))
+        case "end":
+            client.set_terminated(run_id, entry["status"], end_time=entry["at"])
+    return None
+
+
+def _kept(folder: Path, entry: Entry) -> Path:
+    """Return the folder of the files that the outbox `folder` keeps for `entry`.
+
+    Raises:
+        ValueError: if it is gone, or it or something in it lies elsewhere.
+
+    """
+    path = folder / entry["kept"]
+    inside = path.resolve().is_relative_to(folder.resolve()) and path.resolve() != folder.resolve()
+    if not inside or any(file.is_symlink() for file in path.rglob("*")):
+        raise ValueError(f"{entry['kept']} leads out of the outbox")
+    if not path.is_dir():
+        raise ValueError(f"{path} is gone")
+    return path
 
 
 def _create(client: mlflow.MlflowClient, entry: Entry) -> str:
@@ -162,6 +239,8 @@ def _export(client: mlflow.MlflowClient, entry: Entry) -> str:
 
 
 def _log(client: mlflow.MlflowClient, run_id: str, entry: Entry) -> None:
+    if entry.get("once") and _has_step(client, run_id, entry):
+        return
     of: dict[str, str] = {}
     tagged: dict[str, str] = dict(entry.get("tags", {}))
     if "headline" in entry:
@@ -183,12 +262,21 @@ def _log(client: mlflow.MlflowClient, run_id: str, entry: Entry) -> None:
     )
 
 
+def _has_step(client: mlflow.MlflowClient, run_id: str, entry: Entry) -> bool:
+    """Return whether the curves of `entry` have its step.
+
+    A training that was stopped before it could save an epoch trains and logs it again.
+    """
+    history = client.get_metric_history(run_id, next(iter(entry["metrics"])))
+    return any(point.step == entry["step"] for point in history)
+
+
 def _headed(tagged: Mapping[str, str], headline: str) -> str:
     """Return a run's description with `headline` as its first line, in place of an earlier one."""
     synthetic = tagged.get(tags.DATASET_SYNTHETIC) == tags.flag(True)
     facts = [
-        f"recipe {tagged[tags.RECIPE]}" if tags.RECIPE in tagged else "",
-        f"data {tagged.get(tags.DATASET)}{' (synthetic)' if synthetic else ''}",
+        f"recipe {plain(tagged[tags.RECIPE])}" if tags.RECIPE in tagged else "",
+        f"data {plain(str(tagged.get(tags.DATASET)))}{' (synthetic)' if synthetic else ''}",
         f"commit {tagged[tags.GIT_COMMIT][:7]}" if tags.GIT_COMMIT in tagged else "",
     ]
     line = f"**{headline[:1].upper()}{headline[1:]}**; {', '.join(filter(None, facts))}."
@@ -196,7 +284,7 @@ def _headed(tagged: Mapping[str, str], headline: str) -> str:
     return f"{line}\n\n{rest}".rstrip()
 
 
-def _log_model(run_id: str, kept: Path, entry: Entry) -> None:
+def _log_model(run_id: str, kept: Path) -> None:
     from emotion_detection.models import saving
 
     path = kept / paths.MODEL.name

@@ -10,6 +10,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from emotion_detection.files import locked
 from emotion_detection.tracking import tags
+from emotion_detection.tracking.pages import plain
 from emotion_detection.tracking.provenance import run_name, this_process
 from emotion_detection.tracking.store import EXPERIMENT, exists, outbox_folder
 
@@ -87,7 +88,7 @@ def _create(client: mlflow.MlflowClient, training: Run, key: str, note: str) -> 
     }
     train_run_id = str(training.info.run_id)
     source = inherited.get(tags.DATASET, "another data set")
-    of = f"An export of the training *{training.info.run_name}*, run {train_run_id}."
+    of = f"An export of the training *{plain(training.info.run_name)}*, run {train_run_id}."
     return client.create_run(
         training.info.experiment_id,
         run_name=run_name("export", source, inherited),

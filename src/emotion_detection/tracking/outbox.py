@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from emotion_detection.console import UserError, log
-from emotion_detection.files import locked
+from emotion_detection.files import FULL, locked
 
 T = TypeVar("T")
 Entry = dict[str, Any]
@@ -27,12 +27,19 @@ Deliver = Callable[[Entry, Mapping[str, str], Path], str | None]
 """Does in the store what an entry says. It takes the entry, the results of earlier entries by
 their `run`, and the outbox's folder, and returns a result if later entries need one."""
 
+DAMAGED: Entry = {"do": "a damaged entry", "run": ""}
+"""Stands for a line of an outbox that is no entry."""
+
 ENTRIES, RESULTS, LOCK = "entries.jsonl", "results.jsonl", "lock"
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0  # seconds between two tries; doubled each time
 
 
 class UnreachableError(Exception):
     """The store cannot be reached now; the same request may succeed later."""
+
+
+class UnknownRunError(UnreachableError):
+    """The store does not have the run that is logged to; it may be another store meanwhile."""
 
 
 class BusyError(Exception):
@@ -73,7 +80,7 @@ class Outbox:
 
         Raises:
             BusyError: if another process has it open.
-            UserError: if its files are damaged.
+            OSError: if its files cannot be read.
 
         """
         self.folder = folder
@@ -84,12 +91,10 @@ class Outbox:
             self._lock.close()
             raise BusyError(folder)
         try:
-            entries, results = (_whole_lines(folder / name) for name in (ENTRIES, RESULTS))
-        except ValueError as error:
+            entries, results = _entries(folder / ENTRIES), _results(folder / RESULTS)
+        except OSError:
             self._lock.close()
-            raise UserError(
-                f"{folder}: damaged ({error}); remove it, and what it holds is lost"
-            ) from error
+            raise
         self._known = {
             entry["run"]: result
             for entry, result in zip(entries, results, strict=False)
@@ -98,7 +103,7 @@ class Outbox:
         self._waiting = deque(entries[len(results) :])
         self._delivered = len(results)
         self._changed = threading.Condition()
-        self._closing = self._closed = self._results_failed = False
+        self._closing = self._closed = self._results_failed = self._unknown = False
         self._problem = ""
         self._refused: set[str] = set()
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
@@ -108,6 +113,11 @@ class Outbox:
     def problem(self) -> str:
         """Why the first entry cannot be delivered now; empty if nothing is known to prevent it."""
         return self._problem
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the store, when it was asked last, did not have the run."""
+        return self._unknown
 
     def append(self, entry: Entry) -> None:
         """Write `entry`, which is JSON, to disk; it is delivered after those before it.
@@ -119,12 +129,10 @@ class Outbox:
         path = self.folder / ENTRIES
         with self._changed:
             try:
-                _append_line(path, entry)
+                line = _append_line(path, entry)
             except OSError as error:
-                raise UserError(
-                    f"{path}: {error.strerror}; free some space and run this again"
-                ) from error
-            self._waiting.append(entry)
+                raise UserError(f"{path}: {error.strerror}; {_advice(error)}") from error
+            self._waiting.append(json.loads(line))
             self._changed.notify_all()
 
     def known(self, run: str) -> str:
@@ -132,16 +140,21 @@ class Outbox:
         return self._known.get(run, run)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all is delivered; return False after `timeout` seconds without progress."""
+        """Wait until all is delivered; return False after `timeout` seconds without progress.
+
+        It returns False at once where the store does not have the run.
+        """
         with self._changed:
+            self._unknown = False
             while self._waiting:
                 delivered = self._delivered
-                if not self._changed.wait_for(partial(self._is_beyond, delivered), timeout):
+                going_on = self._changed.wait_for(partial(self._is_beyond, delivered), timeout)
+                if self._unknown or not going_on:
                     return False
             return True
 
     def _is_beyond(self, delivered: int) -> bool:
-        return self._delivered > delivered
+        return self._unknown or self._delivered > delivered
 
     def close(self, timeout: float) -> bool:
         """Flush with `timeout`, close, and return whether everything was delivered.
@@ -172,12 +185,16 @@ class Outbox:
                     return
                 entry = self._waiting[0]
             try:
+                if entry is DAMAGED:
+                    raise ValueError(f"damaged lines in {self.folder / ENTRIES}")
                 result = self._deliver(entry, self._known, self.folder)
             except UnreachableError as error:
                 if not self._problem:
-                    log.warning("%s; what is logged is kept on disk until it is back", error)
+                    log.warning(
+                        "%s; what is logged is kept in %s until it is back", error, self.folder
+                    )
                 self._problem = str(error)
-                self._wait_to_retry(pause)
+                self._wait_to_retry(pause, unknown=isinstance(error, UnknownRunError))
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             except Exception as error:
@@ -188,9 +205,11 @@ class Outbox:
             self._problem, pause = "", FIRST_PAUSE
             self._mark_delivered(entry, result)
 
-    def _wait_to_retry(self, pause: float) -> None:
+    def _wait_to_retry(self, pause: float, *, unknown: bool) -> None:
         with self._changed:
             closing = self._closing
+            self._unknown = unknown
+            self._changed.notify_all()
             self._changed.wait_for(
                 lambda: self._closed or self._closing != closing,
                 # A caller waits in close(), so try more often.
@@ -199,6 +218,8 @@ class Outbox:
 
     def _warn_of_refusal(self, entry: Entry, error: Exception) -> None:
         reason = " ".join(str(error).split())
+        if isinstance(error, (LookupError, TypeError, AttributeError)):
+            reason = f"a damaged entry ({type(error).__name__}: {reason})"
         if reason not in self._refused:
             self._refused.add(reason)
             log.warning("not logged (%s): %s", entry.get("do"), reason)
@@ -225,13 +246,29 @@ class Outbox:
 def abandoned(folder: Path, deliver: Deliver) -> Iterator[Outbox]:
     """Open, one after the other, the outboxes in `folder` that no process has open."""
     for entries in sorted(folder.glob(f"*/{ENTRIES}")):
-        with contextlib.suppress(BusyError, OSError):
-            yield Outbox(entries.parent, deliver)
+        try:
+            outbox = Outbox(entries.parent, deliver)
+        except BusyError:
+            continue
+        except OSError as error:
+            log.warning("%s: cannot be read (%s); it is left there", entries.parent, error.strerror)
+            continue
+        yield outbox
 
 
-def _append_line(path: Path, value: Any) -> None:
-    """Append a line of JSON, or nothing of it where the disk is full."""
-    data = (json.dumps(value) + "\n").encode()
+def _advice(error: OSError) -> str:
+    """Return what a person does about an outbox that cannot be written."""
+    if error.errno in FULL:
+        return "free some space and run this again"
+    if error.errno == errno.ENOENT:
+        return "its folder was removed meanwhile; run this again"
+    return "mend that and run this again"
+
+
+def _append_line(path: Path, value: Any) -> bytes:
+    """Append a line of JSON, or nothing of it where the disk is full, and return it."""
+    # A store refuses what is no text, such as the bytes of a file name that is not UTF-8.
+    data = f"{json.dumps(value, ensure_ascii=False)}\n".encode(errors="replace")
     with path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
@@ -241,10 +278,47 @@ def _append_line(path: Path, value: Any) -> None:
             with contextlib.suppress(OSError):
                 file.truncate(end)
             raise
+    return data
 
 
-def _whole_lines(path: Path) -> list[Any]:
-    """Return the values in the lines of `path`, and cut off a line that a killed process began."""
+def _entries(path: Path) -> list[Entry]:
+    """Return the entries in `path`, with DAMAGED in place of what is none."""
+    entries = [_value(line) for line in _whole_lines(path)]
+    return [
+        entry if isinstance(entry, dict) and isinstance(entry.get("run"), str) else DAMAGED
+        for entry in entries
+    ]
+
+
+def _results(path: Path) -> list[str | None]:
+    """Return the results in `path`, and cut off what follows a damaged line.
+
+    The entries of what is cut off are delivered again.
+    """
+    results: list[str | None] = []
+    length = 0
+    lines = _whole_lines(path)
+    for line in lines:
+        value = _value(line)
+        if not isinstance(value, str | None):
+            with path.open("r+b") as file:
+                file.truncate(length)
+            break
+        results.append(value)
+        length += len(line)
+    return results
+
+
+def _value(line: bytes) -> Any:
+    """Return the JSON in `line`; it is a number, which no line is, where there is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return 0
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """Return the lines of `path`, and cut off a line that a killed process began."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -253,4 +327,4 @@ def _whole_lines(path: Path) -> list[Any]:
     if end < len(data):
         with path.open("r+b") as file:
             file.truncate(end)
-    return [json.loads(line) for line in data[:end].splitlines()]
+    return [line + b"\n" for line in data[:end].split(b"\n")[:-1]]

@@ -1,6 +1,8 @@
-"""MLflow's page of the runs, with the columns that a person compares runs by."""
+"""MLflow's pages: the columns that a person compares runs by, and text in descriptions."""
 
+import html
 import json
+import re
 
 VIEW = "results"
 """The name of the view in the page's address."""
@@ -30,6 +32,15 @@ def view() -> str:
             "columnWidths": COLUMNS,
         }
     )
+
+
+def plain(text: str) -> str:
+    """Return `text`, such as the name of a file, so that MLflow's pages show it as it is.
+
+    They would take Markdown and HTML in a description for markup.
+    """
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"[\\*\[\]]", lambda found: f"&#{ord(found[0])};", escaped)
 
 
 def fragment(experiment_id: str) -> str:

@@ -6,6 +6,7 @@ store neither stops a training nor loses what it logs.
 
 import contextlib
 import json
+import posixpath
 import re
 import shutil
 import uuid
@@ -17,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH
 
 from emotion_detection import paths
 from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.files import atomic, write_json
-from emotion_detection.tracking import models
+from emotion_detection.tracking import models, pages
 from emotion_detection.tracking.delivery import close_outbox, open_outbox, send_abandoned
 from emotion_detection.tracking.diff import git_diff
 from emotion_detection.tracking.exports import find_run, name_while_away, run_of_export
@@ -73,6 +76,7 @@ def run(
 ) -> Iterator[str]:
     """Log to a new run, or go on with `run_id`, while the block lasts, and yield its id.
 
+    `note` is its description, with {data} where the name of the data goes.
     Its name has `stage`, the DVC experiment, the data, and "(selected on test)" where the tag says
     so. It carries what it comes from: `params`, the data's digest, commit, versions and machine. It
     ends FINISHED, KILLED after Ctrl-C or SIGTERM, or FAILED after another exception. Runs that a
@@ -87,6 +91,7 @@ def run(
     if not request(lambda: exists(run_id)):
         run_id = None
     name = run_name(stage, dataset.source, tags)
+    note = note.replace("{data}", pages.plain(dataset.source))
     noted = {PROCESS: this_process()} | ({MLFLOW_RUN_NOTE: note} if note else {})
     begun = run_id or request(lambda: _create(name, noted))
     with _started(begun, name, noted):
@@ -123,7 +128,8 @@ def _started(run_id: str, name: str | None, tags: Mapping[str, str]) -> Iterator
 
     """
     with contextlib.ExitStack() as begun, _recording(run_id):
-        request(lambda: mlflow.start_run(run_id, run_name=name, tags=dict(tags)))
+        # MLflow's active run is that of a thread.
+        request(lambda: mlflow.start_run(run_id, run_name=name, tags=dict(tags)), here=True)
         begun.enter_context(_ending(_forget_active_run))
         yield
 
@@ -325,7 +331,8 @@ def log_metrics(metrics: Mapping[str, float], dataset: Dataset | None = None) ->
     """Log `metrics` to the current run.
 
     With a `dataset` they are scores on it of the model that the run logged, and are shown with the
-    model too. A character that MLflow does not allow in names, as classes may have, becomes `_`.
+    model too. A character that MLflow does not allow in names, as classes may have, becomes `_`,
+    and a name that is too long for it is cut.
     """
     named: dict[str, float] = {}
     for name, value in metrics.items():
@@ -337,22 +344,26 @@ def log_metrics(metrics: Mapping[str, float], dataset: Dataset | None = None) ->
 
 
 def _free_name(name: str, taken: Container[str]) -> str:
-    """Return `name` in the characters that MLflow allows, numbered where that is `taken`."""
+    """Return `name` as MLflow allows it, numbered where that is `taken`."""
     # MLflow would refuse all metrics of a request for one wrong name.
-    allowed = plain = re.sub(r"[^\w./ -]", "_", name)
+    plain = posixpath.normpath(re.sub(r"[^\w./ -]", "_", name))
+    allowed = plain[:MAX_ENTITY_KEY_LENGTH]
     for number in count(2):
         if allowed not in taken:
             break
-        allowed = f"{plain}-{number}"
+        end = f"-{number}"
+        allowed = plain[: MAX_ENTITY_KEY_LENGTH - len(end)] + end
     return allowed
 
 
 def log_epoch(metrics: Mapping[str, float], epoch: int, prefix: str = "epoch") -> None:
     """Log the next point of each curve of the current run, named <prefix>/loss and so on.
 
-    MLflow shows a section of charts for each prefix.
+    MLflow shows a section of charts for each prefix. An epoch that the curves have already is left
+    out.
     """
-    _log(metrics={f"{prefix}/{name}": float(value) for name, value in metrics.items()}, step=epoch)
+    points = {f"{prefix}/{name}": float(value) for name, value in metrics.items()}
+    _log(metrics=points, step=epoch, once=True)
 
 
 def log_headline(text: str) -> None:
@@ -414,6 +425,8 @@ def log_model(
             return
     except UnreachableError as error:
         log.warning("%s; the model is kept on disk until it is back", error)
+    except MlflowException:
+        pass  # The outbox finds out why.
 
     def write(folder: Path) -> None:
         from emotion_detection.models import saving

@@ -5,7 +5,11 @@ import hashlib
 import logging
 import os
 import re
+import sqlite3
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,6 +45,9 @@ its DVC experiment and its data.
 TIMEOUT_VARIABLE = "EMOTION_DETECTION_TIMEOUT"
 
 NOT_THERE = {"NOT_FOUND", "RESOURCE_DOES_NOT_EXIST"}
+SLOWEST_ANSWER = 10.0
+"""Seconds that a server is given to answer at least, whatever `timeout` is."""
+
 # MLflow's answers to a request that would fail again later: no outage.
 REFUSALS = NOT_THERE | {
     "BAD_REQUEST",
@@ -71,6 +78,7 @@ def connect() -> None:
             # Two processes that make the tables at once leave half of them.
             alone.enter_context(locked(outbox_folder() / "lock", wait=True))
             request(lambda: _make_tables(file))
+            _check(file)
             _follow(file)
         request(lambda: _enter_experiment(location))
 
@@ -87,6 +95,7 @@ def connect_to_read() -> None:
         # MLflow would make an empty store wherever it is asked.
         raise UserError(f"there is no {file.name} in {file.absolute().parent}")
     if file is not None:
+        _check(file)
         _follow(file)
     _point()
     request(lambda: mlflow.MlflowClient().search_experiments(max_results=1))
@@ -105,6 +114,8 @@ def _point() -> str | None:
     # Retries are the outbox's and those of `request`.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # A server may ask to be left alone for an hour, or for ever.
+    os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
     # Two lines for each run that ends, among the stage's own.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # MLflow itself leaves the address in this variable.
@@ -136,6 +147,24 @@ def sqlite_file(uri: str) -> Path | None:
     """Return the file of an SQLite store, None for another kind of store."""
     database = make_url(uri).database if uri.startswith("sqlite") else None
     return Path(database) if database and database != ":memory:" else None
+
+
+def _check(file: Path) -> None:
+    """Raise a UserError if `file` is no SQLite database.
+
+    MLflow itself tries for 100 seconds.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=0)) as store:
+            store.execute("SELECT name FROM sqlite_master LIMIT 1")
+    except sqlite3.Error as error:
+        if "locked" in str(error):  # MLflow waits for the other process.
+            return
+        reason = "it is a folder" if file.is_dir() else error
+        raise UserError(
+            f"{file}: cannot be MLflow's store ({reason}); put a copy of the store in its place, "
+            "or move it away to begin a new one"
+        ) from error
 
 
 def _make_tables(file: Path) -> None:
@@ -206,7 +235,11 @@ def exists(run_id: str | None) -> bool:
 def _is_outage(error: Exception) -> bool:
     """Return whether the same request may succeed later."""
     if isinstance(error, MlflowException):
-        return error.error_code not in REFUSALS
+        # What was sent is no text or number that a store can have.
+        unfit = isinstance(error.__cause__, (UnicodeError, OverflowError, TypeError))
+        # A file that was overwritten is MLflow's "bad request".
+        overwritten = "(sqlite3.DatabaseError)" in str(error)
+        return overwritten or not (unfit or error.error_code in REFUSALS)
     return isinstance(error, (SQLAlchemyError, OSError))
 
 
@@ -227,15 +260,17 @@ def raising_outages() -> Iterator[None]:
         ) from error
 
 
-def request(act: Callable[[], T]) -> T:
+def request(act: Callable[[], T], *, here: bool = False) -> T:
     """Return what `act` asks the store for, tried again while the store cannot be reached.
+
+    A server is asked in a thread, which is left alone if it gets no answer, unless `here`.
 
     Raises:
         UserError: if it cannot be reached within `timeout()`, or refuses.
 
     """
 
-    def attempt() -> T:
+    def ask() -> T:
         with raising_outages():
             try:
                 return act()
@@ -244,12 +279,40 @@ def request(act: Callable[[], T]) -> T:
                     raise _refused(error) from error
                 raise
 
+    here = here or sqlite_file(mlflow.get_tracking_uri()) is not None
+    until = time.monotonic() + max(timeout(), SLOWEST_ANSWER)
+
+    def attempt() -> T:
+        return ask() if here else _answer(ask, until)
+
     try:
         return retry(attempt, timeout())
     except UnreachableError as error:
         raise UserError(f"{error}; start it, or set MLFLOW_TRACKING_URI to another") from error
     except MlflowException as error:
         raise _refused(error) from error
+
+
+def _answer(ask: Callable[[], T], until: float) -> T:
+    """Return what `ask` returns; a server that has not answered at `until` is unreachable.
+
+    A server that sends a byte now and then would hold a request for as long as it likes, whatever
+    timeout a request has.
+    """
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="request", daemon=True).start()
+    try:
+        return answer.result(max(until - time.monotonic(), 1.0))
+    except TimeoutError:
+        where = without_password()
+        raise UnreachableError(f"MLflow at {where} cannot be reached (no answer)") from None
 
 
 def _refused(error: MlflowException) -> UserError:
