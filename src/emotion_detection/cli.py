@@ -211,14 +211,15 @@ def _add_clean(commands: Commands) -> None:
         "clean",
         help="say what takes space, and remove it",
         description="Say how much space the states of searches and trainings (states), models in "
-        "MLflow that nobody uses (models), runs deleted in MLflow (runs) and what DVC's cache "
-        "keeps for nothing (cache) take; remove those that are named.",
+        "MLflow that nobody uses (models), runs deleted in MLflow (runs), copies of the project "
+        "that killed experiments left (copies) and what DVC's cache keeps for nothing (cache) "
+        "take; remove those that are named.",
     )
     command.add_argument(
         "parts",
         nargs="*",
         metavar="WHAT",
-        help="states, models, runs or cache (default: say it of all, remove nothing)",
+        help="states, models, runs, copies or cache (default: say it of all, remove nothing)",
     )
     command.add_argument("--dry-run", action="store_true", help="remove nothing")
     command.set_defaults(act=_clean, error=command.error)
@@ -344,8 +345,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     with quiet():
         from emotion_detection.inference import demo, predict
 
-    network = predict.load(arguments.model, arguments.classes, arguments.scale)
-    demo.serve(network, predict.origin(arguments.model), arguments.port)
+    model = predict.pinned(arguments.model)
+    network = predict.load(model, arguments.classes, arguments.scale)
+    demo.serve(network, predict.origin(model), arguments.port)
 
 
 def _send(_: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """The page of `emotion-detection demo`, in a browser."""
 
+import asyncio
 import contextlib
 import http.client
 import re
@@ -9,7 +10,8 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import skimage.data
 import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from starlette.applications import Starlette
 
 from emotion_detection import paths
 from emotion_detection.console import UserError
@@ -377,6 +380,56 @@ def test_more_than_the_limit_is_not_read(port: int) -> None:
     connection.endheaders()
     assert connection.getresponse().status == 413
     connection.close()
+
+
+def posted(app: Starlette, *pieces: bytes | None) -> int | None:
+    """Return the status of the answer to an upload of `pieces`, then silence or, at None, a leave.
+
+    It is None where there is no answer.
+    """
+
+    async def ask() -> int | None:
+        messages = iter(pieces)
+        status: int | None = None
+
+        async def receive() -> MutableMapping[str, Any]:
+            piece = next(messages, b"")
+            if piece == b"":
+                await asyncio.Event().wait()
+            if piece is None:
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": piece, "more_body": True}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            status = message.get("status", status)
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/octet-stream")]
+        asked = {"type": "http", "method": "POST", "path": "/faces", "headers": headers}
+        await app({**asked, "query_string": b"", "http_version": "1.1"}, receive, send)
+        return status
+
+    # The browser's tests have an event loop in this thread.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, ask()).result()
+
+
+@pytest.mark.parametrize(("pieces", "status"), [((b"half",), 408), ((b"half", None), 400)])
+def test_half_an_upload_and_a_client_that_leaves_hold_nothing(
+    monkeypatch: pytest.MonkeyPatch, pieces: tuple[bytes | None, ...], status: int
+) -> None:
+    monkeypatch.setattr(demo, "PIECE_TIMEOUT", 0.01)
+    monkeypatch.setattr(demo, "AT_ONCE", 1)
+    network = Network(lambda images: images, ("a", "b"), (16, 16), "rgb")
+    app = demo.app(network, ORIGIN)
+    assert [posted(app, *pieces) for _ in range(2)] == [status] * 2
+
+
+def test_few_pictures_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "AT_ONCE", 0)
+    network = Network(lambda images: images, ("a", "b"), (16, 16), "rgb")
+    # The answer says that it is busy, without a byte of the picture being read.
+    assert posted(demo.app(network, ORIGIN, timeout=0.01)) == 200
 
 
 def test_a_port_that_is_taken_or_none_is_told(network: Network) -> None:

@@ -111,8 +111,11 @@ def test_a_logged_network_says_where_it_comes_from(toy: Dataset, model: keras.Mo
         assert mlflow.register_model(uri, "faces").version == int(number)
     mlflow.MlflowClient().set_registered_model_alias("faces", "best", "1")
     assert models.origin("models:/faces@best") == models.Origin("faces, version 1", *source)
+    assert models.pinned("models:/faces@best") == "models:/faces/1"
     assert models.origin("models:/faces/2") == models.Origin("faces, version 2", *source)
     assert models.origin("models:/gone/1") == models.Origin("models:/gone/1", None)
+    for unchanged in ("models:/faces/2", "models:/gone@best", uri):
+        assert models.pinned(unchanged) == unchanged
 
 
 def test_a_model_of_synthetic_faces_says_so_wherever_it_is_loaded(

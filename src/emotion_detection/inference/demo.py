@@ -4,6 +4,7 @@ It is for one person at this machine: it answers on the loopback address alone, 
 looks at one picture at a time.
 """
 
+import asyncio
 import base64
 import io
 import socket
@@ -23,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -39,7 +40,11 @@ from emotion_detection.tracking.models import Origin
 HOST = "127.0.0.1"
 PAGE = "demo.html.j2"
 MAX_MIB = 25
-TIMEOUT = 20.0  # seconds that a picture waits for the one before it
+TIMEOUT = 20.0  # seconds that a picture waits for those before it
+AT_ONCE = 4  # pictures that are held in memory
+# Seconds for the next piece of a picture, and for all of it; Ctrl-C waits for no longer.
+PIECE_TIMEOUT, UPLOAD_TIMEOUT = 5.0, 60.0
+BUSY = "It is busy with another picture: try again in a moment."
 SHOWN_SIDE = 1280
 HEAT_SCALE = 4  # of the network's pixels, so that the heat is smooth
 HEAT_OPACITY = 0.75
@@ -125,22 +130,40 @@ class _Answers:
     def __init__(self, network: Network, html: str, timeout: float) -> None:
         self._network, self._html, self._timeout = network, html, timeout
         self._turn = threading.Lock()
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     async def page(self, request: Request) -> Response:
         return HTMLResponse(self._html, headers=HEADERS)
 
     async def faces(self, request: Request) -> Response:
-        data = await _body(request)
         detect = False if "whole" in request.query_params else None
-        return await run_in_threadpool(lambda: self._in_turn(lambda: self._faces(data, detect)))
+        return await self._answer(request, lambda data: self._faces(data, detect))
 
     async def saliency(self, request: Request) -> Response:
-        data = await _body(request)
-        return await run_in_threadpool(lambda: self._in_turn(lambda: self._saliency(data)))
+        return await self._answer(request, self._saliency)
+
+    async def _answer(
+        self, request: Request, answer: Callable[[bytes], dict[str, Any]]
+    ) -> Response:
+        if request.headers.get("content-type") != BODY_TYPE:
+            raise HTTPException(415, f"The Content-Type must be {BODY_TYPE}.")
+        try:
+            await asyncio.wait_for(self._places.acquire(), self._timeout)
+        except TimeoutError:
+            return _error(BUSY)
+        try:
+            data = await _body(request)
+            return await run_in_threadpool(lambda: self._in_turn(lambda: answer(data)))
+        except TimeoutError:
+            raise HTTPException(408, "The picture did not arrive in time.") from None
+        except ClientDisconnect:
+            return Response(status_code=400)  # which nobody gets
+        finally:
+            self._places.release()
 
     def _in_turn(self, answer: Callable[[], dict[str, Any]]) -> Response:
         if not self._turn.acquire(timeout=self._timeout):
-            return _error("It is busy with another picture: try again in a moment.")
+            return _error(BUSY)
         try:
             with warnings.catch_warnings():
                 # Pillow warns of flaws that it can work around: the pixels are sound.
@@ -205,9 +228,13 @@ def _error(reason: str) -> Response:
 
 
 async def _body(request: Request) -> bytes:
-    if request.headers.get("content-type") != BODY_TYPE:
-        raise HTTPException(415, f"The Content-Type must be {BODY_TYPE}.")
-    return await request.body()
+    """Return the body of a request; raise TimeoutError or ClientDisconnect if it does not come."""
+    pieces: list[bytes] = []
+    stream = request.stream()
+    async with asyncio.timeout(UPLOAD_TIMEOUT):
+        while (piece := await asyncio.wait_for(anext(stream, None), PIECE_TIMEOUT)) is not None:
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _heat(lost: np.ndarray) -> Image.Image:

@@ -133,8 +133,9 @@ def load(
             raise UserError(
                 "--classes and --scale: only for a file, since a model in MLflow has its own"
             )
-        network, names = _logged(model)
-        notice = origin(model).notice
+        uri = pinned(model)
+        network, names = _logged(uri)
+        notice = origin(uri).notice
     else:
         network, names, notice = _saved(Path(where), classes, scale)
     shape, outputs = network.input_shape, network.output_shape[-1]
@@ -182,13 +183,24 @@ def _probabilities(
     return found
 
 
-def origin(model: str | None) -> "Origin":
+def pinned(model: str | None) -> str:
+    """Return the name of what `load` loads, with the version that an alias is now.
+
+    The alias may move while that is loaded, described or used.
+    """
+    if not _is_logged(model):
+        return str(model)
+    # It imports MLflow, which takes seconds and which no file needs.
+    from emotion_detection.tracking import models
+
+    return models.pinned(model or models.CHAMPION)
+
+
+def origin(model: str) -> "Origin":
     """Return where the network that `load` loads comes from."""
     from emotion_detection.tracking import models
 
-    if _is_logged(model):
-        return models.origin(model or models.CHAMPION)
-    return models.Origin(str(model), None)
+    return models.origin(model) if _is_logged(model) else models.Origin(model, None)
 
 
 def _is_logged(model: str | None) -> bool:
@@ -217,15 +229,15 @@ def _absent(*packages: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-def _logged(uri: str | None) -> tuple["keras.Model", tuple[str, ...]]:
+def _logged(uri: str) -> tuple["keras.Model", tuple[str, ...]]:
     _saving()
-    from emotion_detection.tracking.models import load_network
+    from emotion_detection.tracking.models import CHAMPION, load_network
 
-    if uri is not None:
-        return load_network(uri)
     try:
-        return load_network()
+        return load_network(uri)
     except UserError as error:
+        if uri != CHAMPION:
+            raise
         raise UserError(
             f"{error}; give a version of the model the alias champion in MLflow, or name a file, "
             "as export's models/model.keras (--model on the command line)"

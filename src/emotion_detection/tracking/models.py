@@ -30,6 +30,7 @@ from emotion_detection.data import image
 from emotion_detection.data.dataset import SYNTHETIC_NOTICE, Dataset
 from emotion_detection.data.synthetic import draw_face
 from emotion_detection.models import serving
+from emotion_detection.tracking.pages import plain
 from emotion_detection.tracking.provenance import installed
 from emotion_detection.tracking.store import (
     EXPERIMENT,
@@ -209,7 +210,23 @@ class Origin:
     notice: str | None = None
 
 
-def origin(model_uri: str = CHAMPION) -> Origin:
+def pinned(model_uri: str) -> str:
+    """Return `model_uri` with the number of the version that its alias is now.
+
+    It stays as it is without an alias, or if that cannot be looked up.
+    """
+    named = re.fullmatch(r"models:/([^/@]+)@(.+)", model_uri)
+    if named is None:
+        return model_uri
+    try:
+        connect_to_read()
+        version = mlflow.MlflowClient().get_model_version_by_alias(*named.groups())
+    except (UserError, MlflowException):
+        return model_uri
+    return f"models:/{named[1]}/{version.version}"
+
+
+def origin(model_uri: str) -> Origin:
     """Return where a model in the store comes from, as far as the store knows.
 
     Raises:
@@ -355,12 +372,13 @@ def _described(
 ) -> str:
     """Return a few lines about a version; the list of versions shows the first words."""
     selected = candidate.selected_on_test
+    source = plain(dataset.source)
     return (
         f"{'**Selected on test**, ' if selected else ''}{'**Leak**, ' if candidate.leak else ''}"
         f"{', '.join(f'{name} {score:.4f}' for name, score in scores.items())} on the "
         f"{int(dataset.is_test.sum()):,} {'synthetic ' if dataset.synthetic else ''}test images of "
-        f"{dataset.source}{', on which its epoch or network was chosen' if selected else ''}; the "
-        f"network of the run *{run_name}*.\n\nWhen it was evaluated: {decision}."
+        f"{source}{', on which its epoch or network was chosen' if selected else ''}; the "
+        f"network of the run *{plain(run_name)}*.\n\nWhen it was evaluated: {plain(decision)}."
     )
 
 
