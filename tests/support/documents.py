@@ -166,6 +166,7 @@ NOT_RUN = {
     "python -m tests.soak.together --store postgresql": "takes ten minutes",
     "python -m tests.soak.together --minutes 10 --store postgresql": "likewise",
     "python -m tests.soak.together --minutes 10 --store sqlite": "likewise",
+    "python -m tests.soak.coverage": "takes minutes; test_intervals.py looks at fewer shares",
     "python -m tests.soak.workers": "takes minutes; test_scaling.py kills a worker too",
     "mlflow models serve": "a name, not a command",
     "make ui": "makes an environment; then test_store.py's address, and `mlflow ui`",
