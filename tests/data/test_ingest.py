@@ -61,6 +61,13 @@ def test_a_zip_and_its_folder_are_the_same_dataset(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "faces", "faces.zip"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")
+def test_the_name_of_a_source_is_text_whatever_its_bytes_are(tmp_path: Path) -> None:
+    # MLflow takes no other.
+    ingested(in_zip(tmp_path / os.fsdecode(b"caf\xe9.zip"), faces()), tmp_path / "a")
+    assert Dataset.open(tmp_path / "a").source == "caf\ufffd.zip"
+
+
 def test_a_set_that_a_program_drew_is_known_wherever_it_goes(tmp_path: Path) -> None:
     draw_sample(tmp_path / "sample", train=60, test=30, image_size=16)
     files = {
