@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.tracking import delivery, runs
+from emotion_detection.tracking.store import connect
 from tests.support.stores import alone, put_empty_store
 
 
@@ -87,6 +88,16 @@ def test_what_is_logged_while_the_store_is_overwritten_is_kept(
     run = found(tmp_path, run_id)
     assert (run.info.status, run.data.metrics["val_accuracy"]) == ("FINISHED", 0.5)
     assert unsent(tmp_path) == []
+
+
+def test_what_an_export_logs_after_the_store_was_overwritten_is_kept(tmp_path: Path) -> None:
+    connect()
+    (tmp_path / "other").mkdir()
+    empty(tmp_path / "mlflow.db")
+    outbox = delivery.open_outbox("export-0123")
+    outbox.append({"do": "log", "run": "export-0123", "at": 1, "tags": {"a": "b"}})
+    assert not outbox.close(60)
+    assert outbox.unknown
 
 
 def test_only_sound_entries_are_sent_and_the_others_are_told(

@@ -39,8 +39,11 @@ def find_run(run_id: str | None) -> str | None:
     """
     if run_id is not None and run_id.startswith(AWAY):
         client = mlflow.MlflowClient()
-        experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
-        found = client.search_runs([experiment], f"tags.`{tags.OUTBOX_RUN}` = '{run_id}'")
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:  # The store was replaced.
+            return None
+        experiments = [experiment.experiment_id]
+        found = client.search_runs(experiments, f"tags.`{tags.OUTBOX_RUN}` = '{run_id}'")
         return str(found[0].info.run_id) if found else None
     return run_id if exists(run_id) else None
 
