@@ -165,7 +165,7 @@ def test_the_train_run_tells_what_made_the_model_and_what_it_scores(project: Pro
     assert "test/accuracy" in metrics
     assert any(name.startswith("system/") for name in train.data.metrics)
     assert "confusion_counts.png" in project.artifacts(train, "evaluate")
-    assert "learning_curves.png" in project.artifacts(train, "train")
+    assert {"learning_curves.png", "lineage.json"} <= set(project.artifacts(train, "train"))
 
 
 def test_the_logged_model_is_the_one_evaluated(
@@ -412,7 +412,7 @@ def test_more_members_leave_those_that_are_trained(project: Project) -> None:
     # A search knows nothing of members.
     assert "Running stage 'tune'" not in "".join(printed)
     assert "learnt from other data" not in printed[0]
-    assert "was trained with other" not in printed[0]
+    assert "An ancestor of this model learnt" not in printed[0]
     assert printed[1].count(", trained before") == 2
     assert "train: network 3/3: validation accuracy" in printed[1]
     two, three = (
@@ -420,6 +420,9 @@ def test_more_members_leave_those_that_are_trained(project: Project) -> None:
         for name in ("members-2", "members-3")
     )
     assert three.data.params["train.init_from"] == uri
+    assert three.data.tags["leak"] == "false"
+    lineage = project.json("reports/train/lineage.json")
+    assert (lineage["ancestors"], lineage["unknown"]) == ([uri], [])
     assert three.data.params["ensemble.members"] == "3"
     for number in (1, 2):
         name = f"member_{number}/val_loss"
