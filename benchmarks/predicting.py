@@ -100,15 +100,15 @@ def _log(root: Path, packed: Path, model: str) -> None:
     """Make the network the champion of an MLflow store in `root`."""
     os.environ["DVC_ROOT"] = str(root)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    from emotion_detection.tracking import models, runs
+    from emotion_detection.tracking import registry, runs
 
     dataset = Dataset.open(packed)
     with runs.run("train", note="", dataset=dataset, params={}, tags={}) as run_id:
         network, classes = saving.load(Path(model))
         assert classes is not None
         runs.log_model(network, classes)
-    candidate = models.candidate(run_id)
-    models.promote(models.register(candidate, dataset, scores={}, decision="measured"))
+    candidate = registry.candidate(run_id)
+    registry.promote(registry.register(candidate, dataset, scores={}, decision="measured"))
 
 
 def _wrong(image: bytes) -> dict[str, Any]:

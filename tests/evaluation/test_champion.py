@@ -22,6 +22,8 @@ from emotion_detection.evaluation.metrics import evaluate
 from emotion_detection.models import saving
 from emotion_detection.tracking import models, runs
 from emotion_detection.tracking.lineage import Seen
+from emotion_detection.tracking.registry import champion as champion_of
+from emotion_detection.tracking.registry import load_version
 from tests.support.stores import alone
 
 NAME = "emotion-detection"
@@ -161,10 +163,10 @@ def test_only_a_better_model_takes_the_title(
 
     # What anyone loads by the alias is what was evaluated.
     rows = np.flatnonzero(toy.is_test)
-    champion = models.champion(toy.digest)
+    champion = champion_of(toy.digest)
     assert champion is not None
     np.testing.assert_allclose(
-        saving.predict(models.load_version(champion), toy.images, rows),
+        saving.predict(load_version(champion), toy.images, rows),
         saving.predict(network(5.0, 3), toy.images, rows),
         rtol=1e-5,
     )

@@ -10,7 +10,7 @@ import pytest
 from mlflow.entities import Run
 
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.tracking import models, runs
+from emotion_detection.tracking import models, registry, runs
 from tests.support import warm
 from tests.support.stores import alone
 from tests.support.tiny import tiny
@@ -157,12 +157,12 @@ def test_each_export_is_registered_with_its_own_model(trained: str, toy: Dataset
             runs.log_model(network, toy.classes)
         with runs.resumed(run_id):
             runs.log_metrics({"test/accuracy": 0.75}, toy)
-        candidate = models.candidate(run_id)
+        candidate = registry.candidate(run_id)
         assert (candidate.selected_on_test, candidate.number) == (True, None)
-        number = models.register(candidate, toy, {"accuracy": 0.75}, "tried")
-        again = models.candidate(run_id)
+        number = registry.register(candidate, toy, {"accuracy": 0.75}, "tried")
+        again = registry.candidate(run_id)
         assert again == replace(candidate, number=number)
-        assert models.register(again, toy, {"accuracy": 0.75}, "tried") == number
+        assert registry.register(again, toy, {"accuracy": 0.75}, "tried") == number
         registered[key] = (run_id, number)
         (score,) = (
             metric

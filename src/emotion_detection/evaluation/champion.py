@@ -15,8 +15,9 @@ from emotion_detection.evaluation.comparison import Comparison, compare, level
 from emotion_detection.evaluation.intervals import RESAMPLES
 from emotion_detection.evaluation.metrics import DIGITS, Evaluation
 from emotion_detection.files import locked
-from emotion_detection.tracking import models as registry
+from emotion_detection.tracking import registry
 from emotion_detection.tracking.lineage import NOTHING_SEEN, Seen
+from emotion_detection.tracking.models import GoneError
 from emotion_detection.tracking.tags import CHAMPION_DECISION, REGISTERED_VERSION
 
 Register = Literal["always", "better", "never"]
@@ -224,7 +225,7 @@ def _decide(
     champion = f"version {incumbent.number}, the champion so far,"
     try:
         model = registry.load_version(incumbent)
-    except registry.GoneError as error:
+    except GoneError as error:
         return decided(True, f"{champion} is gone ({error})", incumbent.number)
     except UserError as error:
         why = (
