@@ -4,12 +4,13 @@ from pathlib import Path
 
 from emotion_detection import params, paths
 from emotion_detection.console import run
-from emotion_detection.data.ingest import ingest
 from emotion_detection.files import keep_out_of_git
 
 
 def main() -> None:
     """Read params and ingest; the log says what was found."""
+    from emotion_detection.data.ingest import ingest  # its SciPy may not fit into memory
+
     values = params.load()
     keep_out_of_git(Path(values.ingest.source))
     ingest(Path(values.ingest.source), paths.DATASET, values.ingest, seed=values.split.seed)

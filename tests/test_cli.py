@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,37 @@ def test_no_picture_is_overwritten_by_its_annotation(command: Command, album: Pa
         assert status == 1
         assert f"--annotate {folder}: it would overwrite {album}" in err
     assert {path: path.read_bytes() for path in album.rglob("*.*")} == before
+
+
+def test_a_folder_that_has_the_name_of_an_annotated_picture_stays(
+    command: Command, album: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "photo.jpg").mkdir()
+    (tmp_path / "photo.jpg" / "kept").write_text("mine")
+    status, _, err = command("predict", album, "--model", "none.keras", "--annotate", tmp_path)
+    assert status == 1
+    assert err == (
+        f"error: --annotate: {tmp_path / 'photo.jpg'} is there, and was not written by --annotate; "
+        "give another folder\n"
+    )
+    assert (tmp_path / "photo.jpg" / "kept").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX names")
+def test_a_name_cannot_move_the_cursor_or_become_a_formula(
+    command: Command, album: Path, store: Path
+) -> None:
+    name = "=1\x1b[2K\nerror: x.png"
+    folder = store / "=names"
+    folder.mkdir()
+    shutil.copy(album / "faces" / "face.png", folder / name)
+    (folder / f"bad{name}").write_bytes(b"")
+    _, out, err = command("predict", "=names", "--model", paths.MODEL)
+    assert out.splitlines()[-1].endswith("=names/=1\\x1b[2K\\nerror: x.png")
+    assert "=names/bad=1\\x1b[2K\\nerror: x.png: empty file\n" in err
+    _, out, _ = command("predict", "=names", "--model", paths.MODEL, "--format", "csv")
+    (row,) = csv.DictReader(io.StringIO(out, newline=""))
+    assert row["file"] == f"'=names/{name}"
 
 
 def test_without_detection_a_photo_is_one_face(command: Command, album: Path) -> None:

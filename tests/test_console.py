@@ -13,7 +13,7 @@ from emotion_detection.console import GO_ON, Progress, duration
 
 SCRIPT = """
 import os, signal, sys, time
-from emotion_detection.console import UserError, run
+from emotion_detection.console import UserError, log, run
 
 def main():
     what = sys.argv[1]
@@ -21,6 +21,14 @@ def main():
         raise UserError("params.yaml: train.lr = 0: must be more than 0")
     if what == "system":
         open("/nowhere/at/all")
+    if what == "memory":
+        raise MemoryError
+    if what == "name":
+        log.info("left out: %s", "a\\x1b[2Kerror: b\\n\\u202egnp.\\udce9")
+        raise UserError("\\x1b]0;title\\x07.png: not an image")
+    if what == "alone":
+        print("began", flush=True)
+        return sys.stdin.read()
     # A background job of a shell ignores Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), getattr(signal, what))
@@ -154,6 +162,13 @@ def end(*arguments: str, cwd: Path | None = None, **env: str) -> tuple[int, str]
     [
         ("user", "error: params.yaml: train.lr = 0: must be more than 0\n", 1),
         ("system", "error: /nowhere/at/all: No such file or directory\n", 1),
+        ("memory", "error: not enough memory\n", 1),
+        (
+            "name",
+            "left out: a\\x1b[2Kerror: b\\n\\u202egnp.\\udce9\n"
+            "error: \\x1b]0;title\\x07.png: not an image\n",
+            1,
+        ),
         ("SIGINT", "interrupted\n", 128 + signal.SIGINT),
         ("SIGTERM", "terminated\n", 128 + signal.SIGTERM),
     ],
@@ -166,6 +181,33 @@ def test_a_script_ends_with_one_line(what: str, said: str, status: int) -> None:
 def test_a_stage_that_is_interrupted_says_how_to_go_on() -> None:
     status = 128 + signal.SIGINT
     assert end("SIGINT", "train") == (status, f"interrupted{GO_ON}\n")
+
+
+def test_a_stage_waits_for_another_process_that_runs_it(tmp_path: Path) -> None:
+    def begin(**env: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, "alone", "tune"],
+            cwd=tmp_path,
+            env=os.environ | env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    first = begin()
+    assert first.stdout is not None
+    assert first.stdout.readline() == "began\n"
+    # The worker of a search runs the stage beside its chief.
+    assert begin(KERASTUNER_TUNER_ID="tuner0").communicate()[0] == "began\n"
+    second = begin()
+    assert second.stderr is not None
+    assert second.stderr.readline() == (
+        "tune: another process runs this stage here; waiting for it to end\n"
+    )
+    first.kill()
+    assert second.communicate() == ("began\n", "")
+    first.communicate()
 
 
 def test_an_error_after_dvc_removed_outputs_says_how_they_come_back(tmp_path: Path) -> None:

@@ -10,12 +10,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from emotion_detection.console import UserError
-from emotion_detection.files import atomic, locked, write_json
+from emotion_detection.files import (
+    atomic,
+    locked,
+    parse_yaml,
+    read_yaml,
+    write_csv,
+    write_json,
+)
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -104,3 +112,35 @@ def test_a_lock_in_a_folder_that_is_removed_is_free(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with locked(tmp_path / "run" / "lock") as mine:
         assert mine
+
+
+def test_a_formula_in_a_csv_file_is_text(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["=1"], [["=HYPERLINK(1)", "-x", -1.5, "a=b", "@a", "+a"]])
+    assert (tmp_path / "a.csv").read_text() == "'=1\n'=HYPERLINK(1),'-x,-1.5,a=b,'@a,'+a\n"
+
+
+REPEATING = {
+    "a list that holds itself": "filters: &f [16, *f]",
+    "a section that holds itself": "&a\na: *a",
+    "aliases of aliases": "a: &a [x, x, x, x, x, x, x, x]\n"
+    + "\n".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]" for old, new in pairwise("abcdefghi")
+    ),
+}
+
+
+@pytest.mark.parametrize("text", REPEATING.values(), ids=REPEATING)
+def test_aliases_that_repeat_without_end_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"params\.yaml: holds more than 50,000 values"):
+        parse_yaml(text, Path("params.yaml"))
+
+
+def test_a_yaml_file_is_read_no_further_than_settings_are_long(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("# none\n" * 100_000)
+    with pytest.raises(UserError, match="larger than 256 KiB"):
+        read_yaml(tmp_path / "params.yaml")
+
+
+def test_a_key_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(UserError, match='found duplicate key "seed"'):
+        parse_yaml("seed: 1\nseed: 2", Path("params.yaml"))

@@ -46,6 +46,11 @@ def complaint(file: Path) -> str:
     return message.replace(f"{file}: ", "")
 
 
+def test_a_path_without_a_nul(file: Path) -> None:
+    put(file, "ingest.source", '"a\\0b"')
+    assert complaint(file) == r'ingest.source = "a\u0000b": is no path, since it holds a NUL'
+
+
 # --- What is declared.
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import emotion_detection
 from emotion_detection import paths
-from emotion_detection.console import UserError, call, log, progress, quiet, run
+from emotion_detection.console import UserError, call, log, printable, progress, quiet, run
 
 # What the help does not need is imported where it is: TensorFlow alone takes seconds.
 if TYPE_CHECKING:
@@ -366,13 +366,15 @@ def _clean(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_overwriting(found: "Sequence[Picture]", folder: Path) -> None:
-    """Refuse to write annotated pictures over pictures that are read."""
+    """Refuse to write annotated pictures over any file that is none."""
+    from emotion_detection.inference.annotate import check_free
     from emotion_detection.inference.predict import annotated_name
 
     read = {os.path.realpath(picture.path): picture.path for picture in found if picture.path}
     for picture in found:
         if over := read.get(os.path.realpath(folder / annotated_name(picture.file))):
             raise UserError(f"--annotate {folder}: it would overwrite {over}; give another folder")
+        check_free(folder / annotated_name(picture.file))
 
 
 def _annotate(
@@ -389,7 +391,8 @@ def _annotate(
 
 
 def _table(classes: Sequence[str]) -> Write:
-    width = max(map(len, ("label", *classes)))
+    names = [printable(name) for name in classes]
+    width = max(map(len, ("label", *names)))
 
     def line(label: str, confidence: str, face: str, box: str, file: str) -> None:
         print(f"{label:<{width}}  {confidence:>10}  {face:>4}  {box:<19}  {file}", flush=True)
@@ -400,11 +403,11 @@ def _table(classes: Sequence[str]) -> Write:
         for number, face in enumerate(prediction.faces, start=1):
             left, top, box_width, box_height = face.box
             line(
-                classes[face.label],
+                names[face.label],
                 f"{face.confidence:.1%}",
                 str(number),
                 f"{left},{top} {box_width}x{box_height}",
-                prediction.picture.name,
+                printable(prediction.picture.name),
             )
 
     return write
@@ -430,11 +433,15 @@ def _json(classes: Sequence[str]) -> Write:
 
 
 def _csv(classes: Sequence[str]) -> Write:
+    from emotion_detection.files import cell
+
+    # A terminal would act on what a name holds.
+    shown = printable if sys.stdout.isatty() else str
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(
         (
             *("file", "face", "left", "top", "width", "height", "label", "confidence"),
-            *(f"probability_{name}" for name in classes),
+            *(shown(f"probability_{name}") for name in classes),
         )
     )
 
@@ -442,7 +449,8 @@ def _csv(classes: Sequence[str]) -> Write:
         for number, face in enumerate(prediction.faces, start=1):
             writer.writerow(
                 (
-                    *(prediction.picture.name, number, *face.box, classes[face.label]),
+                    *(cell(shown(prediction.picture.name)), number, *face.box),
+                    cell(shown(classes[face.label])),
                     *(
                         f"{value:.{DIGITS}f}"
                         for value in (face.confidence, *face.probabilities.tolist())

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import IO, ClassVar, NoReturn, Self, TypeVar
 
 from tqdm import tqdm
+
+from emotion_detection import paths
 
 T = TypeVar("T")
 
@@ -36,6 +39,17 @@ unless a tenth of the work is done sooner."""
 
 SHARE_OF_A_LINE = 0.1
 
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Characters that move the cursor, break a line, turn the direction of text or are none."""
+
+SEARCH_WORKER = "KERASTUNER_TUNER_ID"
+"""Set for a process of a search; all but its chief work beside others of the stage tune."""
+
+NO_ROOM = "failed to map segment"
+"""What the import of a library says where memory is short."""
+
 GO_ON = ": run the same command again to go on"
 
 
@@ -45,6 +59,11 @@ class UserError(Exception):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM was received; it ends a script as Ctrl-C does."""
+
+
+def printable(text: str) -> str:
+    """Return `text`, which may hold any file's name, as one line that is safe in a terminal."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 # Progress
@@ -84,7 +103,8 @@ class Progress:
         Without a total there is only the clock, in a terminal. `note` is shown in place of what
         `advance` says. `bar` and `lines` say which of the two may be shown.
         """
-        self._what, self._unit, self._fixed, self._delay = what, unit, note, delay
+        self._what, self._unit, self._delay = printable(what), unit, delay
+        self._fixed = printable(note)
         self._in_terminal = _Console.write_to().isatty()
         self._shows_bar, self._shows_lines = bar and self._in_terminal, lines
         self._note = note
@@ -274,6 +294,9 @@ class _Handler(logging.StreamHandler):
         with tqdm.external_write_mode(self.stream):
             super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(record.getMessage())
+
 
 def call(command: Sequence[str]) -> int:
     """Run another program, which Ctrl-C and SIGTERM end too, and return its exit status."""
@@ -295,15 +318,17 @@ def run(main: Callable[[], None], *, stage: str = "") -> None:
     Ctrl-C and 143 after SIGTERM. With EMOTION_DETECTION_TRACEBACK=1 the traceback is shown.
 
     The script of `stage` shows its name and a clock in a terminal whenever there is no bar. It says
-    how to go on after Ctrl-C or SIGTERM, and after an error how its outputs come back.
+    how to go on after Ctrl-C or SIGTERM, and after an error how its outputs come back. It waits for
+    another process that runs the stage in this folder, since both would write the same files.
     """
     _set_up_log()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        with Progress(stage, delay=2.0, bar=bool(stage)):
+        with Progress(stage, delay=2.0, bar=bool(stage)), _alone(stage):
             main()
-    except (UserError, OSError, KeyboardInterrupt) as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
+    except (UserError, OSError, MemoryError, ImportError, KeyboardInterrupt) as error:
+        broken = isinstance(error, ImportError) and NO_ROOM not in str(error)
+        if broken or os.environ.get(TRACEBACK_VARIABLE):
             raise
         message, status = _message_and_status(error)
         if stage:
@@ -313,12 +338,31 @@ def run(main: Callable[[], None], *, stage: str = "") -> None:
         sys.exit(status)
 
 
+@contextlib.contextmanager
+def _alone(stage: str) -> Iterator[None]:
+    """Keep other processes from running `stage` in this folder while the block lasts."""
+    if not stage or "chief" not in os.environ.get(SEARCH_WORKER, "chief"):
+        yield
+        return
+    # Imported here, since help needs none.
+    from filelock import FileLock, Timeout
+
+    path = paths.STATE / ".locks" / stage
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(path).acquire(blocking=False)
+    except Timeout:
+        log.info("%s: another process runs this stage here; waiting for it to end", stage)
+        held = FileLock(path).acquire()
+    with held:
+        yield
+
+
 def _set_up_log() -> None:
     """Have log lines go to stderr, and keep away what no one has to act on."""
     # So that `quiet` keeps back neither lines nor bars.
     _Console.stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
     handler = _Handler(_Console.stream)
-    handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -333,14 +377,18 @@ def _terminate(*_: object) -> NoReturn:
     raise Terminated
 
 
-def _message_and_status(error: UserError | OSError | KeyboardInterrupt) -> tuple[str, int]:
+def _message_and_status(
+    error: UserError | OSError | MemoryError | ImportError | KeyboardInterrupt,
+) -> tuple[str, int]:
     if isinstance(error, Terminated):
         return "terminated", 128 + signal.SIGTERM
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 128 + signal.SIGINT
+    if isinstance(error, MemoryError | ImportError):
+        return "error: not enough memory", 1
     if isinstance(error, OSError) and error.filename is not None:
-        return f"error: {error.filename}: {error.strerror}", 1
-    return f"error: {error}", 1
+        return f"error: {printable(str(error.filename))}: {error.strerror}", 1
+    return f"error: {printable(str(error))}", 1
 
 
 def _how_outputs_come_back() -> str:

@@ -14,12 +14,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from emotion_detection.console import UserError, log
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errors of a disk that has no room."""
+
+MAX_YAML_BYTES, MAX_YAML_VALUES = 2**18, 50_000
+"""Of a YAML file that is read; params.yaml has 8 kB and 200 values, dvc.lock not much more."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _FULL = tuple(map(os.strerror, FULL))
 
@@ -46,13 +50,18 @@ def atomic(target: Path) -> Iterator[Path]:
             target.rename(scratch / "replaced")
         temporary.replace(target)
     except (OSError, RuntimeError) as error:
-        # HDF5 reports a full disk without an errno, and at times as a RuntimeError.
-        reason = next((full for full in _FULL if full in str(error)), None)
+        reason = is_full(error)
         if reason is None:
             raise
         raise UserError(f"{target}: {reason}; free some space and run this again") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_full(error: Exception) -> str | None:
+    """Return the system's words for a full disk if `error` says that it is."""
+    # HDF5 reports it without an errno, and at times as a RuntimeError.
+    return next((full for full in _FULL if full in str(error)), None)
 
 
 @contextlib.contextmanager
@@ -88,15 +97,27 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def cell(value: Any) -> Any:
+    """Return `value` as it is written to a CSV file that people open.
+
+    A spreadsheet would run text that begins as a formula, so such text gets an apostrophe before it
+    (OWASP, "CSV injection"). Numbers stay as they are.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write `rows` under `header` as CSV; names of files that are not UTF-8 keep their bytes."""
+    """Write `rows` under `header` as CSV; names of files that are not UTF-8 keep their bytes.
+
+    Each value is written as `cell` says.
+    """
     with (
         atomic(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerow(map(cell, header))
+        writer.writerows(map(cell, row) for row in rows)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -107,7 +128,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            text = file.read(MAX_YAML_BYTES + 1).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     return parse_yaml(text, path)
@@ -117,16 +139,32 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
     """Return the sections of the YAML `text`, which is that of `path`, as `read_yaml` does.
 
     Raises:
-        UserError: if it is not YAML or holds no sections.
+        UserError: if it is not YAML, holds no sections, or is larger than any settings are.
 
     """
+    if len(text) > MAX_YAML_BYTES:
+        raise UserError(f"{path}: larger than {MAX_YAML_BYTES // 2**10} KiB")
     try:
         values = YAML(typ="safe").load(text)
-    except (YAMLError, RecursionError, ValueError) as error:
+    except Exception as error:  # ruamel lets nearly any exception out of a malformed value.
         where = " ".join(str(error).split())
         raise UserError(f"{path}: not YAML ({where})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no sections")
+    # Aliases may repeat a value without end, in few bytes of text.
+    inside, count = [values], 0
+    while inside:
+        value = inside.pop()
+        count += 1
+        if isinstance(value, dict):
+            inside += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set):
+            inside += value
+        if count > MAX_YAML_VALUES:
+            raise UserError(
+                f"{path}: holds more than {MAX_YAML_VALUES:,} values, those of an alias (*name) "
+                "counted each time"
+            )
     return values
 
 

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from emotion_detection.console import UserError
+from emotion_detection.console import UserError, printable
 from emotion_detection.files import read_yaml
 
 PARAMS = Path("params.yaml")
@@ -84,7 +84,7 @@ class Sample(Section):
 class Ingest(Section):
     """Where the images come from and what they are turned into."""
 
-    source: Annotated[str, Field(min_length=1)] = "data/sample"
+    source: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] = "data/sample"
     """a folder, .zip, .tar.gz or .csv of labelled images; see docs/guide"""
 
     image_size: Annotated[tuple[Side, Side], Field(strict=False)] = (48, 48)
@@ -443,7 +443,7 @@ def validate(section: type[SectionT], values: Any, path: Path) -> SectionT:
         return section.model_validate(values)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        lines = [_on_one_line(_describe(detail, section)) for detail in details]
+        lines = [printable(_describe(detail, section)) for detail in details]
         raise UserError("; ".join(f"{path}: {line}" for line in lines)) from None
 
 
@@ -454,6 +454,7 @@ _ALLOWED = {
     "bool_type": "must be true or false",
     "string_type": "must be text; put it in quotes",
     "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "is no path, since it holds a NUL",
     "tuple_type": "must be a list in [ ]",
     "literal_error": "must be {expected}",
     "greater_than_equal": "must be at least {ge}",
@@ -487,10 +488,6 @@ def _describe(detail: Any, root: type[Section]) -> str:
         given = json.dumps(given, ensure_ascii=False, default=str)
     value = "" if isinstance(detail["input"], dict) else f" = {given}"
     return f"{key}{value}: {message}".lstrip(" :")
-
-
-def _on_one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _keys_of(root: type[Section], section: Sequence[int | str]) -> list[str]:

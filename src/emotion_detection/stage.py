@@ -26,7 +26,7 @@ from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import INDEX_FILE, SUMMARY_FILE, Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.figures.style import save
-from emotion_detection.files import atomic, locked, read_yaml, remove, write_json
+from emotion_detection.files import atomic, cell, locked, read_yaml, remove, write_json
 from emotion_detection.models import saving
 from emotion_detection.models.hardware import be_deterministic, device, resolve_precision
 from emotion_detection.params import PARAMS, Params, flat
@@ -326,6 +326,9 @@ class Stage:
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:
+    table = table.rename(columns=cell)
+    for name in table.select_dtypes(exclude="number"):
+        table[name] = table[name].map(cell)
     # Bytes of file names that are no text stay as they are.
     table.to_csv(path, index=False, lineterminator="\n", errors="surrogateescape")
 

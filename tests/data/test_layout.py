@@ -1,5 +1,6 @@
 """Layouts of sources: which files are taken as which split and class, and what is refused."""
 
+import errno
 import io
 import logging
 import os
@@ -13,7 +14,18 @@ import pytest
 
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import SPLITS, Dataset
-from tests.support.sources import HEIGHT, WIDTH, Files, faces, in_folder, in_zip, ingested, png
+from tests.support.sources import (
+    HEIGHT,
+    WIDTH,
+    Files,
+    encoded,
+    faces,
+    in_folder,
+    in_zip,
+    ingested,
+    picture,
+    png,
+)
 
 BOTH = {"angry": 3, "happy": 3}
 
@@ -387,3 +399,75 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     with pytest.raises(UserError, match=r"changed while it was read \(train/angry/new\.png\)"):
         ingested(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_archive_in_an_archive_is_refused(tmp_path: Path) -> None:
+    damaged = bytearray(zipped({"train/angry/a.png": png(0)}))
+    damaged[60] ^= 255
+    source = in_zip(tmp_path / "s.zip", {"inner.zip": bytes(damaged)})
+    with pytest.raises(UserError, match=r"train/angry/a\.png cannot be unpacked from .*inner\.zip"):
+        ingested(source, tmp_path / "out")
+    nested = {"a": b"", "a/train/angry/a.png": png(0)}
+    source = in_zip(tmp_path / "s.zip", {"inner.zip": zipped(nested)})
+    with pytest.raises(UserError, match=r"cannot be unpacked"):
+        ingested(source, tmp_path / "out")
+
+
+def test_a_full_disk_is_not_a_damaged_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", full)
+    source = in_tar(tmp_path / "s.tar.gz", faces())
+    with pytest.raises(UserError, match=r"out: No space left on device; free some space"):
+        ingested(source, tmp_path / "out")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX files")
+@pytest.mark.parametrize("name", ["inner.zip", "labels.csv"])
+def test_a_pipe_in_the_place_of_an_archive_or_table_is_named(tmp_path: Path, name: str) -> None:
+    source = in_folder(tmp_path / "s", {"readme.txt": b""})
+    os.mkfifo(source / name)
+    with pytest.raises(UserError, match=rf"s/{name} is not a regular file; remove it"):
+        ingested(source, tmp_path / "out")
+
+
+def test_a_value_of_a_table_is_no_path(tmp_path: Path) -> None:
+    source = tmp_path / "fer2013.csv"
+    up = f"{'../' * 9}{tmp_path}/Training"
+    table = "emotion,pixels,Usage\n" + "".join(
+        f"{row % 2},{' '.join(str((row * 37 + at) % 256) for at in range(9))},{use}\n"
+        for row, use in enumerate([up, "Training", "PublicTest"] * 8)
+    )
+    source.write_text(table)
+    with pytest.raises(UserError, match=r"is no split that is known"):
+        ingested(source, tmp_path / "out")
+    source.write_text(table.replace(up, "../../../../../Training"))
+    ingested(source, tmp_path / "out", near_duplicates=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fer2013.csv", "out"]
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_class_whose_images_all_look_alike_is_cut_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = {
+        f"angry/{n}.png": encoded(picture(0, 48, 48).point(lambda value, n=n: max(value, n)))
+        for n in range(8)
+    }
+    others = {f"happy/{n}.png": png(n + 10, 48, 48) for n in range(8)}
+    report = ingested(in_folder(tmp_path / "s", frames | others), tmp_path / "out")
+    assert report.counts["test"] == {"angry": 3, "happy": 3}
+    assert "all images of angry are near-duplicates of one another" in caplog.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX paths")
+def test_a_tilde_is_the_home_and_a_link_to_itself_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    in_folder(tmp_path / "s", faces())
+    assert ingested(Path("~/s"), tmp_path / "out").counts["train"] == BOTH
+    (tmp_path / "itself").symlink_to("itself")
+    with pytest.raises(UserError, match="itself does not exist"):
+        ingested(tmp_path / "itself", tmp_path / "out")

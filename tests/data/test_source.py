@@ -239,6 +239,13 @@ def test_an_unsafe_name_is_refused(tmp_path: Path, name: str, message: str) -> N
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_nul_in_a_name_is_refused(tmp_path: Path) -> None:
+    source = in_zip(tmp_path / "s.zip", faces() | {"train/angry/e_vil.png": png(9)})
+    source.write_bytes(source.read_bytes().replace(b"e_vil", b"e\0vil"))
+    with pytest.raises(UserError, match="has a NUL in its name"):
+        ingested(source, tmp_path / "out")
+
+
 def test_an_image_twice_is_refused(tmp_path: Path) -> None:
     source = in_zip(tmp_path / "s.zip", faces() | {"train/angry/": b"", "__MACOSX/a": b""})
     with zipfile.ZipFile(source, "a") as file:

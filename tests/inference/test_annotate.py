@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emotion_detection.console import UserError
 from emotion_detection.inference import annotate
 from emotion_detection.inference.faces import Box
 from emotion_detection.inference.predict import Face
@@ -51,3 +52,26 @@ def test_an_annotated_picture_keeps_its_name(
     annotate.save(Image.new("RGB", (16, 16), "red"), tmp_path / "out", Path(name))
     data = (tmp_path / "out" / kept).read_bytes()
     assert Image.open(io.BytesIO(data)).format == kind
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2), (2, 3000), (5000, 1)])
+def test_a_picture_a_pixel_wide_is_drawn_on(size: tuple[int, int]) -> None:
+    face = Face(Box(0, 0, *size), np.array([0.1, 0.8, 0.1], np.float32))
+    drawn = annotate.annotated(Image.new("L", size), (face,), CLASSES)
+    assert drawn.width >= size[0]
+
+
+def test_only_what_was_written_here_is_replaced(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (16, 16))
+    for name in ("a.jpg", "a.png"):
+        for _ in range(2):
+            annotate.save(picture, tmp_path, Path(name))
+    (tmp_path / "folder.png").mkdir()
+    picture.save(tmp_path / "own.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "text.jpg").write_text("mine")
+    before = {path: path.lstat() for path in tmp_path.iterdir()}
+    for name in ("folder.png", "own.png", "link.png", "text.jpg"):
+        with pytest.raises(UserError, match=f"{name} is there, and was not written by --annotate"):
+            annotate.save(picture, tmp_path, Path(name))
+    assert {path: path.lstat() for path in tmp_path.iterdir()} == before

@@ -85,7 +85,7 @@ def test_a_model_is_loaded_by_alias_number_uri_or_file(store: Path, toy: Dataset
             )
         with pytest.raises(UserError, match="emotion-detection/7"):
             ed.load_model(7)
-        with pytest.raises(UserError, match=r"none\.keras: cannot be loaded"):
+        with pytest.raises(UserError, match=r"none\.keras: there is no such file"):
             ed.load_model("none.keras")
 
 

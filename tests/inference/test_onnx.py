@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 from PIL import Image
 
 from emotion_detection.console import UserError
@@ -103,6 +103,61 @@ def test_a_file_that_cannot_serve_is_told(tmp_path: Path) -> None:
     path.write_bytes(file.SerializeToString())
     with pytest.raises(UserError, match=r"takes tensor\(float\), not uint8"):
         predict.load(str(path), None)
+
+
+def foreign(path: Path, nodes: list[NodeProto], shape: tuple[int, ...], images: Any = "N") -> str:
+    """Save a network of three classes that answers with `nodes`, whatever it is shown."""
+    given = helper.make_tensor_value_info("images", TensorProto.UINT8, (images, 16, 16, 3))
+    made = helper.make_tensor_value_info("p", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "foreign", [given], [made])
+    opset = [helper.make_opsetid("", 17)]
+    file = helper.make_model(graph, opset_imports=opset, ir_version=8)
+    file.metadata_props.add(key="classes", value=json.dumps(CLASSES))
+    path.write_bytes(file.SerializeToString())
+    return str(path)
+
+
+def constant(name: str, kind: int, values: list[Any], shape: tuple[int, ...] = ()) -> NodeProto:
+    value = helper.make_tensor(name, kind, shape, values)
+    return helper.make_node("Constant", [], [name], value=value)
+
+
+def test_a_network_that_answers_too_little_or_never_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    row = constant("p", TensorProto.FLOAT, [0.2, 0.3, 0.5], (1, 3))
+    few = predict.load(foreign(path, [row], (1, 3)))
+    with pytest.raises(UserError, match=r"answers 2 images with \(1, 3\), not \(2, 3\)"):
+        few.probabilities(images)
+    one = predict.load(foreign(path, [row], (1, 3), images=1))
+    with pytest.raises(UserError, match=r"model\.onnx: fails on 2 images") as raised:
+        one.probabilities(images)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="has None outputs, but 3 classes"):
+        predict.load(foreign(path, [constant("p", TensorProto.FLOAT, [1.0])], ()))
+
+    monkeypatch.setattr(onnx, "LONGEST_ANSWER", 0.3)
+    of_step = [
+        helper.make_tensor_value_info("step", TensorProto.INT64, ()),
+        *(helper.make_tensor_value_info(name, TensorProto.BOOL, ()) for name in ("on", "further")),
+        *(helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3)) for name in "xy"),
+    ]
+    step = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["further"]), helper.make_node("Relu", ["x"], ["y"])],
+        "step",
+        [of_step[0], of_step[1], of_step[3]],
+        [of_step[2], of_step[4]],
+    )
+    endless = [
+        constant("true", TensorProto.BOOL, [True]),
+        constant("first", TensorProto.FLOAT, [0.2, 0.3, 0.5], (1, 3)),
+        helper.make_node("Loop", ["", "true", "first"], ["p"], body=step),
+    ]
+    network = predict.load(foreign(path, endless, (1, 3)))
+    with pytest.raises(UserError, match=r"model\.onnx: fails on 2 images .*terminate"):
+        network.probabilities(images)
 
 
 @pytest.mark.parametrize("package", ["onnx", "tf2onnx", "onnxruntime"])

@@ -1,7 +1,9 @@
 """From pictures, whatever is on them, to labelled faces."""
 
 import errno
+import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,8 @@ def test_a_camera_gives_its_last_frame(tmp_path: Path) -> None:
     assert np.abs(difference).mean() < 10
     with pytest.raises(UserError, match="no picture comes from camera 99"):
         predict.camera(99)
+    with pytest.raises(UserError, match="--camera -5: must be 0, the first, or more"):
+        predict.camera(-5)
 
 
 # --- Networks.
@@ -315,6 +319,61 @@ def test_outputs_that_are_no_probabilities_are_refused(tmp_path: Path) -> None:
         predict.load(str(tmp_path / "nan.keras"), CLASSES, 1.0).probabilities(image)
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("abc", r"cannot be loaded \(its classes\.json is no list\)"),
+        ([1, 2, 3], "each class needs a name of its own, not 1, 2, 3"),
+        ([["a"], ["b"], ["c"]], "each class needs a name of its own"),
+        (["a", "a", "b"], "each class needs a name of its own, not a, a, b"),
+        (["a", " ", "b"], "each class needs a name of its own"),
+        (["x" * 2**26], "is larger than 64 MiB"),
+    ],
+)
+def test_the_classes_of_a_file_are_names(
+    model: Path, tmp_path: Path, names: list[Any], said: str
+) -> None:
+    keras.models.load_model(model).save(tmp_path / "other.keras")
+    with zipfile.ZipFile(tmp_path / "other.keras", "a") as file:
+        file.writestr("classes.json", json.dumps(names))
+    with pytest.raises(UserError, match=rf"other\.keras: {said}|other\.keras: .*{said}") as raised:
+        predict.load(str(tmp_path / "other.keras"), None)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX files")
+@pytest.mark.parametrize("suffix", ["keras", "onnx"])
+def test_a_pipe_or_folder_is_no_model(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"pipe.{suffix}")
+    for path in (tmp_path / f"pipe.{suffix}", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UserError, match=r"is not a file; give a \.keras or \.onnx file"):
+            predict.load(str(path), None)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1), (2, 700)])
+def test_a_picture_a_pixel_wide_has_no_face_in_it(network: Network, size: tuple[int, int]) -> None:
+    picture = Picture("narrow", Path("narrow"), lambda: Image.new("RGB", size))
+    (found,) = predict.predict([picture], network, detect=True, keep=False)
+    assert isinstance(found, BadFile)
+    (found,) = predict.predict([picture], network, detect=False, keep=True)
+    assert isinstance(found, Prediction)
+
+
+def test_a_picture_too_large_for_the_memory_is_named_and_the_rest_goes_on(
+    network: Network,
+) -> None:
+    def too_large() -> Image.Image:
+        raise MemoryError
+
+    listed = [
+        Picture("large", Path("large"), too_large),
+        Picture("small", Path("small"), lambda: noise(0)),
+    ]
+    bad, sound = predict.predict(listed, network, detect=None, keep=False)
+    assert bad == BadFile("large", "too large for the memory that is free")
+    assert isinstance(sound, Prediction)
+
+
 def test_an_hdf5_file_is_refused_with_what_makes_a_keras_file_of_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"load_model\('net\.h5'\)\.save\('net\.keras'\)"):
         predict.load(str(tmp_path / "net.h5"), CLASSES)
@@ -322,12 +381,15 @@ def test_an_hdf5_file_is_refused_with_what_makes_a_keras_file_of_it(tmp_path: Pa
 
 def test_what_is_no_network_of_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.keras").write_text("hello")
-    for name, reason in (("text.keras", "cannot be loaded"), ("none.keras", "not found")):
+    for name, reason in (("text.keras", "cannot be loaded"), ("none.keras", "there is no such")):
         with pytest.raises(UserError, match=rf"{name}: .*{reason}") as caught:
             predict.load(str(tmp_path / name), None)
         assert "\n" not in str(caught.value)
     inputs = keras.Input((4,))
     vectors = keras.Model(inputs, keras.layers.Dense(3)(inputs))
     saving.save(vectors, tmp_path / "vectors.keras", CLASSES)
+    keras.Sequential([keras.layers.Dense(3)]).save(tmp_path / "unbuilt.keras")
+    with pytest.raises(UserError, match=r"unbuilt\.keras: cannot be loaded"):
+        predict.load(str(tmp_path / "unbuilt.keras"), CLASSES)
     with pytest.raises(UserError, match="not images of one size"):
         predict.load(str(tmp_path / "vectors.keras"), None)

@@ -21,7 +21,7 @@ from PIL import Image
 from emotion_detection.console import UserError
 from emotion_detection.data import near_duplicates
 from emotion_detection.data.dataset import CHANNELS, DIGEST_BYTES, BadFile, ColorMode
-from emotion_detection.data.image import BadImageError, open_image, prepare
+from emotion_detection.data.image import NO_MEMORY, BadImageError, open_image, prepare
 from emotion_detection.data.layout import Item
 from emotion_detection.data.source import Source, open_source
 from emotion_detection.machine import cores
@@ -65,12 +65,14 @@ class Decoder:
     def _decode(self, path: str) -> Decoded | BadFile:
         try:
             image = open_image(self.source.read(path))
+            pixels = prepare(image, self.image_size, self.color_mode)
+            return Decoded(
+                pixels, image_digest(image), near_duplicates.reduced(image), image.info.get("doubt")
+            )
         except BadImageError as error:
             return BadFile(path, str(error))
-        pixels = prepare(image, self.image_size, self.color_mode)
-        return Decoded(
-            pixels, image_digest(image), near_duplicates.reduced(image), image.info.get("doubt")
-        )
+        except MemoryError:
+            return BadFile(path, NO_MEMORY)
 
 
 def image_digest(image: Image.Image) -> str:

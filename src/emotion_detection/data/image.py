@@ -28,6 +28,8 @@ PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 PHOTOMETRIC, WHITE_IS_ZERO, BITS_PER_SAMPLE = 262, 0, 258  # of TIFF
 
+NO_MEMORY = "too large for the memory that is free"
+
 DARK = "its 16-bit values are all below 256, so it is nearly black"
 
 
@@ -44,7 +46,10 @@ def decode(data: bytes, image_size: tuple[int, int], color_mode: ColorMode) -> b
         BadImageError: as `open_image` does.
 
     """
-    return prepare(open_image(data), image_size, color_mode)
+    try:
+        return prepare(open_image(data), image_size, color_mode)
+    except MemoryError as error:
+        raise BadImageError(NO_MEMORY) from error
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -69,6 +74,8 @@ def open_image(data: bytes) -> Image.Image:
         return image if image.mode in ("L", "RGB") else image.convert("RGB")
     except BadImageError:
         raise
+    except MemoryError as error:
+        raise BadImageError(NO_MEMORY) from error
     except UnidentifiedImageError as error:
         raise BadImageError("not an image") from error
     except Exception as error:  # Pillow lets nearly any exception out of a malformed file.

@@ -77,7 +77,9 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
             it is read.
 
     """
-    if source.resolve().is_relative_to(target.resolve()):
+    source = Path(os.path.expanduser(source))  # noqa: PTH111 (it leaves a ~ that is no home)
+    # Path.resolve would raise for a link to itself.
+    if Path(os.path.realpath(source)).is_relative_to(os.path.realpath(target)):
         raise UserError(f"ingest.source: {source} lies in {target}, which ingest replaces; move it")
     log.info("ingest: images of %s; %d cores", source, cores())
     before = state(source)
@@ -95,7 +97,7 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
         _check_bad_files(packed.bad_files, len(arrangement.items), settings.max_bad_fraction)
         _check_filled(arrangement.items, packed.items)
         # A name is shown and logged as text, whatever its bytes are.
-        name = os.fsencode(source.resolve().name).decode(errors="replace")
+        name = os.fsencode(Path(os.path.realpath(source)).name).decode(errors="replace")
         origin = Origin(name, drawn, arrangement.left_out)
         report = _write(packed, folder, origin, settings, seed)
         check_unchanged(source, before)
@@ -207,6 +209,7 @@ def _write(
             cut(
                 labels,
                 drawn_by(digests, near_groups),
+                digests,
                 classes,
                 fraction=settings.test_fraction,
                 seed=seed,

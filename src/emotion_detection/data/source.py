@@ -117,8 +117,16 @@ class FolderSource:
             yield parts, folder_names, file_names
 
     def open(self, name: str) -> IO[bytes]:
-        """Return the file `name`, its path in the folder, opened for reading."""
-        return (self.path / name).open("rb")
+        """Return the file `name`, its path in the folder, opened for reading.
+
+        Raises:
+            UserError: if it is no regular file: a named pipe would never open.
+
+        """
+        path = self.path / name
+        if not path.is_file():
+            raise UserError(f"ingest.source: {path} is not a regular file; remove it")
+        return path.open("rb")
 
     def read(self, name: str) -> bytes:
         """Return the content of the file `name`, its path in the folder.
@@ -129,15 +137,17 @@ class FolderSource:
         """
         path = self.path / name
         try:
+            found = path.stat()
             # Checked before opening: opening a named pipe would never return.
-            if not stat.S_ISREG(path.stat().st_mode):
+            if not stat.S_ISREG(found.st_mode):
                 raise BadImageError("not a regular file")
+            _check_file_size(found.st_size)
             with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
+                return file.read(found.st_size)
         except OSError as error:
             raise BadImageError(f"cannot be read: {error.strerror}") from error
-        _check_file_size(len(data))
-        return data
+        except ValueError as error:  # of a NUL
+            raise BadImageError(f"cannot be read: {error}") from error
 
 
 class ZipSource:
@@ -313,6 +323,8 @@ def _zip_fault(parts: tuple[str, ...], info: zipfile.ZipInfo) -> str | None:
         return f"is more than {MAX_DEPTH} folders deep"
     if ".." in parts:
         return "has '..' in its name"
+    if any("\0" in part for part in parts):
+        return "has a NUL in its name"
     if parts and (parts[0].startswith("/") or re.match("[A-Za-z]:", parts[0])):
         return "has an absolute name"
     kind = stat.S_IFMT(info.external_attr >> 16)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emotion_detection.console import UserError
+from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import Dataset
 
 # The processes that decode images would import it for nothing, which takes half a second.
@@ -57,6 +57,7 @@ def split(dataset: Dataset, settings: params.Split) -> Split:
     in_validation = cut(
         dataset.labels[train],
         _at(dataset.drawn_by, train),
+        _at(dataset.digests, train),
         dataset.classes,
         fraction=settings.fraction,
         seed=settings.seed,
@@ -72,6 +73,7 @@ def _at(values: Sequence[str], rows: np.ndarray) -> list[str]:
 
 def cut(
     labels: np.ndarray,
+    near: Sequence[str],
     digests: Sequence[str],
     classes: Sequence[str],
     *,
@@ -82,23 +84,38 @@ def cut(
 ) -> np.ndarray:
     """Return a `stratified_mask`, (N,) bool, that has every class on both of its sides.
 
-    `key`, the setting that `fraction` comes from, and `sides` ("train and test") are for the
-    message.
+    Rows are drawn by `near`, what `Dataset.drawn_by` is; where that leaves all of a class on one
+    side, its rows are drawn by their own `digests`, with a warning. `key`, the setting that
+    `fraction` comes from, and `sides` ("train and test") are for the messages.
 
     Raises:
         UserError: if a class is too small for that.
 
     """
-    mask = stratified_mask(labels, digests, fraction, seed)
-    for label, name in enumerate(classes):
-        own = labels == label
-        if mask[own].all() or not mask[own].any():
-            distinct = len({digests[row] for row in np.flatnonzero(own).tolist()})
-            raise UserError(
-                f"class {name!r} is too small to be in both {sides} ({key}): it has "
-                f"{np.count_nonzero(own)} images there, {distinct} of them different; "
-                "add images to it, or remove the class"
-            )
+
+    def on_one_side() -> list[int]:
+        shares = [mask[labels == label] for label in range(len(classes))]
+        return [label for label, own in enumerate(shares) if own.all() or not own.any()]
+
+    drawn_by = list(near)
+    mask = stratified_mask(labels, drawn_by, fraction, seed)
+    if alike := on_one_side():
+        for row in np.flatnonzero(np.isin(labels, alike)).tolist():
+            drawn_by[row] = digests[row]
+        mask = stratified_mask(labels, drawn_by, fraction, seed)
+    for label in on_one_side():
+        name, own = classes[label], labels == label
+        distinct = len({digests[row] for row in np.flatnonzero(own).tolist()})
+        raise UserError(
+            f"class {name!r} is too small to be in both {sides} ({key}): it has "
+            f"{np.count_nonzero(own)} images there, {distinct} of them different; "
+            "add images to it, or remove the class"
+        )
+    if alike:
+        log.warning(
+            "all images of %s are near-duplicates of one another, so that these are in both %s",
+            *(", ".join(classes[label] for label in alike), sides),
+        )
     return mask
 
 

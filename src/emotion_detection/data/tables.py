@@ -6,6 +6,7 @@ challenge had it, `fer2013.csv` or `icml_face_data.csv`: emotion, pixels and Usa
 
 import csv
 import io
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from emotion_detection.data.layout import (
     SplitName,
     finished,
 )
-from emotion_detection.data.source import Listing, Source, some
+from emotion_detection.data.source import ZIP_DAMAGE, Listing, Source, some
 
 FER2013 = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """The classes of `fer2013.csv` in the order of its numbers."""
@@ -83,7 +84,9 @@ def unpack_pixels(source: Source, name: str, folder: Path, names: Names) -> None
                 raise UserError(
                     f"ingest.source: {name}, line {number}: emotion is no number from 0 to 6"
                 ) from error
-            path = folder / split / class_name / f"{use}-{number:05d}.png"
+            # A value may hold a path, and the file would land there.
+            origin = re.sub("[^A-Za-z0-9]", "", use)
+            path = folder / split / class_name / f"{origin}-{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_png(row[pixels]))
 
@@ -196,25 +199,30 @@ def _header(source: Source, name: str) -> list[str]:
 
 @contextmanager
 def _rows(source: Source, name: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
-    """Yield a table's header, in lower case, and the iterator of its rows, which are as long."""
+    """Yield a table's header, in lower case, and the iterator of its rows, which are as long.
+
+    Raises:
+        UserError: if it is damaged.
+
+    """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with source.open(name) as binary:
+    try:
+        binary = source.open(name)
+    except ZIP_DAMAGE as error:
+        raise UserError(f"ingest.source: {name} cannot be read: {error}") from error
+    with binary:
         text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
         delimiter = "\t" if name.lower().endswith(".tsv") else ","
         reader = csv.reader(text, delimiter=delimiter)
-        try:
-            header = [column.strip().casefold() for column in next(reader, [])]
-        except csv.Error:
-            header = []
 
-        def rows() -> Iterator[list[str]]:
+        def lines() -> Iterator[list[str]]:
             try:
-                for row in reader:
-                    if row:
-                        yield row + [""] * (len(header) - len(row))
-            except csv.Error as error:
+                yield from reader
+            except (csv.Error, *ZIP_DAMAGE) as error:
                 raise UserError(
                     f"ingest.source: {name}, line {reader.line_num}: {error}"
                 ) from error
 
-        yield header, rows()
+        inside = lines()
+        header = [column.strip().casefold() for column in next(inside, [])]
+        yield header, (row + [""] * (len(header) - len(row)) for row in inside if row)

@@ -3,8 +3,10 @@
 They are unpacked beside the dataset while it is made, within bounds, and removed with it.
 """
 
+import lzma
 import shutil
 import tarfile
+import zlib
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +14,7 @@ from emotion_detection.console import UserError, log, progress
 from emotion_detection.data import layout, tables
 from emotion_detection.data.layout import Arrangement, Names
 from emotion_detection.data.source import (
+    ZIP_DAMAGE,
     FolderSource,
     Listing,
     Source,
@@ -19,6 +22,7 @@ from emotion_detection.data.source import (
     open_source,
     some,
 )
+from emotion_detection.files import is_full
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MAX_MEMBERS = 20_000_000
@@ -63,10 +67,7 @@ class Unpacking:
                 self.take(source.unpacked_bytes, path)
                 files = source.contents().files
                 for parts in progress(files, description=f"unpack {path.name}", unit="files"):
-                    place = target.joinpath(*parts)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    with source.open("/".join(parts)) as member, place.open("wb") as file:
-                        shutil.copyfileobj(member, file)
+                    _copy(source, "/".join(parts), target.joinpath(*parts))
 
     def _unpack_tar(self, path: Path, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,16 @@ class Unpacking:
                             f"ingest.source: {path} is refused: its member {member.name!r} is a "
                             "link or a device; pack its images anew, or give their folder"
                         )
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        except (
+            tarfile.TarError,
+            EOFError,
+            OSError,
+            ValueError,
+            zlib.error,
+            lzma.LZMAError,
+        ) as error:
+            if is_full(error):
+                raise
             raise UserError(
                 f"ingest.source: {path} is no sound tar archive ({error}); download it again"
             ) from error
@@ -161,12 +171,29 @@ def _unpacked(
                 (name[: -len(s)] for s in (*TARS, ".zip") if name.lower().endswith(s)), name
             )
             copy = unpacking.folder / "archive" / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with source.open("/".join(parts)) as member, copy.open("wb") as file:
-                shutil.copyfileobj(member, file)
+            _copy(source, "/".join(parts), copy)
             unpacking.unpack(copy, target.joinpath(*parts[:-1], stem))
             copy.unlink()
     return FolderSource(target)
+
+
+def _copy(source: Source, name: str, target: Path) -> None:
+    """Copy a file of a source to `target`.
+
+    Raises:
+        UserError: if it is damaged, or its name is too long or that of a folder.
+
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with source.open(name) as file, target.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+    except ZIP_DAMAGE as error:
+        if is_full(error):
+            raise
+        raise UserError(
+            f"ingest.source: {name} cannot be unpacked from {source.path} ({error})"
+        ) from error
 
 
 def _is_archive(path: Path) -> bool:

@@ -1,9 +1,12 @@
 """Predictions drawn on the picture they are of."""
 
+import contextlib
+import os
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from emotion_detection.console import UserError
 from emotion_detection.figures.style import INK, class_colour, font_file
 from emotion_detection.files import atomic
 from emotion_detection.inference.predict import Face, annotated_name
@@ -12,6 +15,7 @@ from emotion_detection.inference.predict import Face, annotated_name
 SMALLEST_SIDE = 240
 LARGEST_SIDE = 4000  # to which a narrow one is enlarged
 SMALLEST_TEXT = 14
+MADE_BY, MAKER = 305, "emotion-detection predict"  # the EXIF tag Software of what is written here
 
 
 def annotated(image: Image.Image, faces: tuple[Face, ...], classes: tuple[str, ...]) -> Image.Image:
@@ -29,12 +33,13 @@ def annotated(image: Image.Image, faces: tuple[Face, ...], classes: tuple[str, .
         colour = class_colour(face.label)
         line = max(2, (right - left) // 80)
         draw.rectangle((left, top, right - 1, bottom - 1), outline="white", width=line + 2)
-        draw.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline=colour, width=line)
+        if min(right - left, bottom - top) > 3:
+            draw.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline=colour, width=line)
 
         text = f"{classes[face.label]} {face.confidence:.0%}"
         if len(faces) > 1:
             text = f"{number} {text}"
-        size = max(SMALLEST_TEXT, (right - left) // 12)
+        size = max(SMALLEST_TEXT, min(right - left, bottom - top) // 12)
         font = ImageFont.truetype(font_file(text), size)
         _, _, text_width, text_height = font.getbbox(text, anchor="lt")
         pad = size / 3
@@ -59,7 +64,36 @@ def _overlap(
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
+def check_free(path: Path) -> None:
+    """Check that an annotated picture may be written to `path`.
+
+    Raises:
+        UserError: if there is anything else than an annotated picture, which may be replaced.
+
+    """
+    if not os.path.lexists(path):
+        return
+    # Whatever opening it says, it is not ours.
+    with contextlib.suppress(Exception):
+        if path.is_file() and not path.is_symlink():
+            with Image.open(path, formats=("JPEG", "PNG")) as image:
+                if image.getexif().get(MADE_BY) == MAKER:
+                    return
+    raise UserError(
+        f"--annotate: {path} is there, and was not written by --annotate; give another folder"
+    )
+
+
 def save(image: Image.Image, folder: Path, file: Path) -> None:
-    """Write a picture to `folder`, as `predict.annotated_name` calls it."""
-    with atomic(folder / annotated_name(file)) as temporary:
-        image.save(temporary, quality=90)
+    """Write a picture to `folder`, as `predict.annotated_name` calls it.
+
+    Raises:
+        UserError: if what has its name there was not written by this.
+
+    """
+    path = folder / annotated_name(file)
+    check_free(path)
+    made_by = Image.Exif()
+    made_by[MADE_BY] = MAKER
+    with atomic(path) as temporary:
+        image.save(temporary, quality=90, exif=made_by)

@@ -7,6 +7,7 @@ installations have none.
 import contextlib
 import json
 import math
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ CLASSES_KEY, NOTICE_KEY = "classes", "notice"
 INPUT, OUTPUT = "images", "probabilities"
 BATCH = 256
 TIMED_SECONDS = 1.0
+LONGEST_ANSWER = 120.0
+"""Seconds that a batch may take."""
+
 # Of a probability: a larger difference from Keras on a test image is an error.
 TOLERANCE = 1e-4
 
@@ -132,8 +136,18 @@ class OnnxNetwork:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the outputs (N, classes) float32 for images (N, H, W, C) uint8."""
+        import onnxruntime
+
         feeds = {self.session.get_inputs()[0].name: images}
-        return np.asarray(self.session.run(None, feeds)[0])
+        # A file may hold a loop without end, and nothing else would interrupt it.
+        options = onnxruntime.RunOptions()
+        clock = threading.Timer(LONGEST_ANSWER, setattr, (options, "terminate", True))
+        clock.daemon = True
+        clock.start()
+        try:
+            return np.asarray(self.session.run(None, feeds, options)[0])
+        finally:
+            clock.cancel()
 
     @property
     def notice(self) -> str | None:
@@ -153,13 +167,17 @@ def load(path: Path) -> tuple[OnnxNetwork, tuple[str, ...] | None]:
     """
     with _extra():
         import onnxruntime
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # it would write errors to the terminal before they are raised
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     images, outputs = session.get_inputs()[0], session.get_outputs()[0]
     if images.type != "tensor(uint8)":
         raise ValueError(f"takes {images.type}, not uint8")
     classes = session.get_modelmeta().custom_metadata_map.get(CLASSES_KEY)
-    names = None if classes is None else tuple(json.loads(classes))
-    return OnnxNetwork(_shape(images), _shape(outputs), session), names
+    names = None if classes is None else json.loads(classes)
+    if not isinstance(names, list | None):
+        raise ValueError(f"its {CLASSES_KEY} are no list")
+    return OnnxNetwork(_shape(images), _shape(outputs), session), names and tuple(names)
 
 
 def _shape(of: Any) -> tuple[Any, ...]:

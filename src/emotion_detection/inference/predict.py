@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from PIL import Image
 
 from emotion_detection.console import UserError, log, quiet
 from emotion_detection.data.dataset import CHANNELS, BadFile, ColorMode, are_emotions
-from emotion_detection.data.image import FORMATS, BadImageError, open_image, prepare
+from emotion_detection.data.image import FORMATS, NO_MEMORY, BadImageError, open_image, prepare
 from emotion_detection.data.source import FolderSource, natural_key
 from emotion_detection.inference import onnx
 from emotion_detection.inference.faces import (
@@ -138,10 +138,10 @@ def load(
         notice = origin(uri).notice
     else:
         network, names, notice = _saved(Path(where), classes, scale)
-    shape, outputs = network.input_shape, network.output_shape[-1]
-    if len(shape) != 4 or None in shape[1:] or shape[3] not in CHANNELS.values():
-        raise UserError(f"{where}: takes {shape}, not images of one size, grey or colour")
-    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+    shape, outputs = network.input_shape, (network.output_shape or [None])[-1]
+    _check_takes_images(where, shape)
+    named = all(isinstance(name, str) and name.strip() for name in names)
+    if not named or len(set(names)) < len(names):
         raise UserError(
             f"{where}: each class needs a name of its own, not {', '.join(map(str, names))}"
         )
@@ -152,7 +152,10 @@ def load(
         )
     if notice is not None:
         log.warning("%s: %s", where, notice)
-    answer = network if isinstance(network, onnx.OnnxNetwork) else _saving().compiled(network)
+    try:
+        answer = network if isinstance(network, onnx.OnnxNetwork) else _saving().compiled(network)
+    except Exception as error:  # As below: whatever a network from elsewhere does.
+        raise UserError(f"{where}: cannot be used ({_first_line(error)})") from error
     return Network(
         probabilities=partial(_probabilities, answer, where, outputs),
         classes=names,
@@ -166,7 +169,12 @@ def _probabilities(
     answer: Callable[[np.ndarray], np.ndarray], where: str, classes: int, images: np.ndarray
 ) -> np.ndarray:
     """Return what the network answers, if it is a row of probabilities an image."""
-    found = answer(images)
+    try:
+        found = answer(images)
+    except UserError:
+        raise
+    except Exception as error:  # TensorFlow and onnxruntime let nearly any exception out.
+        raise UserError(f"{where}: fails on {len(images)} images ({_first_line(error)})") from error
     if found.shape != (len(images), classes):
         raise UserError(
             f"{where}: answers {len(images)} images with {found.shape}, not ({len(images)}, "
@@ -194,6 +202,16 @@ def pinned(model: str | None) -> str:
     from emotion_detection.tracking import models
 
     return models.pinned(model or models.CHAMPION)
+
+
+def _check_takes_images(where: object, shape: Any) -> None:
+    several = isinstance(shape, tuple) and len(shape) == 4
+    if not several or None in shape[1:] or shape[3] not in CHANNELS.values():
+        raise UserError(f"{where}: takes {shape}, not images of one size, grey or colour")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def origin(model: str) -> "Origin":
@@ -247,20 +265,25 @@ def _logged(uri: str) -> tuple["keras.Model", tuple[str, ...]]:
 def _saved(
     path: Path, classes: Sequence[str] | None, scale: float | None
 ) -> tuple["keras.Model | onnx.OnnxNetwork", tuple[str, ...], str | None]:
-    if path.suffix in (".h5", ".hdf5"):
+    if path.suffix.lower() in (".h5", ".hdf5"):
         raise UserError(
             f"{path}: HDF5 files are not taken; save it as a .keras file, with "
             f"keras.models.load_model({path.name!r}).save('{path.stem}.keras')"
         )
-    is_onnx = path.suffix == ".onnx"
+    # Before TensorFlow is imported; and a named pipe would never open.
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "there is no such file"
+        raise UserError(f"{path}: {what}; give a .keras or .onnx file, or a model in MLflow")
+    is_onnx = path.suffix.lower() == ".onnx"
     try:
         network, names = (onnx if is_onnx else _saving()).load(path)
         notice = network.notice if is_onnx else _saving().notice(path)
+        # Keras raises here where a network was never built.
+        _check_takes_images(path, network.input_shape)
     except UserError:
         raise
     except Exception as error:  # Keras lets nearly any exception out of a malformed file.
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{path}: cannot be loaded ({reason})") from error
+        raise UserError(f"{path}: cannot be loaded ({_first_line(error)})") from error
     if names is not None and classes is not None and tuple(classes) != names:
         raise UserError(
             f"{path}: its classes are {', '.join(map(str, names))}, in this order; leave --classes "
@@ -343,6 +366,8 @@ def camera(source: int | str) -> Picture:
 
     Raises UserError if none comes.
     """
+    if isinstance(source, int) and source < 0:
+        raise UserError(f"--camera {source}: must be 0, the first, or more")
     # Its own lines tell which drivers it tried.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     capture = cv2.VideoCapture(source)
@@ -390,9 +415,13 @@ def predict(
 
     def examine(picture: Picture) -> _Examined | BadFile:
         try:
-            image = picture.open()
+            return look_at(picture, picture.open())
         except BadImageError as error:
             return BadFile(picture.name, str(error))
+        except (MemoryError, cv2.error):
+            return BadFile(picture.name, NO_MEMORY)
+
+    def look_at(picture: Picture, image: Image.Image) -> _Examined | BadFile:
         crop = choose and (image.size == size_of_crops or is_crop(image, network.image_size))
         found = whole(image) if crop or finder is None else finder(image)
         if not found:

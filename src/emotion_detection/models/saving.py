@@ -16,6 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 CLASSES_MEMBER, NOTICE_MEMBER, LINEAGE_MEMBER = "classes.json", "notice.txt", "lineage.json"
+LONGEST_MEMBER = 64 * 2**20
+"""Bytes of one of them; the lineage of a million images has less."""
+
 BATCH_PIXELS = 256 * 48 * 48
 """Of the images that are predicted at once, so that memory does not grow with their size."""
 
@@ -54,10 +57,13 @@ def load(path: Path) -> tuple[keras.Model, tuple[str, ...] | None]:
     mostly ValueError, if there is no sound .keras file at `path`.
     """
     model = keras.models.load_model(path, compile=False, safe_mode=True)
-    with zipfile.ZipFile(path) as file:
-        if CLASSES_MEMBER not in file.namelist():
-            return model, None
-        return model, tuple(json.loads(file.read(CLASSES_MEMBER)))
+    text = _text(path, CLASSES_MEMBER)
+    if text is None:
+        return model, None
+    classes = json.loads(text)
+    if not isinstance(classes, list):
+        raise ValueError(f"its {CLASSES_MEMBER} is no list")
+    return model, tuple(classes)
 
 
 def notice(path: Path) -> str | None:
@@ -72,7 +78,11 @@ def lineage(path: Path) -> str | None:
 
 def _text(path: Path, member: str) -> str | None:
     with zipfile.ZipFile(path) as file:
-        return file.read(member).decode() if member in file.namelist() else None
+        if member not in file.namelist():
+            return None
+        if file.getinfo(member).file_size > LONGEST_MEMBER:
+            raise ValueError(f"its {member} is larger than {LONGEST_MEMBER // 2**20} MiB")
+        return file.read(member).decode()
 
 
 def scaled(model: keras.Model, scale: float) -> keras.Model:
