@@ -49,11 +49,12 @@ send: .venv/.repro  ## send MLflow what it missed during an outage
 test: .venv/.dev  ## run the tests
 	python -m pytest
 
-soak: .venv/.dev  ## test for about half an hour: kill stages, crowd the store, kill search workers
+soak: .venv/.dev  ## test for three quarters of an hour: kill stages and workers, crowd the store, give bad inputs
 	python -m tests.soak.faults --kills 50
 	python -m tests.soak.together --minutes 10
 	python -m tests.soak.workers
 	python -m tests.soak.coverage
+	python -m tests.soak.inputs --minutes 10
 
 lint: .venv/.dev  ## check format, style and types
 	ruff format --check .

@@ -306,9 +306,13 @@ def test_balanced_weights_let_every_class_count_the_same(trainer: Trainer) -> No
         assert history["loss"][0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_batch_larger_than_the_set_is_refused(trainer: Trainer) -> None:
-    with pytest.raises(UserError, match=r"batch_size = 73 .* 72 training images; use at most 72"):
-        trainer(changed(batch_size=73))
+def test_a_batch_larger_than_the_set_is_made_smaller(
+    trainer: Trainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(trainer(changed(batch_size=73, epochs=1))) == 1
+    assert (
+        "batch_size = 73 is larger than the 72 training images; 72 are taken instead" in caplog.text
+    )
 
 
 def test_the_seed_fixes_a_training(toy: Dataset, rows: Split, network: Make) -> None:

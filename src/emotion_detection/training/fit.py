@@ -83,14 +83,20 @@ def fit(
     with the weights of the best epoch; without, it starts at `first_epoch`, its schedule with it,
     and ends with those of the last. `log_resumed` logs the epochs before the interruption too, and
     `progress` begins with the first epoch. What was built under a `strategy` of several devices
-    trains on them.
+    trains on them. A batch larger than the training rows is made as small as these.
 
     Raises:
-        UserError: if the batch is larger than the training rows or too small for the devices, a
-            checkpoint is damaged, or the loss of the best epoch is not a number.
+        UserError: if the batch is too small for the devices, a checkpoint is damaged, or the loss
+            of the best epoch is not a number.
 
     """
     devices = model.distribute_strategy
+    if settings.batch_size > (images := len(rows.train)):
+        log.warning(
+            "train: batch_size = %d is larger than the %d training images; %d are taken instead",
+            *(settings.batch_size, images, images),
+        )
+        settings = settings.model_copy(update={"batch_size": images})
     _check_batches(rows, settings.batch_size, devices.num_replicas_in_sync)
     steps = steps_per_epoch(len(rows.train), settings.batch_size)
     with devices.scope():
@@ -122,11 +128,6 @@ def fit(
 
 
 def _check_batches(rows: Split, batch_size: int, replicas: int) -> None:
-    if batch_size > len(rows.train):
-        raise UserError(
-            f"batch_size = {batch_size} is larger than the {len(rows.train):,} training images; "
-            f"use at most {len(rows.train):,}"
-        )
     for images in (len(rows.train), len(rows.validation)):
         if images < steps_per_epoch(images, batch_size) * replicas:
             raise UserError(
