@@ -330,6 +330,24 @@ def test_too_many_bad_files_are_an_error_with_the_numbers(tmp_path: Path) -> Non
     assert len(ingested(source, tmp_path / "out", max_bad_fraction=0.4).bad_files) == 8
 
 
+def test_an_image_too_large_for_the_memory_is_a_bad_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(image: Image.Image, *_: object) -> bytes:
+        if image.width > WIDTH:
+            raise MemoryError
+        return image.tobytes()
+
+    monkeypatch.setattr(decode, "prepare", prepare)
+    files = faces() | {"train/angry/large.png": png(9, HEIGHT, WIDTH + 1)}
+    report = ingested(in_folder(tmp_path / "s", files), tmp_path / "out")
+    (bad,) = report.bad_files
+    assert (bad.path, bad.reason) == (
+        "train/angry/large.png",
+        "too large for the memory that is free",
+    )
+
+
 # --- Complete or not at all, and on every core.
 
 

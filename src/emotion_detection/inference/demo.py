@@ -173,6 +173,8 @@ class _Answers:
             return _error(f"It cannot be taken for a picture: {error}.")
         except UserError as error:
             return _error(f"The network cannot label it: {error}.")
+        except MemoryError:
+            return _error("There is too little memory for it.")
         finally:
             self._turn.release()
 

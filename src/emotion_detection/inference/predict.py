@@ -366,7 +366,7 @@ def camera(source: int | str) -> Picture:
 
     Raises UserError if none comes.
     """
-    if isinstance(source, int) and source < 0:
+    if isinstance(source, int) and not 0 <= source < 2**31:
         raise UserError(f"--camera {source}: must be 0, the first, or more")
     # Its own lines tell which drivers it tried.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -418,8 +418,10 @@ def predict(
             return look_at(picture, picture.open())
         except BadImageError as error:
             return BadFile(picture.name, str(error))
-        except (MemoryError, cv2.error):
+        except MemoryError:
             return BadFile(picture.name, NO_MEMORY)
+        except cv2.error as error:
+            return BadFile(picture.name, _first_line(error))
 
     def look_at(picture: Picture, image: Image.Image) -> _Examined | BadFile:
         crop = choose and (image.size == size_of_crops or is_crop(image, network.image_size))
@@ -458,7 +460,7 @@ def _size_of_crops(listed: Sequence[Picture]) -> tuple[int, int] | None:
     for picture in listed[:SAME_SIZE]:
         try:
             size = picture.open().size
-        except BadImageError:
+        except (BadImageError, MemoryError):
             continue
         if size != (found or size) or (size[0] != size[1] and max(size) > LARGEST_CROP):
             return None
