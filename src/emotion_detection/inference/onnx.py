@@ -177,7 +177,9 @@ def load(path: Path) -> tuple[OnnxNetwork, tuple[str, ...] | None]:
     names = None if classes is None else json.loads(classes)
     if not isinstance(names, list | None):
         raise ValueError(f"its {CLASSES_KEY} are no list")
-    return OnnxNetwork(_shape(images), _shape(outputs), session), names and tuple(names)
+    return OnnxNetwork(_shape(images), _shape(outputs), session), None if names is None else tuple(
+        names
+    )
 
 
 def _shape(of: Any) -> tuple[Any, ...]:
