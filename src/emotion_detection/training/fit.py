@@ -91,13 +91,7 @@ def fit(
 
     """
     devices = model.distribute_strategy
-    if settings.batch_size > (images := len(rows.train)):
-        log.warning(
-            "train: batch_size = %d is larger than the %d training images; %d are taken instead",
-            *(settings.batch_size, images, images),
-        )
-        settings = settings.model_copy(update={"batch_size": images})
-    _check_batches(rows, settings.batch_size, devices.num_replicas_in_sync)
+    settings = _with_fitting_batches(rows, settings, devices.num_replicas_in_sync)
     steps = steps_per_epoch(len(rows.train), settings.batch_size)
     with devices.scope():
         _compile(model, settings, steps * (settings.epochs - first_epoch))
@@ -127,13 +121,20 @@ def fit(
     return _checked(pd.DataFrame(history), settings.lr)
 
 
-def _check_batches(rows: Split, batch_size: int, replicas: int) -> None:
+def _with_fitting_batches(rows: Split, settings: Train, replicas: int) -> Train:
+    batch_size = min(settings.batch_size, len(rows.train))
+    if batch_size < settings.batch_size:
+        log.warning(
+            "train: batch_size = %d is larger than the %d training images; %d are taken instead",
+            *(settings.batch_size, batch_size, batch_size),
+        )
     for images in (len(rows.train), len(rows.validation)):
         if images < steps_per_epoch(images, batch_size) * replicas:
             raise UserError(
                 f"batch_size = {batch_size} leaves some of {replicas} devices without an image; "
                 f"use at least {2 * replicas}"
             )
+    return settings.model_copy(update={"batch_size": batch_size})
 
 
 def _compile(model: keras.Model, settings: Train, steps: int) -> None:
