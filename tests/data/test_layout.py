@@ -4,8 +4,10 @@ import errno
 import io
 import logging
 import os
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -373,6 +375,17 @@ def test_names_in_another_encoding_are_not_guessed(tmp_path: Path) -> None:
     assert ingested(source, tmp_path / "out", zip_encoding="gbk").digest == expected
     with pytest.raises(UserError, match=r"zip_encoding = ascii: .* not in it"):
         ingested(source, tmp_path / "out", zip_encoding="ascii")
+
+
+def test_the_unicode_path_field_of_a_zip_wins(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        for path, data in faces().items():
+            plain = path.replace("happy", "??")
+            name = b"\1" + struct.pack("<I", zlib.crc32(plain.encode())) + path.encode()
+            info = zipfile.ZipInfo(plain)
+            info.extra = struct.pack("<HH", 0x7075, len(name)) + name
+            archive.writestr(info, data)
+    assert counts(tmp_path, tmp_path / "s.zip") == {"train": BOTH, "test": BOTH}
 
 
 def test_a_zip_of_very_many_folders_in_one_another_is_refused(tmp_path: Path) -> None:
