@@ -87,16 +87,31 @@ def test_help_is_quick_since_it_loads_nothing_heavy(command: list[str], expected
     assert printed.splitlines()[-1] == "[]"
 
 
-def test_a_path_that_is_not_there_is_told_before_tensorflow_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gone.png"], "gone.png: there is no such file or folder"),
+        (
+            ["face.png", "--model", "gone.keras"],
+            "gone.keras: there is no such file; give a .keras or .onnx file, or a model in MLflow",
+        ),
+    ],
+)
+def test_what_is_not_there_is_told_before_tensorflow_is_loaded(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "face.png").write_bytes(b"")
     code = (
-        f"import sys; sys.argv[1:] = ['predict', {str(tmp_path / 'gone.png')!r}]\n"
+        f"import sys; sys.argv[1:] = {['predict', *arguments]!r}\n"
         "from emotion_detection.cli import main\n"
         "try: main()\n"
         "finally: print(sorted({'tensorflow', 'keras', 'mlflow'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout == "[]\n"
-    assert done.stderr == f"error: {tmp_path / 'gone.png'}: there is no such file or folder\n"
+    assert done.stderr == f"error: {said}\n"
 
 
 def test_a_network_is_loaded_without_what_keras_has_no_use_for_here(store: Path) -> None:
