@@ -125,7 +125,7 @@ def _with_fitting_batches(rows: Split, settings: Train, replicas: int) -> Train:
     batch_size = min(settings.batch_size, len(rows.train))
     if batch_size < settings.batch_size:
         log.warning(
-            "train: batch_size = %d is larger than the %d training images; %d are taken instead",
+            "batch_size = %d is larger than the %d training images; %d are taken instead",
             *(settings.batch_size, batch_size, batch_size),
         )
     for images in (len(rows.train), len(rows.validation)):
