@@ -66,6 +66,11 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library's error says, or its name."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 # Progress
 
 

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 import emotion_detection
 from emotion_detection import paths, recipes
-from emotion_detection.console import UserError, log
+from emotion_detection.console import UserError, first_line, log
 from emotion_detection.data.dataset import INDEX_FILE, SUMMARY_FILE, Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.figures.style import save
@@ -435,5 +435,6 @@ def load_network(path: Path, stage: str) -> keras.Model:
     try:
         return saving.load(path)[0]
     except Exception as error:  # Keras lets nearly any exception out of a malformed file.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot be loaded ({reason}); run `dvc repro {stage}`") from error
+        raise UserError(
+            f"{path}: cannot be loaded ({first_line(error)}); run `dvc repro {stage}`"
+        ) from error

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from emotion_detection.console import UserError, log, quiet
+from emotion_detection.console import UserError, first_line, log, quiet
 from emotion_detection.data.dataset import CHANNELS, BadFile, ColorMode, are_emotions
 from emotion_detection.data.image import FORMATS, NO_MEMORY, BadImageError, open_image, prepare
 from emotion_detection.data.source import FolderSource, natural_key
@@ -155,7 +155,7 @@ def load(
     try:
         answer = network if isinstance(network, onnx.OnnxNetwork) else _saving().compiled(network)
     except Exception as error:  # As below: whatever a network from elsewhere does.
-        raise UserError(f"{where}: cannot be used ({_first_line(error)})") from error
+        raise UserError(f"{where}: cannot be used ({first_line(error)})") from error
     return Network(
         probabilities=partial(_probabilities, answer, where, outputs),
         classes=names,
@@ -171,10 +171,8 @@ def _probabilities(
     """Return what the network answers, if it is a row of probabilities an image."""
     try:
         found = answer(images)
-    except UserError:
-        raise
     except Exception as error:  # TensorFlow and onnxruntime let nearly any exception out.
-        raise UserError(f"{where}: fails on {len(images)} images ({_first_line(error)})") from error
+        raise UserError(f"{where}: fails on {len(images)} images ({first_line(error)})") from error
     if found.shape != (len(images), classes):
         raise UserError(
             f"{where}: answers {len(images)} images with {found.shape}, not ({len(images)}, "
@@ -208,10 +206,6 @@ def _check_takes_images(where: object, shape: Any) -> None:
     several = isinstance(shape, tuple) and len(shape) == 4
     if not several or None in shape[1:] or shape[3] not in CHANNELS.values():
         raise UserError(f"{where}: takes {shape}, not images of one size, grey or colour")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def origin(model: str) -> "Origin":
@@ -283,7 +277,7 @@ def _saved(
     except UserError:
         raise
     except Exception as error:  # Keras lets nearly any exception out of a malformed file.
-        raise UserError(f"{path}: cannot be loaded ({_first_line(error)})") from error
+        raise UserError(f"{path}: cannot be loaded ({first_line(error)})") from error
     if names is not None and classes is not None and tuple(classes) != names:
         raise UserError(
             f"{path}: its classes are {', '.join(map(str, names))}, in this order; leave --classes "
@@ -421,7 +415,7 @@ def predict(
         except MemoryError:
             return BadFile(picture.name, NO_MEMORY)
         except cv2.error as error:
-            return BadFile(picture.name, _first_line(error))
+            return BadFile(picture.name, first_line(error))
 
     def look_at(picture: Picture, image: Image.Image) -> _Examined | BadFile:
         crop = choose and (image.size == size_of_crops or is_crop(image, network.image_size))
