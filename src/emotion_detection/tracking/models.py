@@ -21,7 +21,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 
 from emotion_detection import paths
-from emotion_detection.console import UserError, log
+from emotion_detection.console import UserError, first_line, log
 from emotion_detection.data import image
 from emotion_detection.data.dataset import SYNTHETIC_NOTICE
 from emotion_detection.data.synthetic import draw_face
@@ -169,7 +169,7 @@ def load_with_lineage(model_uri: str) -> "tuple[keras.Model, tuple[str, ...], st
             logged = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=folder)
         except Exception as error:  # Artifact stores raise errors of their packages.
             gone = isinstance(error, MlflowException) and error.error_code in NOT_THERE
-            raise (GoneError if gone else UserError)(f"{failed} ({reason(error)})") from error
+            raise (GoneError if gone else UserError)(f"{failed} ({first_line(error)})") from error
         if not any(Path(logged).iterdir()):
             # The disk with the artifacts may not be mounted.
             raise UserError(f"{failed} (none of its files is there)")
@@ -180,12 +180,7 @@ def load_with_lineage(model_uri: str) -> "tuple[keras.Model, tuple[str, ...], st
             classes = classes or tuple(Model.load(logged).metadata["classes"])
             return model, classes, saving.lineage(path)
         except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
-            raise GoneError(f"{failed} ({reason(error)})") from error
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of what `error` says, or its name."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise GoneError(f"{failed} ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from emotion_detection.console import first_line
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.tracking.models import (
     CHAMPION_ALIAS,
     REGISTERED_MODEL,
     load_network,
     logged_model,
-    reason,
 )
 from emotion_detection.tracking.pages import plain
 from emotion_detection.tracking.store import EXPERIMENT
@@ -240,7 +240,7 @@ def _registry() -> Iterator[mlflow.MlflowClient]:
     try:
         yield mlflow.MlflowClient()
     except (MlflowException, OSError, ValueError) as error:
-        raise RegistryError(reason(error)) from error
+        raise RegistryError(first_line(error)) from error
 
 
 def _alias(digest: str | None) -> str:
