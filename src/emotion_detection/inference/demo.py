@@ -42,8 +42,8 @@ PAGE = "demo.html.j2"
 MAX_MIB = 25
 TIMEOUT = 20.0  # seconds that a picture waits for those before it
 AT_ONCE = 4  # pictures that are held in memory
-# Seconds for the next piece of a picture, and for all of it; Ctrl-C waits for no longer.
-PIECE_TIMEOUT, UPLOAD_TIMEOUT = 5.0, 60.0
+PIECE_TIMEOUT, UPLOAD_TIMEOUT = 5.0, 60.0  # seconds for the next piece of a picture, and for all
+CLOSING = 2  # seconds that Ctrl-C waits for answers
 BUSY = "It is busy with another picture: try again in a moment."
 SHOWN_SIDE = 1280
 HEAT_SCALE = 4  # of the network's pixels, so that the heat is smooth
@@ -73,7 +73,12 @@ def serve(network: Network, origin: Origin, port: int) -> None:
         raise UserError(f"--port {port}: {error}; give another, or 0 for any") from error
     with listening:
         log.info("open http://%s:%d; Ctrl-C ends it", *listening.getsockname())
-        config = uvicorn.Config(app(network, origin), log_level="warning", lifespan="off")
+        config = uvicorn.Config(
+            app(network, origin),
+            log_level="warning",
+            lifespan="off",
+            timeout_graceful_shutdown=CLOSING,
+        )
         try:
             uvicorn.Server(config).run(sockets=[listening])
         except Terminated:
@@ -151,6 +156,8 @@ class _Answers:
             await asyncio.wait_for(self._places.acquire(), self._timeout)
         except TimeoutError:
             return _error(BUSY)
+        except asyncio.CancelledError:
+            return Response(status_code=503)  # Ctrl-C
         try:
             data = await _body(request)
             return await run_in_threadpool(lambda: self._in_turn(lambda: answer(data)))
@@ -158,6 +165,8 @@ class _Answers:
             raise HTTPException(408, "The picture did not arrive in time.") from None
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody gets
+        except asyncio.CancelledError:
+            return Response(status_code=503)  # Ctrl-C
         finally:
             self._places.release()
 
