@@ -384,7 +384,7 @@ class InterruptedError(Exception):
 def interrupted(stage: Callable[[], None], name: str) -> None:
     """Leave a stage's state as one does that is interrupted just before its end."""
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise InterruptedError
 
     with pytest.MonkeyPatch.context() as patch:
