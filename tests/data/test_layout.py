@@ -1,7 +1,6 @@
 """Layouts of sources: which files are taken as which split and class, and what is refused."""
 
 import errno
-import io
 import logging
 import os
 import struct
@@ -27,6 +26,8 @@ from tests.support.sources import (
     ingested,
     picture,
     png,
+    tarred,
+    zipped,
 )
 
 BOTH = {"angry": 3, "happy": 3}
@@ -41,20 +42,8 @@ def moved(files: Files, **prefixes: str) -> Files:
     }
 
 
-def zipped(files: Files) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
 def in_tar(path: Path, files: Files) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
+    path.write_bytes(tarred(files))
     return path
 
 

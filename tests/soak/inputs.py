@@ -6,17 +6,14 @@ input that takes over two minutes, and a process above --gib of memory end it wi
 
 import argparse
 import faulthandler
-import io
 import logging
 import os
 import resource
 import shutil
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
-import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -36,13 +33,13 @@ from emotion_detection.inference import annotate, onnx, predict
 from emotion_detection.inference.predict import Picture, Prediction
 from emotion_detection.models import saving
 from tests.support.fuzzing import IMAGES, INGEST, ZIPS, anything, changed_params, damaged, texts
+from tests.support.sources import Files, tarred, zipped
 from tests.support.untrained import untrained
 
 LONGEST = 120.0
 EXAMPLES = 40
 """Of each kind, in a round."""
 
-Files = dict[str, bytes]
 
 pictures = st.sampled_from(IMAGES) | damaged(IMAGES) | st.just(b"")
 parts = st.sampled_from(
@@ -72,24 +69,6 @@ trees = st.builds(
 )
 
 
-def in_zip(files: Files) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
-def in_tar(files: Files) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
 class Inputs:
     """What each kind of input is given to, in a folder of its own."""
 
@@ -105,12 +84,12 @@ class Inputs:
             "YAML": (texts, self.yaml),
             "images": (damaged(IMAGES), lambda data: decode(data, (8, 8), "rgb")),
             "damaged zips": (damaged(ZIPS), lambda data: self.archive("s.zip", data)),
-            "zips": (trees.map(in_zip), lambda data: self.archive("s.zip", data)),
+            "zips": (trees.map(zipped), lambda data: self.archive("s.zip", data)),
             "zips in zips": (
-                trees.map(in_zip).map(lambda data: in_zip({"train.zip": data})),
+                trees.map(zipped).map(lambda data: zipped({"train.zip": data})),
                 lambda data: self.archive("s.zip", data),
             ),
-            "tars": (trees.map(in_tar), lambda data: self.archive("s.tar.gz", data)),
+            "tars": (trees.map(tarred), lambda data: self.archive("s.tar.gz", data)),
             "folders": (trees, self.tree),
             "tables": (tables, lambda data: self.archive("s.csv", data)),
             "pictures": (pictures, self.picture),

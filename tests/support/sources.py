@@ -1,6 +1,7 @@
 """Small sources for ingest: folders and zips of class folders with images in them."""
 
 import io
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,26 @@ def in_zip(path: Path, files: Files, **options: Any) -> Path:
         for name, data in files.items():
             file.writestr(name, data)
     return path
+
+
+def zipped(files: Files) -> bytes:
+    """Return a zip of the files, uncompressed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def tarred(files: Files) -> bytes:
+    """Return a .tar.gz of the files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 def ingested(source: Path, target: Path, *, seed: int = 0, **changes: Any) -> IngestReport:

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 
 import grpc
 
-from emotion_detection.console import UserError, log
+from emotion_detection.console import SEARCH_WORKER, UserError, log
 from emotion_detection.machine import cores
 
-ID, ADDRESS, PORT = "KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
+ID, ADDRESS, PORT = SEARCH_WORKER, "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
 
 CHIEF = "chief"
 """In an id, it makes a chief of a process."""
