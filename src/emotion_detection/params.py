@@ -122,7 +122,7 @@ class Split(Section):
     """How validation images, and those of a cut test split, are chosen."""
 
     validation: Literal["holdout", "test"] = "holdout"
-    """holdout: a part of train; test: the notebook's protocol, selected on test"""
+    """holdout: a part of train; test: the test images, so that the test scores are too good"""
 
     fraction: OpenFraction = 0.15
     """of train, for holdout"""
