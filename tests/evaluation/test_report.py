@@ -153,7 +153,9 @@ def test_the_page_is_right_by_day_by_night_and_on_a_phone(
     expect(title).to_have_text(f"Test accuracy {value:.1f}\u00a0% ({low:.1f} to {high:.1f})")
     for name in NAMES:
         expect(page.get_by_role("rowheader", name=name, exact=True)).to_be_visible()
-    expect(page.get_by_text("4 test images are also in train")).to_be_visible()
+    expect(
+        page.get_by_text("Test images that are also in train, with the same pixels: 4")
+    ).to_be_visible()
     expect(page.get_by_text("dvc exp run -S train.lr=0.001")).to_be_visible()
     expect(page.get_by_text("Version 7 in the model registry is champion")).to_be_visible()
 
@@ -274,7 +276,7 @@ def test_the_training_is_told_by_the_params_that_differ_from_their_default() -> 
         "layer but the last"
     )
     assert facts["validation"] == (
-        "15.0\u00a0% of train, stratified by class; images with the same pixels are never in both"
+        "15.0\u00a0% of train, stratified by class; neither copies nor near-duplicates are in both"
     )
     assert facts["best epoch"] == "9 of 12, with the highest validation accuracy (50.0\u00a0%)"
     for name, section in (

@@ -235,8 +235,8 @@ def _validation(split: Split) -> str:
     if split.validation == "test":
         return "the test images themselves, on which the epoch and the network were chosen"
     return (
-        f"{_percent(split.fraction)} of train, stratified by class; images with the same pixels "
-        "are never in both"
+        f"{_percent(split.fraction)} of train, stratified by class; neither copies nor "
+        "near-duplicates are in both"
     )
 
 
