@@ -10,13 +10,14 @@ from benchmarks import notebook, ours
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import alone
-from emotion_detection import params
+from emotion_detection import files, params
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split, part
 from emotion_detection.training.callbacks import best_epoch
 from emotion_detection.training.fit import fit
 from emotion_detection.tuning.search import Outcome, Task, Trial, search
 
+SPACE = Path("recipes/notebook-search.yaml")
 TRIALS = 10
 IMAGES = 1024
 EPOCHS = 2
@@ -27,7 +28,13 @@ def _search(packed: Path, rows: Split, folder: Path) -> tuple[list[params.Networ
     """Search as tune does; return the networks and the memory, in GiB, after each trial."""
     dataset = Dataset.open(packed)
     settings = params.load().tune.model_copy(
-        update={"oracle": "random", "trials": TRIALS, "epochs": EPOCHS, "workers": 1}
+        update={
+            "oracle": "random",
+            "trials": TRIALS,
+            "epochs": EPOCHS,
+            "workers": 1,
+            "space": files.read_yaml(SPACE)["tune"]["space"],
+        }
     )
     networks, memory = [], []
 
@@ -45,7 +52,8 @@ def _search(packed: Path, rows: Split, folder: Path) -> tuple[list[params.Networ
             epochs=EPOCHS,
         )
 
-    task = Task(settings, NOTEBOOK, dataset.images.shape[1:], len(dataset.classes), SEED)
+    of = dataset.images.shape[1:], len(dataset.classes)
+    task = Task(settings, NOTEBOOK, params.load().train, *of, SEED)
     search(task, folder=folder, run=run)
     return networks, memory
 
@@ -79,7 +87,7 @@ def run(material: Material, turns: int) -> Section:
     )
     section = Section("Search")
     section.say(
-        f"The same {len(networks)} networks of the default space, {EPOCHS} epochs each on "
+        f"The same {len(networks)} networks of the notebook's space, {EPOCHS} epochs each on "
         f"{len(rows.train):,} images in batches of {BATCH_SIZE}, with the start of the process:"
     )
     section.table(

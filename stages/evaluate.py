@@ -8,14 +8,13 @@ from emotion_detection import params, paths
 from emotion_detection.console import log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import sampled, split
-from emotion_detection.tuning.chosen import load_hyperparameters
+from emotion_detection.tuning.chosen import applied
 
 
 def main() -> None:
     """Read params, predict the test images, write scores, tables, figures and a report."""
-    settings = params.load()
+    settings = applied(params.load(), paths.HYPERPARAMETERS)
     dataset = Dataset.open(paths.DATASET)
-    network = load_hyperparameters(paths.HYPERPARAMETERS)
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
     with quiet():
         from emotion_detection.evaluation import champion, corruptions, metrics, predictions, report
@@ -38,7 +37,7 @@ def main() -> None:
     with stage.logging_to(runs.resumed(runs.load_run_id(paths.EXPORT_RUN))) as run_id:
         challenger = champion.Challenger(run_id, result, dataset, rows, seen)
         decision = champion.challenge(challenger, register=settings.evaluate.register, seed=seed)
-        subject = report.subject(challenger, corrupted, decision, model, network, settings)
+        subject = report.subject(challenger, corrupted, decision, model, settings)
         scores = metrics.flat_metrics(subject.scores)
         stage.write(
             metrics.headlines(scores),

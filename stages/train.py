@@ -5,14 +5,13 @@ from emotion_detection.console import log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import split
 from emotion_detection.files import atomic
-from emotion_detection.params import flat
-from emotion_detection.tuning.chosen import load_hyperparameters
+from emotion_detection.sections import flat
+from emotion_detection.tuning.chosen import applied
 
 
 def main() -> None:
     """Read params, train, write the networks, their history and their MLflow run's id."""
-    settings = params.load()
-    network = load_hyperparameters(paths.HYPERPARAMETERS)
+    settings = applied(params.load(), paths.HYPERPARAMETERS, stage="train")
     dataset = Dataset.open(paths.DATASET)
     rows = split(dataset, settings.split)
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
@@ -28,12 +27,12 @@ def main() -> None:
     stage.announce(about)
     note = f"{about}, of **{{data}}**.\n\n{ensemble.NOTE}"
     with (
-        stage.run(note=note, rows=rows, params=flat(network, "network.")) as run_id,
+        stage.run(note=note, rows=rows, params=flat(settings.network, "network.")) as run_id,
         atomic(paths.NETWORKS) as folder,
     ):
         folder.mkdir()
         trained = ensemble.train_members(
-            settings, network, rows, stage=stage, folder=folder, run_id=run_id
+            settings, settings.network, rows, stage=stage, folder=folder, run_id=run_id
         )
         stage.save_run_id(folder / paths.RUN_FILE)
         stage.write(**ensemble.report(trained, folder, dataset, rows))

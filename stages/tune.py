@@ -1,4 +1,4 @@
-"""Search for a network; with tune.trials 0, take the one in params.yaml.
+"""Search for better settings; with tune.trials 0, take those in params.yaml.
 
 With more tune.workers than one, this is the chief of as many processes that run the same.
 """
@@ -18,38 +18,37 @@ def main() -> None:
     settings = params.load()
     if not settings.tune.trials:
         log.info("tune: no search (tune.trials is 0); %s", paths.HYPERPARAMETERS)
-        save_hyperparameters(settings.network, paths.HYPERPARAMETERS)
+        save_hyperparameters(settings, None, paths.HYPERPARAMETERS)
         write_empty_report(paths.TUNE)
         return
     # Imported here, since TensorFlow takes seconds.
     with quiet():
         from emotion_detection.stage import Stage
-        from emotion_detection.tuning import search
+        from emotion_detection.tuning import report, search
         from emotion_detection.tuning.trial import run_trial
         from emotion_detection.tuning.workers import worker_id
 
     tune, seed, worker = settings.tune, settings.seed, worker_id()
     dataset = Dataset.open(paths.DATASET)
     rows = part(dataset, split(dataset, settings.split), tune.images, settings.split.seed)
-    stage = Stage("tune", settings, dataset)
+    stage = Stage("tune", settings, dataset, also=["train"])
     if worker is None and stage.restore():
         return
-    task = search.Task(tune, settings.network, dataset.images.shape[1:], len(dataset.classes), seed)
-    train = partial(
-        run_trial, dataset=dataset, rows=rows, settings=tune, precision=stage.precision, seed=seed
-    )
+    of = dataset.images.shape[1:], len(dataset.classes)
+    task = search.Task(tune, settings.network, settings.train, *of, seed)
+    train = partial(run_trial, dataset=dataset, rows=rows, precision=stage.precision, seed=seed)
     if worker is not None:
         with stage.joined(worker):
             search.work(task, worker, folder=stage.folder, run=train)
         return
-    about = search.description(tune, rows)
+    about = report.description(tune, rows)
     stage.announce(about)
-    with stage.run(note=f"{about} of **{{data}}**.\n\n{search.NOTE}", rows=rows):
+    with stage.run(note=f"{about} of **{{data}}**.\n\n{report.NOTE}", rows=rows):
         command = (sys.executable, "-m", "stages.tune")
-        chosen, trials = search.search(task, folder=stage.folder, run=train, command=command)
-        save_hyperparameters(chosen, paths.HYPERPARAMETERS)
-        stage.write(**search.report(trials, chosen, tune))
-    log.info("tune: %s; %s", search.summary(trials), paths.HYPERPARAMETERS)
+        drawn, trials = search.search(task, folder=stage.folder, run=train, command=command)
+        save_hyperparameters(settings, drawn, paths.HYPERPARAMETERS)
+        stage.write(**report.report(trials, drawn, tune))
+    log.info("tune: %s; %s", report.summary(trials, drawn), paths.HYPERPARAMETERS)
 
 
 if __name__ == "__main__":

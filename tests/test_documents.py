@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from emotion_detection import params
+from emotion_detection.sections import flat
 from tests.support import reference
 from tests.support.documents import DOCUMENTS, ELSEWHERE, NOT_RUN, ROOT, RUN, commands, targets
 
@@ -40,7 +41,7 @@ def test_no_command_is_listed_that_the_documents_no_longer_name() -> None:
 
 
 def test_every_param_that_a_command_sets_exists() -> None:
-    keys = params.flat(params.load(ROOT / "params.yaml"))
+    keys = flat(params.load(ROOT / "params.yaml"))
     named = {key for command in KNOWN for key in re.findall(r"-S [\"']?([\w.]+)=", command)}
     assert named - keys.keys() == set()
 

@@ -11,7 +11,7 @@ from tests.support.project import ROOT
 SRC = ROOT / "src"
 PACKAGE = "emotion_detection"
 ORDER = (
-    ("console", "paths", "files", "machine", "params"),
+    ("console", "paths", "files", "machine", "sections", "space", "params"),
     ("recipes",),
     ("data",),
     ("figures",),

@@ -33,8 +33,7 @@ PHOTOS: dict[str, dict[str, object]] = {
     "tune": {
         "trials": 1,
         "epochs": 1,
-        "batch_size": 32,
-        "space": {"blocks": [2], "filters": [16, 32], "kernel_size": [3], "dense_layers": [0]},
+        "space": {"network.filters": {"length": [2], "each": [16, 32]}},
     },
     "train": {"epochs": 8, "batch_size": 32},
 }

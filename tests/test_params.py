@@ -11,7 +11,9 @@ from ruamel.yaml import YAML
 
 from emotion_detection import params
 from emotion_detection.console import UserError
-from emotion_detection.params import Params, Section
+from emotion_detection.params import Params
+from emotion_detection.sections import Section, changed, flat
+from emotion_detection.space import Space
 
 REPOSITORY = Path(__file__).parents[1] / "params.yaml"
 
@@ -58,11 +60,10 @@ def test_the_repositorys_own_file_is_valid() -> None:
     values = params.load(REPOSITORY)
     assert values.train.lr == 3e-3
     assert values.ingest.image_size == (48, 48)
-    # The search begins with the network that is named there.
-    space, network = values.tune.space, values.network
-    assert set(network.filters) <= set(space.filters)
-    assert len(network.dense_units) in space.dense_layers
-    assert network.dense_dropout in space.dense_dropout
+    # The search begins with the settings that are named there.
+    sections = {"network": values.network, "train": values.train}
+    own = flat(values.network, "network.") | flat(values.train, "train.")
+    assert Space(values.tune.space, sections).values_of(own) is not None
 
 
 def declared(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str | None]]:
@@ -80,13 +81,18 @@ def commented(text: str) -> Iterator[tuple[str, str | None]]:
     """Yield each section and setting of params.yaml by its dotted name, with its comment."""
     parents: list[str] = []
     name, comment = "", None
+    in_space = False
     for line in text.splitlines():
+        if in_space and re.match(r"    ", line) and "#" not in line:
+            # What is drawn, by the names of other settings.
+            continue
         if key := re.match(r"( *)(\w+):(?:[^#]*)(?:# (.*))?$", line):
             if name:
                 yield name, comment
             del parents[len(key[1]) // 2 :]
             parents.append(key[2])
             name, comment = ".".join(parents), key[3]
+            in_space = name == "tune.space"
         elif (further := re.match(r" +# (.*)$", line)) and comment:
             comment += f" {further[1]}"
         else:
@@ -98,7 +104,7 @@ def test_params_yaml_names_every_setting_once_with_what_params_py_says_it_means(
     expected = [(name, text and " ".join(text.split())) for name, text in declared(Params)]
     assert all(text for _, text in expected)
     assert list(commented(REPOSITORY.read_text())) == expected
-    leaves = params.flat(params.load(REPOSITORY))
+    leaves = flat(params.load(REPOSITORY))
     assert set(leaves) <= {name for name, _ in expected}
 
 
@@ -110,8 +116,8 @@ def differing_lines(before: str, after: str) -> int:
 
 SCALARS = [
     name
-    for name, value in params.flat(params.load(REPOSITORY)).items()
-    if not isinstance(value, tuple)
+    for name, value in flat(params.load(REPOSITORY)).items()
+    if not isinstance(value, tuple | dict)
 ]
 
 
@@ -136,7 +142,7 @@ def test_dvc_changes_the_line_of_a_setting_and_no_other(file: Path, name: str) -
         "ingest.source='data/archive (1).zip'",
         "ingest.image_size=[48,64]",
         "network.filters=[16,64,128,512]",
-        "tune.space.dense_dropout=[0.3,0.4,0.5,0.6,0.8]",
+        "tune.space={train.lr:{max:0.02}}",
         "evaluate.corruption_images=null",
     ],
 )
@@ -147,18 +153,35 @@ def test_a_setting_of_dvc_exp_run_changes_its_line_and_no_other(file: Path, over
     params.load(file)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["~tune.space", "+tune.space={train.lr:{min:3e-4,max:1e-2,log:true}}"],
+        ["+tune.space={train.batch_size:[64,128]}"],
+    ],
+)
+def test_dvc_exp_run_replaces_the_space_or_adds_to_it(file: Path, overrides: list[str]) -> None:
+    before = params.load(file).tune.space
+    apply_overrides(file, overrides)
+    after = params.load(file).tune.space
+    if len(overrides) == 2:
+        assert after == {"train.lr": {"min": 3e-4, "max": 1e-2, "log": True}}
+    else:
+        assert after == before | {"train.batch_size": [64, 128]}
+
+
 def test_what_differs_from_the_defaults_is_told_apart() -> None:
     augment = params.Augment(rotation=10.0, horizontal_flip=True)
-    assert params.changed(augment) == {"rotation": 10.0, "horizontal_flip": True}
+    assert changed(augment) == {"rotation": 10.0, "horizontal_flip": True}
     train = params.Train(epochs=3, augment=augment)
-    assert params.changed(train) == {
+    assert changed(train) == {
         "epochs": 3,
         "augment.rotation": 10.0,
         "augment.horizontal_flip": True,
     }
     # Every default means "off".
     for of in (params.Tta, params.Augment):
-        off = params.flat(of())
+        off = flat(of())
         assert not any(value for name, value in off.items() if name != "fill_mode")
 
 
@@ -319,11 +342,6 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             )
         ),
         ("network.conv_dropout", "1", "network.conv_dropout = 1: must be less than 1"),
-        (
-            "tune.space.dense_dropout",
-            "[0.3, 1.5]",
-            "tune.space.dense_dropout.1 = 1.5: must be less",
-        ),
         ("seed", "-1", "seed = -1: must be at least 0"),
         ("seed", "3000000000", "seed = 3000000000: must be less than 2147483648"),
         ("ensemble", "10 #", "ensemble = 10: must be a section of members"),
@@ -374,9 +392,9 @@ def test_a_key_that_is_nothing_is_refused(file: Path, added: str, message: str) 
 
 def test_every_wrong_key_is_named_at_once(file: Path) -> None:
     put(file, "train.epochs", "0")
-    put(file, "tune.lr", "0")
+    put(file, "tune.epochs", "0")
     assert complaint(file) == (
-        "tune.lr = 0: must be more than 0; train.epochs = 0: must be at least 1"
+        "tune.epochs = 0: must be at least 1; train.epochs = 0: must be at least 1"
     )
 
 
@@ -401,7 +419,7 @@ def test_a_missing_key_is_named_although_it_has_a_default(file: Path, name: str)
 def test_several_missing_keys_are_named_at_once(file: Path) -> None:
     text = re.sub(r"(?m)^  (?:lr|  rotation): 0?\.?\d+ .*\n", "", file.read_text())
     file.write_text(text)
-    assert complaint(file) == "tune.lr: missing; train.lr: missing; train.augment.rotation: missing"
+    assert complaint(file) == "train.lr: missing; train.augment.rotation: missing"
 
 
 def test_a_key_that_is_there_twice_is_refused(file: Path) -> None:

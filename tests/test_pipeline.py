@@ -121,7 +121,7 @@ def test_the_search_is_a_run_with_a_child_a_trial(project: Project) -> None:
     table = pd.read_csv(project.root / "reports/tune/trials.csv")
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {tune.info.run_id}
     assert len(trials) == len(table) == 2
-    assert table.loc[0, "filters"] == "16 16 16"
+    assert table.loc[0, "network.filters"] == "16 16 16"
     assert table["status"].tolist() == ["COMPLETED", "FAILED"]
     assert "too deep" in table.loc[1, "message"]
     assert project.json("reports/tune/metrics.json").items() <= tune.data.metrics.items()
@@ -132,10 +132,9 @@ def test_the_search_is_a_run_with_a_child_a_trial(project: Project) -> None:
     assert by_name["trial 01"].data.tags["dataset"] == "sample"
     assert by_name["trial 01"].data.tags["mlflow.note.content"].startswith("Trial 1 of 2")
     assert by_name["trial 01"].data.params == {
-        **{"blocks": "3", "filters": "16 16 16", "kernel_sizes": "3 3 3"},
-        **{f"filters_{block}": "16" for block in (1, 2, 3)},
-        **{f"kernel_size_{block}": "3" for block in (1, 2, 3)},
-        **{"dense_layers": "1", "dense_units": "32", "dense_units_1": "32", "dense_dropout": "0.5"},
+        **{"network.filters": "16 16 16", "network.kernel_sizes": "3 3 3"},
+        **{f"network.filters.{block}": "16" for block in (1, 2, 3)},
+        **{f"network.kernel_sizes.{block}": "3" for block in (1, 2, 3)},
         **{"parameters": "5847", "gflops": str(table.loc[0, "gflops"]), "epochs": "1"},
     }
     client = mlflow.MlflowClient(project.tracking_uri)
@@ -512,7 +511,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
 
 
 def test_what_was_completed_and_not_noted_is_not_done_twice(project: Project) -> None:
-    project.set_params({"tune": {"lr": 1.5e-3}, "train": {"lr": 1.5e-3}})
+    project.set_params({"tune": {"images": 90}, "train": {"lr": 1.5e-3}})
     lock = project.root / "dvc.lock"
     outputs = {
         "tune": ("models/hyperparameters.json", "reports/tune/trials.csv"),

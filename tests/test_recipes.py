@@ -16,6 +16,7 @@ from dvc.utils.hydra import apply_overrides
 
 from emotion_detection import files, params, recipes
 from emotion_detection.console import UserError
+from emotion_detection.sections import changed, flat
 from tests.support.project import Project
 
 ROOT = Path(__file__).parents[1]
@@ -76,15 +77,15 @@ def refused(project: Project, *arguments: str) -> str:
 
 
 def values() -> dict[str, Any]:
-    return params.flat(params.load())
+    return flat(params.load())
 
 
-COMMITTED = params.flat(params.load(ROOT / "params.yaml"))
+COMMITTED = flat(params.load(ROOT / "params.yaml"))
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{prefix}{key}" != recipes.SPACE:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
@@ -107,7 +108,8 @@ def test_a_recipe_holds_only_what_it_changes(name: str) -> None:
 def test_the_head_of_a_recipe_says_what_it_reaches_and_how_to_run_it(name: str) -> None:
     head = (ROOT / "recipes" / f"{name}.yaml").read_text().partition("\n\n")[0]
     assert all(line.startswith("#") for line in head.splitlines())
-    assert "% test accuracy" in head.partition("\n")[0]
+    # What a search finds depends on the data.
+    assert ("% test accuracy" in head.partition("\n")[0]) == (name != "notebook-search")
     assert f"emotion-detection recipe {name} --run " in head
     assert "AMD EPYC" in head
 
@@ -138,13 +140,41 @@ def test_the_notebooks_recipe_is_its_network_and_its_training(project: Project) 
     assert (notebook.train.lr, notebook.train.batch_size, notebook.train.epochs) == (5e-4, 256, 50)
     assert (notebook.ensemble.members, notebook.tta) == (1, params.Tta())
     # Nothing of params.yaml's own training is left.
-    assert params.changed(notebook.train) == {
+    assert changed(notebook.train) == {
         "lr": 5e-4,
         "batch_size": 256,
         "epochs": 50,
         "early_stopping_patience": 8,
         "reduce_lr_patience": 4,
     }
+
+
+def test_the_notebooks_search_is_its_space_and_what_its_trials_share(project: Project) -> None:
+    recipes.write(recipes.changes("notebook-search"))
+    notebook = params.load()
+    assert notebook.tune.space == {
+        "network.filters": {"length": [3, 4, 5], "each": [16, 32, 64, 128, 256, 512]},
+        "network.kernel_sizes": {"length": "network.filters", "each": [3, 5]},
+        "network.dense_units": {"length": [0, 1, 2, 3], "each": [32, 64, 128, 256]},
+        "network.dense_dropout": [0.3, 0.4, 0.5, 0.6, 0.7],
+    }
+    tune, train = notebook.tune, notebook.train
+    assert (tune.oracle, tune.trials, tune.epochs, tune.images) == ("random", 10, 10, None)
+    assert tune.max_gflops is None
+    assert changed(train) == {"lr": 1e-4, "epochs": 50}
+    assert (train.optimizer, train.batch_size) == ("adam", 128)
+    # Its network, on validation images.
+    assert (notebook.network.arch, notebook.network.conv_dropout) == ("notebook", 0.2)
+    assert (notebook.ingest.color_mode, notebook.split.validation) == ("rgb", "holdout")
+
+
+def test_a_recipes_space_takes_the_place_of_another(project: Project) -> None:
+    recipes.write(recipes.changes("notebook-search"))
+    (change,) = (each for each in recipes.changes("quick") if each.name == "tune.space")
+    assert change.after == COMMITTED["tune.space"]
+    # So does DVC, when the recipe is run.
+    apply_overrides(params.PARAMS, recipes.options_of([change]))
+    assert params.load().tune.space == COMMITTED["tune.space"]
 
 
 def test_without_a_name_the_recipes_are_listed_with_what_they_reach(project: Project) -> None:
@@ -180,9 +210,7 @@ def test_lists_and_nulls_are_written_as_dvc_would(project: Project, name: str) -
     by_dvc = project.root / "by_dvc.yaml"
     by_dvc.write_text((project.root / "params.yaml").read_text())
     changed = recipes.changes(name)
-    apply_overrides(
-        by_dvc, [f"{change.name}={recipes.override(change.after)}" for change in changed]
-    )
+    apply_overrides(by_dvc, recipes.options_of(changed))
     recipes.write(changed)
     assert (project.root / "params.yaml").read_text() == by_dvc.read_text()
 
@@ -405,7 +433,11 @@ def test_any_value_reaches_dvc_as_it_is(tmp_path: Path, value: Any) -> None:
     ("name", "line"),
     [
         ("quik", "error: quik: there is no recipes/quik.yaml; did you mean quick?"),
-        ("xyz", "error: xyz: there is no recipes/xyz.yaml; there are best, notebook, quick"),
+        (
+            "xyz",
+            "error: xyz: there is no recipes/xyz.yaml; there are best, notebook, notebook-search, "
+            "quick",
+        ),
         ("../params", "error: ../params: there is no recipes/../params.yaml; there are best,"),
     ],
 )

@@ -80,10 +80,9 @@ class Place:
         self.set("ingest.max_bad_fraction", 0.5)
         self.set("network.filters", [4])
         self.set("network.kernel_sizes", [3])
-        self.params["tune"]["space"] |= {"blocks": [1], "filters": [4], "dense_layers": [0]}
+        self.params["tune"]["space"] = {"network.filters": [[4]]}
         self.set("tune.trials", 1)
         self.set("tune.epochs", 1)
-        self.set("tune.batch_size", 8)
         self.set("train.batch_size", 8)
         self.set("train.epochs", 1)
 
@@ -133,7 +132,8 @@ class Place:
         }
 
     def chosen(self) -> None:
-        write_json(self.root / paths.HYPERPARAMETERS, self.params["network"])
+        network = {f"network.{name}": value for name, value in self.params["network"].items()}
+        write_json(self.root / paths.HYPERPARAMETERS, {"drawn": {}, "params": network})
 
     def trained(self) -> None:
         self.chosen()

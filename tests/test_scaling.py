@@ -82,17 +82,13 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
             "trials": 5,
             "workers": 2,
             "epochs": 3,
-            "batch_size": 24,
             "space": {
                 # Six blocks halve 16 pixels to nothing.
-                "blocks": [2, 6],
-                "filters": [4, 8],
-                "kernel_size": [3],
-                "dense_layers": [0],
-                "dense_units": [8],
-                "dense_dropout": [0.3],
+                "network.filters": {"length": [2, 6], "each": [4, 8]},
+                "network.kernel_sizes": {"length": "network.filters", "each": [3]},
             },
         },
+        train={"batch_size": 24},
     )
     client = mlflow.MlflowClient(tracking_server.uri)
     log = tmp_path / "tune.log"
@@ -113,9 +109,10 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
     table = pd.read_csv(tmp_path / paths.TUNE / "trials.csv")
     assert table["trial"].tolist() == [1, 2, 3, 4, 5]
     failed = table[table["status"] != "COMPLETED"]
-    assert (failed["blocks"] == 6).all(), log.read_text()
+    blocks = table["network.filters"].str.split().map(len)
+    assert (blocks[failed.index] == 6).all(), log.read_text()
     assert failed["message"].str.contains("6 blocks is too deep for images of 16x16").all()
-    assert len(failed) == (table["blocks"] == 6).sum() > 0
+    assert len(failed) == (blocks == 6).sum() > 0
 
     (search,) = runs_of(client, "tags.stage = 'tune'")
     assert search.info.status == "FINISHED"
@@ -132,14 +129,15 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
         if run.info.status == "FINISHED":
             row = table.iloc[int(run.info.run_name.removeprefix("trial ")) - 1]
             assert run.data.metrics["val_accuracy"] == pytest.approx(row["val_accuracy"])
-            assert run.data.params["filters"] == row["filters"]
+            assert run.data.params["network.filters"] == row["network.filters"]
             points = client.get_metric_history(run.info.run_id, "epoch/val_loss")
             assert sorted(point.step for point in points) == [1, 2, 3]
 
     best = table.iloc[table["val_accuracy"].argmax()]
     assert search.data.metrics["tune/best_val_accuracy"] == best["val_accuracy"]
     chosen = json.loads((tmp_path / paths.HYPERPARAMETERS).read_text())
-    assert " ".join(map(str, chosen["filters"])) == best["filters"]
+    filters = (chosen["params"] | chosen["drawn"])["network.filters"]
+    assert " ".join(map(str, filters)) == best["network.filters"]
     assert search.data.tags["best.trial"] == f"{best['trial']:02d}"
     stored = {key.rpartition(f"{search.info.run_id}/artifacts/")[2] for key in object_store.names()}
     assert {"tune/trials.csv", "tune/trials.png", "tune/metrics.json"} <= stored

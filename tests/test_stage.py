@@ -16,14 +16,19 @@ from emotion_detection import params, paths, stage
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.files import locked
+from emotion_detection.sections import flat
 from emotion_detection.stage import Stage, content_digest
+from emotion_detection.tuning.chosen import save_hyperparameters
 from tests.support.stores import alone
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "emotion_detection"
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
-NOT_AN_OUTPUT = ("__init__", "console", "paths", "files", "machine", "params", "stage", "tracking/")
+NOT_AN_OUTPUT = (
+    *("__init__", "console", "paths", "files", "machine", "sections", "params", "stage"),
+    "tracking/",
+)
 """What no output depends on, or what the stage's params stand for."""
 
 NOT_WEIGHTS_OR_CHOICES = (*NOT_AN_OUTPUT, "figures/", "models/saving", "tuning/workers")
@@ -94,7 +99,7 @@ def test_the_report_depends_on_its_templates() -> None:
 
 
 def test_every_param_of_a_stage_is_in_params_yaml() -> None:
-    names = set(params.flat(params.load(ROOT / "params.yaml")))
+    names = set(flat(params.load(ROOT / "params.yaml")))
     for name in STAGES:
         for listed in STAGES[name].get("params", ()):
             assert any(key == listed or key.startswith(f"{listed}.") for key in names), listed
@@ -322,7 +327,7 @@ def test_a_queued_copy_keeps_its_state_in_the_project(
 
 def test_what_is_shared_over_a_param_stays_where_the_param_changes(project: Path) -> None:
     settings = params.load()
-    paths.HYPERPARAMETERS.write_text(json.dumps(settings.network.model_dump()))
+    save_hyperparameters(settings, None, paths.HYPERPARAMETERS)
     folders = []
     for members in (2, 3):
         ensemble = settings.ensemble.model_copy(update={"members": members})

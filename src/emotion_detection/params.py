@@ -5,28 +5,19 @@ params.yaml, which a test holds equal.
 """
 
 import codecs
-import difflib
-import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from datetime import date
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from emotion_detection.console import UserError, printable
+from emotion_detection import space
+from emotion_detection.console import UserError
 from emotion_detection.files import read_yaml
+from emotion_detection.sections import Section, validate
 
 PARAMS = Path("params.yaml")
 
@@ -60,15 +51,6 @@ Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 KernelSizes = Annotated[
     tuple[Annotated[int, Field(ge=1, le=15)], ...], Field(strict=False, min_length=1)
 ]
-Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
-
-
-class Section(BaseModel):
-    """A section of params.yaml."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
-    )
 
 
 class Sample(Section):
@@ -93,10 +75,10 @@ class Ingest(Section):
     color_mode: Literal["grayscale", "rgb"] = "grayscale"
     """grayscale or rgb"""
 
-    splits: dict[str, Literal["train", "validation", "test"] | None] = {}
+    splits: dict[str, Literal["train", "validation", "test"] | None] = Field(default_factory=dict)
     """what a folder, or a value of a table, is: train, validation, test, or null to leave it out"""
 
-    classes: dict[str, str | None] = {}
+    classes: dict[str, str | None] = Field(default_factory=dict)
     """another name for a class, one name for several, or null to leave it out"""
 
     zip_encoding: Annotated[str, AfterValidator(_encoding)] | None = None
@@ -129,6 +111,48 @@ class Split(Section):
 
     seed: WholeNumber = 2013
     """draws validation and a cut test split, by the images' pixels"""
+
+
+class Ensemble(Section):
+    """How many networks answer together."""
+
+    members: Count = 1
+    """trained one after the other, each with its own seed; their probabilities are averaged"""
+
+
+class Tta(Section):
+    """Test-time augmentation: what the exported model averages its answer over."""
+
+    flips: bool = False
+    """the image and its mirror image"""
+
+    shifts: WholeNumber = 0
+    """pixels by which the image is also shifted, to four corners; 0: off"""
+
+
+class Tune(Section):
+    """The search; its trials train as train does, for tune.epochs epochs."""
+
+    oracle: Literal["random", "bayesian", "hyperband"] = "random"
+    """random, bayesian or hyperband"""
+
+    trials: WholeNumber = 0
+    """0: no search, train with the settings below"""
+
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    """processes that share the trials and this machine's cores"""
+
+    epochs: Count = 1
+    """of a trial, at most"""
+
+    images: Count | None = None
+    """train images a trial learns from, stratified; null: all"""
+
+    space: dict[str, Any]
+    """what may be drawn, by the names of params; see docs/guide"""
+
+    max_gflops: Positive | None = None
+    """forward pass of one image; more expensive networks are not drawn; null: no limit"""
 
 
 class Network(Section):
@@ -169,75 +193,6 @@ class Network(Section):
                 f"{len(self.kernel_sizes)}; each needs one per block"
             )
         return self
-
-
-class Ensemble(Section):
-    """How many networks answer together."""
-
-    members: Count = 1
-    """trained one after the other, each with its own seed; their probabilities are averaged"""
-
-
-class Tta(Section):
-    """Test-time augmentation: what the exported model averages its answer over."""
-
-    flips: bool = False
-    """the image and its mirror image"""
-
-    shifts: WholeNumber = 0
-    """pixels by which the image is also shifted, to four corners; 0: off"""
-
-
-class Space(Section):
-    """One value is drawn from each list."""
-
-    blocks: Counts
-    """number of blocks"""
-
-    filters: Counts
-    """of a block"""
-
-    kernel_size: KernelSizes
-    """of a block"""
-
-    dense_layers: Annotated[tuple[WholeNumber, ...], Field(strict=False, min_length=1)]
-    """number of dense layers"""
-
-    dense_units: Counts
-    """of a dense layer"""
-
-    dense_dropout: Fractions
-    """network.dense_dropout"""
-
-
-class Tune(Section):
-    """The search and what every trial of it shares; trials train with Adam and one_cycle."""
-
-    oracle: Literal["random", "bayesian", "hyperband"] = "random"
-    """random, bayesian or hyperband"""
-
-    trials: WholeNumber = 0
-    """0: no search, train the network above"""
-
-    workers: Annotated[int, Field(ge=1, le=1024)] = 1
-    """processes that share the trials and this machine's cores"""
-
-    epochs: Count = 1
-    """of a trial, at most"""
-
-    images: Count | None = None
-    """train images a trial learns from, stratified; null: all"""
-
-    lr: Positive = 1e-3
-    """the highest of one_cycle"""
-
-    batch_size: Count = 64
-    """smaller than train's: more steps from fewer images"""
-
-    space: Space
-
-    max_gflops: Positive | None = None
-    """forward pass of one image; more expensive networks are not drawn; null: no limit"""
 
 
 class Augment(Section):
@@ -367,10 +322,10 @@ class Params(Section):
     sample: Sample
     ingest: Ingest
     split: Split
-    network: Network
     ensemble: Ensemble
     tta: Tta
     tune: Tune
+    network: Network
     train: Train
     evaluate: Evaluate
     export: Export
@@ -382,6 +337,11 @@ class Params(Section):
                 f"tta.shifts = {self.tta.shifts} is more pixels than images of "
                 f"ingest.image_size have a side; use at most {side}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _space_fits(self) -> Self:
+        space.parse(self.tune.space, {"network": self.network, "train": self.train})
         return self
 
 
@@ -409,89 +369,3 @@ def _absent(section: Section, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
         elif isinstance(value := getattr(section, name), Section):
             yield from _absent(value, f"{prefix}{name}.")
-
-
-def flat(section: Section, prefix: str = "") -> dict[str, Any]:
-    """Return the values of `section` by dotted name: {"train.augment.rotation": 10.0, ...}."""
-    values: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            values |= flat(value, f"{prefix}{name}.")
-        else:
-            values[f"{prefix}{name}"] = value
-    return values
-
-
-def changed(section: Section) -> dict[str, Any]:
-    """Return the values of `section` that differ from their defaults, by dotted name."""
-    defaults = flat(type(section)())
-    return {name: value for name, value in flat(section).items() if value != defaults[name]}
-
-
-SectionT = TypeVar("SectionT", bound=Section)
-
-
-def validate(section: type[SectionT], values: Any, path: Path) -> SectionT:
-    """Return `values`, which were read from `path`, as a `section`.
-
-    Raises:
-        UserError: with a line for each wrong key: its name, its value and what is allowed.
-
-    """
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        lines = [printable(_describe(detail, section)) for detail in details]
-        raise UserError("; ".join(f"{path}: {line}" for line in lines)) from None
-
-
-_ALLOWED = {
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text; put it in quotes",
-    "string_too_short": "must not be empty",
-    "string_pattern_mismatch": "is no path, since it holds a NUL",
-    "tuple_type": "must be a list in [ ]",
-    "literal_error": "must be {expected}",
-    "greater_than_equal": "must be at least {ge}",
-    "greater_than": "must be more than {gt}",
-    "less_than_equal": "must be at most {le}",
-    "less_than": "must be less than {lt}",
-    "too_short": "has {actual_length} entries and needs at least {min_length}",
-    "too_long": "has {actual_length} entries and may have {max_length}",
-}
-
-
-def _describe(detail: Any, root: type[Section]) -> str:
-    *parents, last = detail["loc"] or ("",)
-    key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] in ("extra_forbidden", "invalid_key"):
-        name, allowed = str(last), _keys_of(root, parents)
-        close = difflib.get_close_matches(name, allowed, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(allowed)}"
-        return f"{key}: unknown key; {hint}"
-    if detail["type"] == "missing":
-        return f"{key}: missing"
-    if detail["type"] == "model_type":
-        message = f"must be a section of {', '.join(_keys_of(root, detail['loc']))}"
-    elif detail["type"] in _ALLOWED:
-        message = _ALLOWED[detail["type"]].format(**detail.get("ctx", {}))
-    else:
-        message = detail["msg"].removeprefix("Value error, ")
-    given = detail["input"]
-    # JSON would show a date in quotes, and the quotes are what it needs.
-    if not isinstance(given, date):
-        given = json.dumps(given, ensure_ascii=False, default=str)
-    value = "" if isinstance(detail["input"], dict) else f" = {given}"
-    return f"{key}{value}: {message}".lstrip(" :")
-
-
-def _keys_of(root: type[Section], section: Sequence[int | str]) -> list[str]:
-    model: Any = root
-    for part in section:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)

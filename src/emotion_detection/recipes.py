@@ -13,14 +13,14 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from emotion_detection import files, params
+from emotion_detection import files, params, sections
 from emotion_detection.console import UserError, call, log
 from emotion_detection.files import atomic
 from emotion_detection.params import PARAMS
@@ -32,6 +32,9 @@ FREE = (
 )
 """Settings and sections that may differ in a run of a recipe: what it runs on, and what is done
 with its model."""
+
+SPACE = "tune.space"
+"""A setting whose value is a mapping; one recipe's is not mixed with another's."""
 
 ROOT_HINT = "run this in the project's root folder"
 
@@ -58,7 +61,7 @@ def heads() -> dict[str, str]:
     if not FOLDER.is_dir():
         raise UserError(f"{FOLDER}: there is no such folder here; {ROOT_HINT}")
     found = {}
-    for path in sorted(FOLDER.glob("*.yaml")):
+    for path in sorted(FOLDER.glob("*.yaml"), key=lambda path: path.stem):
         first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
         found[path.stem] = first.lstrip("# ").rstrip() if first.startswith("#") else ""
     return found
@@ -124,7 +127,7 @@ def _fixed(values: params.Params) -> dict[str, Any]:
     """Return the settings, by dotted name, that make a recipe what it is."""
     return {
         name: value
-        for name, value in params.flat(values).items()
+        for name, value in sections.flat(values).items()
         if not any(name == free or name.startswith(f"{free}.") for free in FREE)
     }
 
@@ -176,7 +179,7 @@ def command() -> str:
     changed = _changes(base, current)
     if name is None and not changed:
         return "dvc repro"
-    options = [f"{change.name}={_unquoted(change.after)}" for change in changed]
+    options = options_of(changed, _unquoted)
     return shlex.join([*parts, *(part for option in options for part in ("-S", option))])
 
 
@@ -195,7 +198,7 @@ def run(name: str, changed: Sequence[Change], options: Sequence[str]) -> int:
     """
     # A name of its own each time: DVC refuses a second experiment of the same name.
     experiment = f"{name}-{datetime.now():%m%d-%H%M%S}"
-    settings = [f"{change.name}={override(change.after)}" for change in changed]
+    settings = options_of(changed)
     return call(
         [
             *(sys.executable, "-m", "dvc", "exp", "run", "--name", experiment),
@@ -230,23 +233,28 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def _restored(current: Any, committed: Any) -> Any:
+def _restored(current: Any, committed: Any, prefix: str = "") -> Any:
     """Return `current` with the committed values; a setting that is not committed keeps its own."""
-    if not (isinstance(current, dict) and isinstance(committed, dict)):
+    if not (_is_section(current, prefix) and isinstance(committed, dict)):
         return committed
     return {
-        key: _restored(value, committed[key]) if key in committed else value
+        key: _restored(value, committed[key], f"{prefix}{key}.") if key in committed else value
         for key, value in current.items()
     }
 
 
-def _overlaid(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _is_section(value: Any, prefix: str) -> bool:
+    """Return whether `value` holds settings whose dotted names begin with `prefix`."""
+    return isinstance(value, dict) and prefix != f"{SPACE}."
+
+
+def _overlaid(below: dict[str, Any], above: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return `below` with the values of `above` in place of its own, section by section."""
     result = dict(below)
     for key, value in above.items():
         under = below.get(key)
-        if isinstance(under, dict) and isinstance(value, dict):
-            result[key] = _overlaid(under, value)
+        if isinstance(under, dict) and _is_section(value, f"{prefix}{key}."):
+            result[key] = _overlaid(under, value, f"{prefix}{key}.")
         else:
             result[key] = value
     return result
@@ -254,7 +262,7 @@ def _overlaid(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        if isinstance(value, dict):
+        if _is_section(value, f"{prefix}{key}."):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -281,10 +289,21 @@ def _edited(text: str, changed: Sequence[Change]) -> str:
             if not isinstance(section.get(parent), dict):
                 section[parent] = {}
             section = section[parent]
-        section[last] = change.after
+        _put(section, last, change.after)
     stream = io.StringIO()
     yaml.dump(document, stream)
     return stream.getvalue()
+
+
+def _put(section: dict[str, Any], name: str, value: Any) -> None:
+    below = section.get(name)
+    if not (isinstance(below, dict) and isinstance(value, dict)):
+        section[name] = value
+        return
+    for key, each in value.items():
+        _put(below, key, each)
+    for key in below.keys() - value.keys():
+        del below[key]
 
 
 def _write(text: str) -> None:
@@ -300,8 +319,24 @@ def override(value: Any) -> str:
     """Return `value` in Hydra's grammar, which DVC reads settings in."""
     if isinstance(value, list):
         return f"[{','.join(map(override, value))}]"
+    if isinstance(value, dict):
+        # It takes no quotes around a key.
+        return f"{{{','.join(f'{key}:{override(each)}' for key, each in value.items())}}}"
     if isinstance(value, str):
         # A backslash means itself there, but before a quote, where two mean one.
         quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)
         return "'" + re.sub(r"(\\+)$", r"\1\1", quoted) + "'"
     return json.dumps(value)
+
+
+def options_of(changed: Sequence[Change], written: Callable[[Any], str] = override) -> list[str]:
+    """Return what makes the changes with DVC's `-S`, an option each or, for tune.space, two.
+
+    Hydra would mix a mapping with the one that is there.
+    """
+    settings = {change.name: f"{change.name}={written(change.after)}" for change in changed}
+    return [
+        option
+        for name, setting in settings.items()
+        for option in ([f"~{name}", f"+{setting}"] if name == SPACE else [setting])
+    ]

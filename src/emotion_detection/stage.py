@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from emotion_detection.figures.style import save
 from emotion_detection.files import atomic, cell, locked, read_yaml, remove, write_json
 from emotion_detection.models import saving
 from emotion_detection.models.hardware import be_deterministic, device, resolve_precision
-from emotion_detection.params import PARAMS, Params, flat
+from emotion_detection.params import PARAMS, Params
+from emotion_detection.sections import flat
 from emotion_detection.tracking import runs
 from emotion_detection.tracking.tags import PRECISION_WHY, RECIPE, SELECTED_ON_TEST, flag
 
@@ -83,18 +84,26 @@ class Stage:
     """A stage at work: `folder` is its state, `precision` what it computes in."""
 
     def __init__(
-        self, name: str, params: Params, dataset: Dataset, *, shared_over: Sequence[str] = ()
+        self,
+        name: str,
+        params: Params,
+        dataset: Dataset,
+        *,
+        shared_over: Sequence[str] = (),
+        also: Sequence[str] = (),
     ) -> None:
         """Find the state of stage `name` for `params` and `dataset`.
 
-        What lies in `shared` is the same whatever the params `shared_over` are.
+        What lies in `shared` is the same whatever the params `shared_over` are. The state depends
+        on the params `also` too, after whose change DVC does not run the stage again.
         """
         self.definition = definition(name)
         self.dataset = dataset
         self.precision, self._why = resolve_precision(params.precision)
         if params.deterministic:
             be_deterministic(params.seed)
-        self.params = self.definition.values(params)
+        listed = replace(self.definition, params=(*self.definition.params, *also))
+        self.params = listed.values(params)
         if "precision" in self.params:
             self.params["precision"] = self.precision
         varying = {key: self.params[key] for key in shared_over}

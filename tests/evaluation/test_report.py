@@ -21,7 +21,8 @@ from emotion_detection.evaluation.metrics import evaluate, flat_metrics, headlin
 from emotion_detection.evaluation.report import Subject
 from emotion_detection.figures import style
 from emotion_detection.figures.evaluation import evaluation_figures
-from emotion_detection.params import Network, Params, changed
+from emotion_detection.params import Network, Params
+from emotion_detection.sections import changed
 from emotion_detection.tracking import lineage
 from tests.support.figures import history as curves
 
@@ -262,11 +263,8 @@ def small_network() -> keras.Sequential:
     )
 
 
-def facts_of(values: Params, network: Network | None = None) -> dict[str, str]:
-    found = report.training_facts(
-        small_network(), network or values.network, values, history(12, best=9)
-    )
-    return dict(found)
+def facts_of(values: Params) -> dict[str, str]:
+    return dict(report.training_facts(small_network(), values, history(12, best=9)))
 
 
 def test_the_training_is_told_by_the_params_that_differ_from_their_default() -> None:
@@ -300,9 +298,9 @@ def test_the_training_is_told_by_the_params_that_differ_from_their_default() -> 
     assert "optimizer" not in facts["train params"]
 
 
-def test_the_network_of_a_search_is_told_and_not_the_one_in_params() -> None:
+def test_a_network_is_told_by_what_differs_from_the_defaults() -> None:
     chosen = Network(filters=(8, 8), kernel_sizes=(3, 5), dense_dropout=0.7)
-    facts = facts_of(PARAMS, chosen)
+    facts = facts_of(PARAMS.model_copy(update={"network": chosen}))
     assert facts["network params"] == ("filters: [8, 8], kernel_sizes: [3, 5], dense_dropout: 0.7")
 
 
@@ -329,7 +327,7 @@ def test_an_ensemble_is_told_by_member() -> None:
         ],
         ignore_index=True,
     )
-    facts = dict(report.training_facts(twice, PARAMS.network, values, histories))
+    facts = dict(report.training_facts(twice, values, histories))
     assert facts["network"] == (
         "660 parameters: 2 members, each with 2 convolutions per block of 16, 64, 128, 256 filters "
         "(plain), no dense layer but the last"

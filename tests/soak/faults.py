@@ -34,14 +34,9 @@ CHANGES: dict[str, Any] = SMALL | {
     "tune": {
         "trials": 4,
         "epochs": 2,
-        "batch_size": 32,
         "space": {
-            "blocks": [2],
-            "filters": [4, 8],
-            "kernel_size": [3],
-            "dense_layers": [1],
-            "dense_units": [8, 16],
-            "dense_dropout": [0.5],
+            "network.filters": {"length": [2], "each": [4, 8]},
+            "network.dense_units": {"length": [1], "each": [8, 16]},
         },
     },
     "ensemble": {"members": 2},

@@ -134,6 +134,14 @@ NOT_RUN = {
     "make tune-workers": "makes an environment; then `dvc exp run -S tune.workers=2`",
     "python -m pytest -n 0 tests/training/test_augment.py": "a part of `make test`",
     "dvc exp run -S tune.trials=50": "takes long; test_pipeline.py searches with two trials",
+    **dict.fromkeys(
+        (
+            "dvc exp run -S '~tune.space' -S '+tune.space={train.lr:{min:3e-4,max:1e-2,log:true}}'",
+            "dvc exp run -S '+tune.space={train.batch_size:[64,128]}'",
+        ),
+        "test_params.py reads what DVC writes",
+    ),
+    "dvc exp run -S train.lr=5e-4": "test_pipeline.py sets it after a search",
     "dvc exp run -S train.epochs=50": "takes long; other params are set in the same way",
     "dvc exp run --queue -S train.lr=1e-2": "test_pipeline.py queues two others",
     "dvc exp run": "a name, not a command",

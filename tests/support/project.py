@@ -33,15 +33,10 @@ SMALL: dict[str, Any] = {
     "tune": {
         "trials": 2,
         "epochs": 1,
-        "batch_size": 32,
         # Only the baseline and one other network are in it, which is too deep for 24 pixels.
         "space": {
-            "blocks": [3, 6],
-            "filters": [16],
-            "kernel_size": [3],
-            "dense_layers": [1],
-            "dense_units": [32],
-            "dense_dropout": [0.5],
+            "network.filters": {"length": [3, 6], "each": [16]},
+            "network.kernel_sizes": {"length": "network.filters", "each": [3]},
         },
     },
     "train": {"epochs": 2, "batch_size": 32},
@@ -167,7 +162,10 @@ def _changed(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return {
         **params,
         **{
-            key: _changed(params[key], change) if isinstance(change, Mapping) else change
+            # What is drawn is one value.
+            key: change
+            if key == "space" or not isinstance(change, Mapping)
+            else _changed(params[key], change)
             for key, change in changes.items()
         },
     }

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 
 from emotion_detection import cli, params
 from emotion_detection.data import kaggle
-from emotion_detection.params import Params, Section
+from emotion_detection.params import Params
+from emotion_detection.sections import Section
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -22,6 +23,7 @@ NAMES = {
     float: "number",
     str: "text",
     NoneType: "null",
+    Any: "what may be drawn",
 }
 MADE = "<!-- Made by `python -m tests.support.reference`; edit {source} instead. -->"
 
@@ -85,6 +87,8 @@ def _value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict) and value:
+        return ", ".join(f"`{key}`" for key in value)
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -65,7 +65,7 @@ class Trainer:
         log_epoch: LogEpoch = not_logged,
         checkpoints: Path | None = None,
         log_resumed: bool = False,
-        first_epoch: int = 0,
+        until: int | None = None,
         progress: Progress | None = None,
     ) -> pd.DataFrame:
         """Train, on the rows `train` alone where they are given, and return the history."""
@@ -80,7 +80,7 @@ class Trainer:
             checkpoints=None if checkpoints is None else Checkpoints(checkpoints),
             log_epoch=log_epoch,
             log_resumed=log_resumed,
-            first_epoch=first_epoch,
+            until=until,
             progress=progress,
         )
 

@@ -1,35 +1,80 @@
-"""The network that tune chose, in a file."""
+"""What tune chose, in a file, and what train makes of it."""
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from emotion_detection import paths
+from emotion_detection import params, paths
 from emotion_detection.console import UserError
-from emotion_detection.params import Network
-from emotion_detection.tuning.chosen import (
-    load_hyperparameters,
-    save_hyperparameters,
-    write_empty_report,
-)
+from emotion_detection.params import Params
+from emotion_detection.sections import flat
+from emotion_detection.tuning.chosen import applied, save_hyperparameters, write_empty_report
+from tests.support.project import ROOT
 
-BASELINE = Network(
-    arch="notebook",
-    filters=(8, 4),
-    kernel_sizes=(3, 3),
-    dense_units=(8,),
-    conv_dropout=0.1,
-    dense_dropout=0.2,
-)
+SETTINGS = params.load(ROOT / "params.yaml")
+DRAWN: dict[str, Any] = {
+    "network.filters": (8, 4),
+    "network.kernel_sizes": (3, 5),
+    "train.lr": 1e-2,
+    "train.augment.rotation": 20.0,
+}
 
 
-def test_the_network_that_tune_chose_is_read_back(tmp_path: Path) -> None:
+def with_train(**changes: Any) -> Params:
+    return SETTINGS.model_copy(update={"train": SETTINGS.train.model_copy(update=changes)})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
     path = tmp_path / "hyperparameters.json"
-    save_hyperparameters(BASELINE, path)
-    found = load_hyperparameters(path)
-    assert found == BASELINE
-    assert hash(found) == hash(BASELINE)
+    save_hyperparameters(SETTINGS, DRAWN, path)
+    return path
+
+
+def test_a_training_takes_what_the_search_drew_and_says_so(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "emotion_detection")
+    found = applied(SETTINGS, path, stage="train")
+    assert (found.network.filters, found.network.kernel_sizes) == ((8, 4), (3, 5))
+    assert (found.train.lr, found.train.augment.rotation) == (1e-2, 20.0)
+    assert (found.train.batch_size, found.seed) == (SETTINGS.train.batch_size, SETTINGS.seed)
+    assert hash(found.network) is not None
+    assert caplog.messages == [
+        "train: network.filters = [8, 4], as the search drew it",
+        "train: network.kernel_sizes = [3, 5], as the search drew it",
+        "train: train.lr = 0.01, as the search drew it",
+        "train: train.augment.rotation = 20.0, as the search drew it",
+    ]
+    caplog.clear()
+    assert applied(SETTINGS, path) == found
+    assert not caplog.messages
+
+
+def test_a_setting_that_was_changed_since_the_search_wins(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "emotion_detection")
+    found = applied(with_train(lr=5e-4, weight_decay=0.05), path, stage="train")
+    assert (found.train.lr, found.train.weight_decay) == (5e-4, 0.05)
+    assert found.train.augment.rotation == 20.0
+    assert caplog.messages[-2:] == [
+        "train: train.lr = 0.0005, as params.yaml was changed to since the search, which drew 0.01",
+        "train: train.weight_decay = 0.05, as params.yaml was changed to since the search, which "
+        "had 0.01",
+    ]
+
+
+def test_without_a_search_a_training_takes_params_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "hyperparameters.json"
+    save_hyperparameters(SETTINGS, None, path)
+    assert applied(SETTINGS, path) == SETTINGS
+    # What a training had before is nothing that it depends on.
+    save_hyperparameters(with_train(lr=5e-4), None, other := tmp_path / "other.json")
+    assert other.read_bytes() == path.read_bytes()
 
 
 def test_without_a_search_the_report_has_no_trials(tmp_path: Path) -> None:
@@ -39,7 +84,8 @@ def test_without_a_search_the_report_has_no_trials(tmp_path: Path) -> None:
     assert (tmp_path / "tune" / "trials.csv").read_text() == "trial,val_accuracy\n"
 
 
-WRITTEN = BASELINE.model_dump()
+def text(drawn: dict[str, Any]) -> str:
+    return json.dumps({"drawn": drawn, "params": flat(SETTINGS.network, "network.")})
 
 
 @pytest.mark.parametrize(
@@ -47,14 +93,14 @@ WRITTEN = BASELINE.model_dump()
     [
         (None, "cannot be read"),
         ("{", "cannot be read"),
-        ("3", "= 3: must be a section of arch, filters, kernel_sizes, convolutions"),
-        (json.dumps({"filters": [8, 4, 8]}), "filters has 3 entries and kernel_sizes 4"),
-        (json.dumps({**WRITTEN, "filters": "8 4"}), 'filters = "8 4": must be a list'),
-        (json.dumps({**WRITTEN, "filters": [8, 4.5]}), "filters.1 = 4.5: must be a whole number"),
-        (json.dumps({**WRITTEN, "filters": [8]}), "filters has 1 entries and kernel_sizes 2"),
-        (json.dumps({**WRITTEN, "dense_dropout": float("nan")}), "dense_dropout = NaN: must be a"),
-        (json.dumps({**WRITTEN, "dropout": 0.5}), "dropout: unknown key"),
-        (json.dumps({"arch": "plain"}), "filters, kernel_sizes, convolutions, dense_units, "),
+        ("3", "holds no drawn and params"),
+        ("{}", "holds no drawn and params"),
+        (text({"network.filters": [8, 4, 8]}), "filters has 3 entries and kernel_sizes 4"),
+        (text({"network.filters": "8 4"}), 'filters = "8 4": must be a list'),
+        (text({"network.dense_dropout": float("nan")}), "dense_dropout = NaN: must be a"),
+        (text({"train.lr": 0}), "lr = 0: must be more than 0"),
+        (text({"network.dropout": 0.5}), "network.dropout: unknown key"),
+        ('{"drawn": {}, "params": {"network.arch": "plain"}}', "network.filters, network.kernel_s"),
     ],
 )
 def test_a_file_without_hyperparameters_is_named_with_the_remedy(
@@ -64,6 +110,6 @@ def test_a_file_without_hyperparameters_is_named_with_the_remedy(
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError) as raised:
-        load_hyperparameters(path)
+        applied(SETTINGS, path)
     assert str(raised.value).startswith(f"{path}: {message}")
     assert str(raised.value).endswith("; run `dvc repro tune`")

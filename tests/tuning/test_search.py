@@ -5,35 +5,32 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from emotion_detection.console import UserError
 from emotion_detection.data.splits import Split
 from emotion_detection.models.network import forward_gflops
-from emotion_detection.params import Network, Space, Tune
+from emotion_detection.params import Network, Train, Tune
+from emotion_detection.sections import flat, updated
+from emotion_detection.tuning.report import description, report
 from emotion_detection.tuning.search import (
     Outcome,
     Task,
     Trial,
-    description,
-    report,
     search,
+    shortened,
+    shown,
 )
-from emotion_detection.tuning.space import columns_of
 
-SPACE = Space(
-    blocks=(1, 2, 3),
-    filters=(4, 8, 16),
-    kernel_size=(1, 3),
-    dense_layers=(1, 2),
-    dense_units=(4, 8),
-    dense_dropout=(0.0, 0.2),
-)
+SPACE: dict[str, Any] = {
+    "network.filters": {"length": [1, 2, 3], "each": [4, 8, 16]},
+    "network.kernel_sizes": {"length": "network.filters", "each": [1, 3]},
+    "network.dense_units": {"length": [1, 2], "each": [4, 8]},
+    "network.dense_dropout": [0.0, 0.2],
+}
 BASELINE = Network(
     arch="notebook",
     filters=(8, 4),
@@ -45,8 +42,10 @@ BASELINE = Network(
 )
 OUTSIDE = BASELINE.model_copy(update={"filters": (5, 5)})
 SHAPE = (16, 16, 3)
-TASK = Task(Tune(trials=6, epochs=3, space=SPACE), BASELINE, SHAPE, classes=3, seed=7)
-Drawn = list[dict[str, Any]]
+SGD = {"train.optimizer": "sgd"}
+TRAIN = Train(lr=3e-3, epochs=6)
+TASK = Task(Tune(trials=6, epochs=3, space=SPACE), BASELINE, TRAIN, SHAPE, classes=3, seed=7)
+Drawn = dict[str, Any]
 
 
 def score(network: Network) -> float:
@@ -56,23 +55,9 @@ def score(network: Network) -> float:
 
 def pretend(trial: Trial) -> Outcome:
     """Take a network's measure without training it, and leave the checkpoint that a trial would."""
-    trial.checkpoint.write_text("weights")
-    epochs = trial.epochs - trial.first_epoch
-    return Outcome(score(trial.network), 1.5, sum(trial.network.filters), epochs)
-
-
-@pytest.fixture(autouse=True)
-def _coarse_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the Gaussian process choose among its 50 starting points, without climbing from each.
-
-    The climbs take seconds a proposal, and are SciPy's.
-    """
-
-    def stay(function: Callable[[np.ndarray], np.ndarray], x0: np.ndarray, **_: Any) -> Any:
-        return SimpleNamespace(x=x0, fun=function(x0))
-
-    coarse = SimpleNamespace(optimize=SimpleNamespace(minimize=stay))
-    monkeypatch.setattr("keras_tuner.src.tuners.bayesian.scipy", coarse)
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    (trial.folder / "weights").write_text("weights")
+    return Outcome(score(trial.network), 1.5, sum(trial.network.filters), trial.until)
 
 
 class Recorder:
@@ -100,14 +85,24 @@ def look(
     baseline: Network = BASELINE,
     seed: int = 7,
     **changes: Any,
-) -> tuple[Network, pd.DataFrame]:
+) -> tuple[Drawn, pd.DataFrame]:
     """Search with TASK's settings but for what is given; `changes` are those of tune."""
     settings = TASK.settings.model_copy(update=changes)
-    task = dataclasses.replace(TASK, settings=settings, baseline=baseline, seed=seed)
+    task = dataclasses.replace(TASK, settings=settings, network=baseline, seed=seed)
     return search(task, folder=folder, run=run)
 
 
-def drawn(table: pd.DataFrame) -> Drawn:
+def columns(drawn: Drawn, baseline: Network = BASELINE) -> Drawn:
+    """Return what the best trial drew, or else params.yaml has, as the table has it."""
+    own = flat(baseline, "network.")
+    return {name: shown(drawn.get(name, own[name])) for name in SPACE}
+
+
+def best_score(drawn: Drawn) -> float:
+    return score(updated(BASELINE, "network", drawn))
+
+
+def decided(table: pd.DataFrame) -> list[Drawn]:
     """Return what a search decided, without how long it took."""
     return json.loads(table.drop(columns="seconds").to_json(orient="records"))
 
@@ -120,16 +115,20 @@ def test_the_first_trial_is_the_baseline(tmp_path: Path) -> None:
         assert run.seen[1].network != BASELINE
 
 
-def test_a_baseline_outside_the_space_is_not_looked_at(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("oracle", ["random", "bayesian", "hyperband"])
+def test_the_first_trial_is_the_baseline_outside_the_space_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, oracle: str
 ) -> None:
     run = Recorder()
     with caplog.at_level(logging.INFO, "emotion_detection"):
-        look(tmp_path / "search", run, baseline=OUTSIDE)
-    assert len(run.seen) == 6
-    assert "outside tune.space" in caplog.text
-    for trial in run.seen:
-        assert set(trial.network.filters) <= set(SPACE.filters)
+        _, table = look(tmp_path / "search", run, baseline=OUTSIDE, oracle=oracle, trials=8)
+    assert len(run.seen) == 8
+    assert "trial 1 has, are outside tune.space" in caplog.text
+    first, *others = run.seen
+    assert first.network == OUTSIDE
+    assert table["network.filters"][0] == "5 5"
+    for trial in others:
+        assert set(trial.network.filters) <= {4, 8, 16}
         assert trial.network.conv_dropout == OUTSIDE.conv_dropout
         assert trial.network.bn_momentum == OUTSIDE.bn_momentum
 
@@ -139,14 +138,14 @@ def test_networks_are_drawn_from_the_space_no_two_alike(tmp_path: Path) -> None:
     _, table = look(tmp_path / "search", run, trials=30)
     networks = [trial.network for trial in run.seen]
     assert len(set(networks)) == 30
-    assert {len(found.filters) for found in networks} == set(SPACE.blocks)
-    assert {len(found.dense_units) for found in networks} == set(SPACE.dense_layers)
+    assert {len(found.filters) for found in networks} == {1, 2, 3}
+    assert {len(found.dense_units) for found in networks} == {1, 2}
     for found in networks:
         assert len(found.kernel_sizes) == len(found.filters)
-        assert set(found.filters) <= set(SPACE.filters)
-        assert set(found.kernel_sizes) <= set(SPACE.kernel_size)
-        assert set(found.dense_units) <= set(SPACE.dense_units)
-        assert found.dense_dropout in SPACE.dense_dropout
+        assert set(found.filters) <= {4, 8, 16}
+        assert set(found.kernel_sizes) <= {1, 3}
+        assert set(found.dense_units) <= {4, 8}
+        assert found.dense_dropout in (0.0, 0.2)
     assert table["trial"].tolist() == [trial.number for trial in run.seen] == list(range(1, 31))
 
 
@@ -161,19 +160,14 @@ def test_what_is_not_searched_is_that_of_the_network_in_params_yaml(tmp_path: Pa
 
 def test_only_the_blocks_that_a_network_has_are_varied(tmp_path: Path) -> None:
     """Else two draws that differ in a block which neither has would pass for two networks."""
-    space = SPACE.model_copy(
-        update={
-            "blocks": (1, 3),
-            "filters": (4,),
-            "kernel_size": (1, 3),
-            "dense_layers": (1,),
-            "dense_units": (4,),
-            "dense_dropout": (0.0,),
-        }
-    )
+    space = SPACE | {
+        "network.filters": {"length": [1, 3], "each": [4]},
+        "network.dense_units": [[4]],
+        "network.dense_dropout": [0.0],
+    }
     run = Recorder()
     look(tmp_path / "search", run, space=space, trials=30, baseline=OUTSIDE)
-    assert len({trial.network for trial in run.seen}) == len(run.seen) == 2 + 8
+    assert len({trial.network for trial in run.seen}) == len(run.seen) == 1 + 2 + 8
 
 
 @pytest.mark.parametrize("oracle", ["random", "bayesian", "hyperband"])
@@ -181,18 +175,13 @@ def test_no_network_above_the_ceiling_is_drawn(tmp_path: Path, oracle: str) -> N
     ceiling = 1.9e-5  # under which are 16 networks, and few draws
     run = Recorder()
     look(tmp_path / "search", run, oracle=oracle, trials=12, max_gflops=ceiling, epochs=9)
-    networks = [trial.network for trial in run.seen if trial.continues is None]
+    networks = list(dict.fromkeys(trial.network for trial in run.seen))
     costs = [forward_gflops(each, SHAPE, 3) for each in networks]
     assert len(run.seen) == 12
     # What a person wrote into params.yaml is looked at whatever it costs.
     assert costs[0] > ceiling
     assert max(costs[1:]) <= ceiling
-    assert len(set(networks)) == len(networks) >= 9
-
-
-def test_a_ceiling_below_every_network_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tune\.max_gflops = 1e-09: no network of tune\.space"):
-        look(tmp_path / "search", baseline=OUTSIDE, max_gflops=1e-9)
+    assert len(networks) >= (12 if oracle != "hyperband" else 9)
 
 
 def test_a_search_of_a_space_that_is_used_up_ends_with_a_warning(
@@ -225,12 +214,7 @@ def test_the_table_has_the_result_of_each_trial(tmp_path: Path) -> None:
         "epochs",
         "seconds",
         "gflops",
-        "blocks",
-        "filters",
-        "kernel_sizes",
-        "dense_layers",
-        "dense_units",
-        "dense_dropout",
+        *SPACE,
         "message",
     ]
     first = table.iloc[0]
@@ -239,18 +223,16 @@ def test_the_table_has_the_result_of_each_trial(tmp_path: Path) -> None:
     assert (first["val_loss"], first["parameters"], first["epochs"]) == (1.5, 12, 3)
     assert first["seconds"] >= 0
     assert first["gflops"] == pytest.approx(forward_gflops(BASELINE, SHAPE, 3), abs=1e-4)
-    assert {name: first[name] for name in columns_of(BASELINE)} == {
-        "blocks": 2,
-        "filters": "8 4",
-        "kernel_sizes": "3 3",
-        "dense_layers": 1,
-        "dense_units": "8",
-        "dense_dropout": 0.2,
+    assert {name: first[name] for name in SPACE} == {
+        "network.filters": "8 4",
+        "network.kernel_sizes": "3 3",
+        "network.dense_units": "8",
+        "network.dense_dropout": 0.2,
     }
     assert (table["message"] == "").all()
     winner = table.iloc[table["val_accuracy"].argmax()]
-    assert {name: winner[name] for name in columns_of(best)} == columns_of(best)
-    assert score(best) == pytest.approx(table["val_accuracy"].max())
+    assert {name: winner[name] for name in SPACE} == columns(best)
+    assert best_score(best) == pytest.approx(table["val_accuracy"].max())
 
 
 def test_the_network_with_the_highest_val_accuracy_wins_and_the_first_of_equals(
@@ -261,7 +243,7 @@ def test_the_network_with_the_highest_val_accuracy_wins_and_the_first_of_equals(
 
     best, table = look(tmp_path / "search", flat)
     third = table.iloc[2]
-    assert {name: third[name] for name in columns_of(best)} == columns_of(best)
+    assert {name: third[name] for name in SPACE} == columns(best)
     again, _ = look(tmp_path / "search", Recorder({n: AssertionError() for n in range(1, 7)}))
     assert again == best
 
@@ -280,7 +262,7 @@ def test_a_failed_trial_is_in_the_table_and_the_search_goes_on(
     assert set(failed["message"]) == {"such a network"}
     assert failed["val_accuracy"].isna().all()
     assert table["status"].isin(["FAILED", "COMPLETED"]).all()
-    assert score(best) == pytest.approx(table["val_accuracy"].max())
+    assert best_score(best) == pytest.approx(table["val_accuracy"].max())
     assert "tune: trial 5/9 failed: such a network" in caplog.text
 
 
@@ -291,7 +273,7 @@ def test_a_trial_whose_score_is_not_a_number_fails(tmp_path: Path) -> None:
 
     best, table = look(tmp_path / "search", sometimes)
     assert table["status"].tolist() == ["COMPLETED", "FAILED"] + ["COMPLETED"] * 4
-    assert score(best) == pytest.approx(table["val_accuracy"].max())
+    assert best_score(best) == pytest.approx(table["val_accuracy"].max())
 
 
 def test_when_all_trials_fail_the_reason_is_given_and_the_next_search_starts_anew(
@@ -312,7 +294,7 @@ def test_when_all_trials_fail_the_reason_is_given_and_the_next_search_starts_ane
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(
     tmp_path: Path, oracle: str, interrupted: int
 ) -> None:
-    # Bayesian proposes from the fourth trial on, and hyperband's fourth goes on with an earlier.
+    # Bayesian proposes from the sixth trial on, and hyperband's fourth goes on with an earlier.
     settings: dict[str, Any] = {"oracle": oracle, "trials": 8, "epochs": 3}
     best, uninterrupted = look(tmp_path / "uninterrupted", **settings)
 
@@ -324,7 +306,7 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(
 
     assert before.numbers == list(range(1, interrupted + 1))
     assert after.numbers == list(range(interrupted, 9))
-    assert drawn(table) == drawn(uninterrupted)
+    assert decided(table) == decided(uninterrupted)
     assert found == best
 
 
@@ -334,13 +316,13 @@ def test_a_finished_search_is_not_done_again(tmp_path: Path) -> None:
     again, same = look(tmp_path / "search", run)
     assert not run.seen
     assert again == best
-    assert drawn(same) == drawn(table)
+    assert decided(same) == decided(table)
 
 
 @pytest.mark.parametrize("oracle", ["random", "bayesian", "hyperband"])
 def test_the_seed_fixes_the_search(tmp_path: Path, oracle: str) -> None:
     tables = [
-        drawn(look(tmp_path / str(number), oracle=oracle, trials=8, seed=seed)[1])
+        decided(look(tmp_path / str(number), oracle=oracle, trials=8, seed=seed)[1])
         for number, seed in enumerate((0, 0, 1))
     ]
     assert tables[0] == tables[1]
@@ -353,43 +335,67 @@ def test_bayesian_search_learns_from_its_trials(tmp_path: Path) -> None:
 
     _, table = look(tmp_path / "bayesian", prefers_wide, oracle="bayesian", trials=15)
     assert len(table) == 15
-    assert not table.duplicated(list(columns_of(BASELINE))).any()
+    assert not table.duplicated(list(SPACE)).any()
     guessed, proposed = table["val_accuracy"][:5], table["val_accuracy"][5:]
     assert proposed.mean() > guessed.mean() + 0.1
 
 
-def test_a_bayesian_search_runs_with_keras_tuners_own_optimizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()
-    narrow = {"blocks": (2,), "kernel_size": (3,), "dense_layers": (1,)}
-    space = SPACE.model_copy(update=narrow)
-    _, table = look(tmp_path / "search", space=space, oracle="bayesian", trials=4)
-    assert len(table) == 4
+def test_counts_of_epochs_are_shortened_with_the_training() -> None:
+    training = Train(
+        epochs=40,
+        progressive_resizing=20,
+        no_aug_epochs=5,
+        early_stopping_patience=8,
+        reduce_lr_patience=1,
+    )
+    short = shortened(training, 8)
+    assert (short.epochs, short.progressive_resizing, short.no_aug_epochs) == (8, 4, 1)
+    assert (short.early_stopping_patience, short.reduce_lr_patience) == (2, 1)
+    assert shortened(short, 80).no_aug_epochs == 10
+    assert shortened(TRAIN, 3) == TRAIN.model_copy(update={"epochs": 3})
+
+
+def test_settings_of_the_training_are_searched_and_trained_with(tmp_path: Path) -> None:
+    space = {
+        "train.optimizer": ["adam", "sgd"],
+        "train.lr": {"min": 1e-3, "max": 1e-1, "log": True},
+        "train.augment.rotation": {"min": 0, "max": 30, "step": 10, "when": SGD},
+    }
+    run = Recorder()
+    best, table = look(tmp_path / "search", run, space=space, trials=12)
+    assert run.seen[0].training == TRAIN.model_copy(update={"epochs": 3})
+    for trial in run.seen:
+        assert trial.network == BASELINE
+        assert trial.training.optimizer in ("adam", "sgd")
+        assert 1e-3 <= trial.training.lr <= 1e-1
+        rotation = trial.training.augment.rotation
+        assert rotation in ((0, 10, 20, 30) if trial.training.optimizer == "sgd" else (0,))
+    assert len({trial.training.augment.rotation for trial in run.seen}) > 2
+    assert len({trial.folder for trial in run.seen}) == 12
+    assert table["train.lr"].tolist() == [trial.training.lr for trial in run.seen]
+    # All networks score alike, and the first of equals is params.yaml's own.
+    assert best == {}
 
 
 def test_hyperband_trains_the_best_further_from_where_they_stopped(tmp_path: Path) -> None:
     run = Recorder()
     _, table = look(tmp_path / "search", run, oracle="hyperband", trials=16, epochs=9)
     first, rest = run.seen[:9], run.seen[9:]
-    assert {(trial.first_epoch, trial.epochs, trial.continues) for trial in first} == {(0, 1, None)}
+    assert {trial.until for trial in first} == {1}
 
     second, third = rest[:3], rest[3]
-    assert {(trial.first_epoch, trial.epochs) for trial in second} == {(1, 3)}
-    assert (third.first_epoch, third.epochs) == (3, 9)
+    assert {trial.until for trial in second} == {3}
+    assert third.until == 9
     ranked = sorted(first, key=lambda trial: -score(trial.network))
     assert [trial.network for trial in second] == [trial.network for trial in ranked[:3]]
     assert third.network == ranked[0].network
 
-    left_by = {trial.checkpoint: trial for trial in run.seen}
-    assert len(left_by) == 16
-    for trial in (*second, third):
-        assert trial.continues is not None
-        earlier = left_by[trial.continues]
-        assert earlier.network == trial.network
-        assert earlier.epochs == trial.first_epoch
-        assert earlier.number < trial.number
-    assert table["epochs"].tolist()[:13] == [1] * 9 + [2] * 3 + [6]
+    # On one schedule, from the checkpoints of the trial before.
+    assert {trial.training.epochs for trial in run.seen} == {9}
+    assert len({trial.folder for trial in first}) == 9
+    assert [trial.folder for trial in second] == [trial.folder for trial in ranked[:3]]
+    assert third.folder == ranked[0].folder
+    assert table["epochs"].tolist()[:13] == [1] * 9 + [3] * 3 + [9]
 
 
 def test_hyperband_looks_at_as_many_networks_as_asked_for(
@@ -399,7 +405,7 @@ def test_hyperband_looks_at_as_many_networks_as_asked_for(
     assert len(table) == 40
     assert "trials" not in caplog.text
     look(tmp_path / "few", oracle="hyperband", trials=9, epochs=9)
-    assert "first looks at 9 networks for 1 of tune.epochs = 9 epochs each" in caplog.text
+    assert "first looks at 9 settings for 1 of tune.epochs = 9 epochs each" in caplog.text
     assert "tune.trials = 9 leaves none" in caplog.text
 
 
@@ -415,12 +421,14 @@ def test_a_search_is_reported_in_words_metrics_figures_and_tags(
     assert written["metrics"] == {
         "tune/trials": 6,
         "tune/failed": 1,
-        "tune/best_val_accuracy": pytest.approx(score(best)),
+        "tune/best_val_accuracy": pytest.approx(best_score(best)),
     }
     assert written["more_metrics"] == {"tune/seconds": pytest.approx(table["seconds"].sum())}
     assert written["tables"]["trials"] is table
     assert list(written["figures"]) == ["trials"]
-    (number,) = (trial.number for trial in run.seen if trial.network == best)
+    (number,) = (trial.number for trial in run.seen if trial.drawn == best)
     assert written["tags"] == {"best.trial": f"{number:02d}", "workers": "1"}
     assert written["headline"].startswith(f"best of 6 trials: trial {number:02d}, validation acc")
-    assert f"filters {columns_of(best)['filters']}, kernel sizes" in written["headline"]
+    assert f"network.filters {shown(best['network.filters'])}, network.k" in written["headline"]
+    own = report(table, {}, TASK.settings)["headline"]
+    assert own.startswith("nothing of 6 trials is better than params.yaml, validation accuracy")

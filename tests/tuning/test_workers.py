@@ -19,21 +19,20 @@ import pytest
 from keras_tuner.src import protos
 
 from emotion_detection.console import UserError
-from emotion_detection.params import Network, Space, Tune
+from emotion_detection.params import Network, Train, Tune
 from emotion_detection.tuning import workers
 from emotion_detection.tuning.search import Outcome, Task, Trial, search
 from tests.support.servers import free_port
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
-SPACE = Space(
-    blocks=(1, 2),
-    filters=(4, 8, 16),
-    kernel_size=(1, 3),
-    dense_layers=(1,),
-    dense_units=(4, 8),
-    dense_dropout=(0.0, 0.2),
-)
+SPACE = {
+    "network.filters": {"length": [1, 2], "each": [4, 8, 16]},
+    "network.kernel_sizes": {"length": "network.filters", "each": [1, 3]},
+    "network.dense_units": {"length": [1], "each": [4, 8]},
+    "network.dense_dropout": [0.0, 0.2],
+    "train.lr": {"min": 1e-3, "max": 1e-2, "log": True},
+}
 BASELINE = Network(
     arch="notebook",
     filters=(8, 4),
@@ -109,14 +108,13 @@ class Place:
         script: str | None = None,
         folder: Path | None = None,
         oracle: str = "random",
-    ) -> tuple[Network, pd.DataFrame]:
+    ) -> tuple[dict[str, Any], pd.DataFrame]:
         """Search with `number` workers that are up to `trouble` in each trial."""
         packages = Path(str(protos.__file__)).parents[2]
         text = script or WORKER.replace("TROUBLE", trouble)
         settings = Tune(space=SPACE, trials=TRIALS, epochs=3, workers=number)
-        task = Task(
-            settings.model_copy(update={"oracle": oracle}), BASELINE, (16, 16, 3), 3, seed=7
-        )
+        settings = settings.model_copy(update={"oracle": oracle})
+        task = Task(settings, BASELINE, Train(lr=3e-3), (16, 16, 3), 3, seed=7)
         return search(
             task,
             folder=folder or self.folder,

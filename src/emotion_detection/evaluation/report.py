@@ -30,7 +30,8 @@ from emotion_detection.figures import style, svg
 from emotion_detection.figures.evaluation import MISTAKES
 from emotion_detection.figures.training import learning_curves
 from emotion_detection.files import atomic, write_json
-from emotion_detection.params import Network, Params, Section, Split, changed
+from emotion_detection.params import Network, Params, Split
+from emotion_detection.sections import Section, changed
 from emotion_detection.tracking.lineage import NOTHING_SEEN, Seen
 from emotion_detection.tracking.provenance import provenance
 
@@ -107,13 +108,9 @@ def subject(
     corrupted: pd.DataFrame,
     decision: Decision,
     model: keras.Model,
-    network: Network,
     settings: Params,
 ) -> Subject:
-    """Return what is reported on `model`, which was made and evaluated with `settings`.
-
-    `network` is the one that was trained, which a search may have chosen.
-    """
+    """Return what is reported on `model`, which was made and evaluated with `settings`."""
     trained = history(paths.TRAIN)
     return Subject(
         challenger.result,
@@ -123,7 +120,7 @@ def subject(
         decision,
         trained,
         origin=origin(challenger.run_id),
-        facts=training_facts(model, network, settings, trained),
+        facts=training_facts(model, settings, trained),
         selected_on_test=settings.split.validation == "test",
         synthetic=challenger.dataset.synthetic,
         seen=challenger.seen,
@@ -199,22 +196,22 @@ class Mistake:
 
 
 def training_facts(
-    model: keras.Model, network: Network, values: Params, history: pd.DataFrame
+    model: keras.Model, values: Params, history: pd.DataFrame
 ) -> list[tuple[str, str]]:
     """Return lines of name and text on how `model`, with all its members, was trained.
 
-    `network` is the one that was trained, which a search may have chosen, and `history` is that of
-    `figures.training.learning_curves`. Params that have their default are not listed.
+    `history` is that of `figures.training.learning_curves`. Params that have their default are not
+    listed.
     """
     sections: dict[str, Section] = {
-        "network": network,
+        "network": values.network,
         "ensemble": values.ensemble,
         "tta": values.tta,
         "split": values.split,
         "train": values.train,
     }
     return [
-        ("network", _layers(model, network, values.ensemble.members)),
+        ("network", _layers(model, values.network, values.ensemble.members)),
         ("validation", _validation(values.split)),
         ("best epoch", _best_epochs(history)),
         *((f"{name} params", text) for name, each in sections.items() if (text := _changed(each))),

@@ -73,16 +73,18 @@ def fit(
     checkpoints: Checkpoints | None = None,
     log_epoch: LogEpoch = not_logged,
     log_resumed: bool = False,
-    first_epoch: int = 0,
+    until: int | None = None,
+    what: str = "train",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Train `model` on `rows.train` of `dataset` and return its history, a row per epoch.
 
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, an interrupted training goes on after its last finished epoch, and the model ends
-    with the weights of the best epoch; without, it starts at `first_epoch`, its schedule with it,
-    and ends with those of the last. `log_resumed` logs the epochs before the interruption too, and
-    `progress` begins with the first epoch. What was built under a `strategy` of several devices
+    with the weights of the best epoch; without, with those of the last. It ends after the epoch
+    `until`, if that is given, and goes on from there when it is called with a later one.
+    `log_resumed` logs the epochs before the interruption too, `what` names the training in the log,
+    and `progress` begins with the first epoch. What was built under a `strategy` of several devices
     trains on them. A batch larger than the training rows is made as small as these.
 
     Raises:
@@ -94,18 +96,18 @@ def fit(
     settings = _with_fitting_batches(rows, settings, devices.num_replicas_in_sync)
     steps = steps_per_epoch(len(rows.train), settings.batch_size)
     with devices.scope():
-        _compile(model, settings, steps * (settings.epochs - first_epoch))
+        _compile(model, settings, steps * settings.epochs)
     history: list[Row] = []
-    ended = False
+    ended, first_epoch, last_epoch = False, 0, until or settings.epochs
     if checkpoints is not None:
         with devices.scope():
             history, ended = checkpoints.resume(model)
         first_epoch = len(history)
-        if history and not ended and first_epoch < settings.epochs:
-            log.info("train: goes on after epoch %d of an interrupted training", first_epoch)
+        if history and not ended and first_epoch < last_epoch:
+            log.info("%s: goes on after epoch %d", what, first_epoch)
         for row in history if log_resumed else []:
             log_epoch(figures(row), int(row["epoch"]))
-    if not ended and first_epoch < settings.epochs:
+    if not ended and first_epoch < last_epoch:
         reacting = reacting_to_validation(settings)
         callbacks = [
             *reacting,
@@ -114,7 +116,7 @@ def fit(
             *([keras.callbacks.SwapEMAWeights()] if settings.ema else []),
             *([SaveEpoch(checkpoints.save, history)] if checkpoints is not None else []),
         ]
-        _train(model, dataset, rows, settings, seed, first_epoch, callbacks)
+        _train(model, dataset, rows, settings, seed, range(first_epoch, last_epoch), callbacks)
     if checkpoints is not None:
         with devices.scope():
             checkpoints.load_best(model, history)
@@ -180,13 +182,13 @@ def _train(
     rows: Split,
     settings: Train,
     seed: int,
-    first_epoch: int,
+    epochs: range,
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
     devices = model.distribute_strategy
     replicas = devices.num_replicas_in_sync
     batches = training_batches(
-        dataset, rows.train, settings, seed=seed, first_epoch=first_epoch, replicas=replicas
+        dataset, rows.train, settings, seed=seed, first_epoch=epochs.start, replicas=replicas
     )
     validation = evaluation_batches(
         dataset, rows.validation, settings.batch_size, replicas=replicas
@@ -194,8 +196,8 @@ def _train(
     model.fit(
         _spread(batches, devices),
         steps_per_epoch=steps_per_epoch(len(rows.train), settings.batch_size),
-        epochs=settings.epochs,
-        initial_epoch=first_epoch,
+        epochs=epochs.stop,
+        initial_epoch=epochs.start,
         validation_data=_spread(validation, devices),
         validation_steps=(
             steps_per_epoch(len(rows.validation), settings.batch_size) if replicas > 1 else None

@@ -1,35 +1,24 @@
-"""One trial of a search: a network is built, trained for a while, and logged as a child run."""
+"""One trial of a search: a network is trained, and logged as a child run."""
 
-import math
 from collections.abc import Mapping
 
-import keras
-
-from emotion_detection.console import Progress, UserError
+from emotion_detection.console import Progress
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.network import forward_gflops
-from emotion_detection.params import Train, Tune
 from emotion_detection.tracking import runs, tags
 from emotion_detection.training.callbacks import best_epoch
+from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit, network_to_train
-from emotion_detection.tuning.search import Outcome, Trial
-from emotion_detection.tuning.space import columns_of, values_of
+from emotion_detection.training.pretrained import start
+from emotion_detection.tuning.search import Outcome, Trial, shown
 
 
-def run_trial(
-    trial: Trial,
-    dataset: Dataset,
-    rows: Split,
-    settings: Tune,
-    *,
-    precision: str,
-    seed: int,
-) -> Outcome:
+def run_trial(trial: Trial, dataset: Dataset, rows: Split, *, precision: str, seed: int) -> Outcome:
     """Train the network of `trial` on `rows` of `dataset`, and return what it came to.
 
-    It is a child of the current MLflow run. Trials of hyperband leave their weights for those that
-    go on from them.
+    It is a child of the current MLflow run. Its epochs so far are in its folder, from which it goes
+    on.
 
     Raises:
         UserError: if the network does not fit the images, or its loss is not a number.
@@ -45,39 +34,37 @@ def run_trial(
         },
         note=(
             f"Trial {trial.number} of {trial.total} of the search above it, its parent run.\n\n"
-            "Its network is in the parameters; blocks, layers and sizes are there one by one "
-            "for charts over several trials.\n\n"
+            "What was drawn is in the parameters, the entries of lists one by one too, for charts "
+            "over several trials.\n\n"
             "`val_accuracy` is what the search maximizes, `epoch/` has the curves behind it."
         ),
     ):
-        return _trained(trial, dataset, rows, settings, precision, seed)
+        return _trained(trial, dataset, rows, precision, seed)
 
 
 def _logged_params(trial: Trial, dataset: Dataset) -> Mapping[str, object]:
     gflops = forward_gflops(trial.network, dataset.images.shape[1:], len(dataset.classes))
-    # The values one by one too: MLflow's charts over trials take numbers.
+    # MLflow's charts over trials take numbers.
+    entries = {
+        f"{name}.{number}": entry
+        for name, value in trial.drawn.items()
+        if isinstance(value, tuple)
+        for number, entry in enumerate(value, 1)
+    }
     return {
-        **columns_of(trial.network),
-        **values_of(trial.network),
+        **{name: shown(value) for name, value in trial.drawn.items()},
+        **entries,
         "gflops": round(gflops, 4),
-        "epochs": trial.epochs,
+        "epochs": trial.until,
     }
 
 
-def _trained(
-    trial: Trial, dataset: Dataset, rows: Split, settings: Tune, precision: str, seed: int
-) -> Outcome:
-    training = Train(
-        optimizer="adam",
-        lr=settings.lr,
-        schedule="one_cycle",
-        batch_size=settings.batch_size,
-        epochs=trial.epochs,
-    )
+def _trained(trial: Trial, dataset: Dataset, rows: Split, precision: str, seed: int) -> Outcome:
+    training, checkpoints = trial.training, Checkpoints(trial.folder)
     model = network_to_train(trial.network, dataset, training, precision=precision, seed=seed)
     runs.log_params({"parameters": model.count_params()})
-    if trial.continues:
-        model.load_weights(trial.continues)
+    if training.init_from and not checkpoints.exist():
+        start(model, training.init_from, dataset=dataset)
     what = f"tune: trial {trial.number}/{trial.total}"
     with Progress(what, note=trial.standing, lines=False) as progress:
         history = fit(
@@ -86,10 +73,15 @@ def _trained(
             rows,
             training,
             seed=seed,
+            checkpoints=checkpoints,
             log_epoch=runs.log_epoch,
-            first_epoch=trial.first_epoch,
+            log_resumed=True,
+            until=trial.until,
+            what=what,
             progress=progress,
         )
+    if trial.until == training.epochs:
+        checkpoints.remove()
     best = best_epoch(history)
     outcome = Outcome(
         val_accuracy=float(best["val_accuracy"]),
@@ -104,12 +96,4 @@ def _trained(
             "seconds": float(history["seconds"].sum()),
         }
     )
-    if settings.oracle == "hyperband":
-        _leave(model, trial, float(history["loss"].iloc[-1]))
     return outcome
-
-
-def _leave(model: keras.Model, trial: Trial, last_loss: float) -> None:
-    if not math.isfinite(last_loss):
-        raise UserError("its last loss is not a number, and nothing goes on from there")
-    model.save_weights(trial.checkpoint)

@@ -1,0 +1,246 @@
+"""KerasTuner's oracles, which propose the trials of a search."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras_tuner
+import numpy as np
+
+from emotion_detection.console import Progress, duration, log
+from emotion_detection.files import atomic
+
+MESSAGE = "message.txt"
+"""The name, in a trial's folder, of what its worker says of its failure: KerasTuner's protocol has
+no place for it."""
+
+OUTSIDE = "outside"
+"""Among a trial's values: it has the settings of params.yaml, which tune.space does not have."""
+
+INITIAL = 5
+"""Trials that a Bayesian search draws at random before its Gaussian process proposes."""
+
+CANDIDATES = 200
+"""Of the Gaussian process, at random, and as many near the best trials."""
+
+
+def last_line(message: str | None) -> str:
+    """Return the last line of a traceback, which says what was wrong."""
+    lines = (message or "").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+class Oracle:
+    """An oracle that looks at params.yaml first, and draws no network above a cost.
+
+    It says how the search stands when a trial ends, and logs what is news; it writes its state
+    atomically, and lets trials be taken from workers that are gone.
+    """
+
+    # KerasTuner's, by the class that this one is mixed into.
+    trials: dict[str, Any]
+    ongoing_trials: dict[str, Any]
+    start_order: list[str]
+    end_order: list[str]
+    tuner_ids: set[str]
+    max_trials: int
+    _retry_queue: list[str]
+
+    def __init__(
+        self,
+        *,
+        incumbent: Mapping[str, Any] | None,
+        allowed: Callable[[Mapping[str, Any]], bool],
+        **kwargs: Any,
+    ) -> None:
+        """Take KerasTuner's values for params.yaml, if it has some, and what may be drawn."""
+        super().__init__(**kwargs)
+        self._incumbent, self._allowed = incumbent, allowed
+        # A ceiling can rule out most of a space, and a draw takes about two milliseconds.
+        self._max_collisions = 2_000
+        self.verbose = 0
+        self.trouble: Exception | None = None
+        self.callers: set[str] = set()
+        # KerasTuner's own lock stays closed after an exception.
+        self._turn = threading.RLock()
+        self._began, self._ended_before = time.monotonic(), 0
+        self.progress: Progress | None = None
+        self.standing = ""
+
+    def _random_values(self) -> dict[str, Any] | None:
+        if not self.trials and self._incumbent is not None:
+            return dict(self._incumbent)
+        values = super()._random_values()  # type: ignore[misc]
+        if not self.trials:
+            # KerasTuner wants values for all that a trial could have.
+            return {**(values or {}), OUTSIDE: 1}
+        return values
+
+    def _duplicate(self, values: Mapping[str, Any]) -> bool:
+        return not self._allowed(values) or super()._duplicate(values)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        with self._turn:
+            try:
+                yield
+            except Exception as error:
+                self.trouble = error
+                raise
+
+    def create_trial(self, tuner_id: str) -> Any:
+        """Return the next trial for the process `tuner_id`."""
+        with self._in_turn():
+            self.callers.add(tuner_id)
+            return super().create_trial(tuner_id)  # type: ignore[misc]
+
+    def update_trial(self, trial_id: str, metrics: Mapping[str, float], step: int = 0) -> Any:
+        """Note the `metrics` of a trial."""
+        with self._in_turn():
+            if trial_id in self.end_order:
+                return self.trials[trial_id]
+            return super().update_trial(trial_id, metrics, step)  # type: ignore[misc]
+
+    def end_trial(self, trial: Any) -> None:
+        """End `trial`, and say what is news."""
+        with self._in_turn():
+            trial_id = trial.trial_id
+            if trial_id in self.end_order:
+                # Its worker was taken for dead, and another has run it.
+                return
+            if trial_id in self._retry_queue:
+                self._retry_queue.remove(trial_id)
+            if trial.status != "COMPLETED" and trial.message is None:
+                with contextlib.suppress(OSError):
+                    message = Path(self._get_trial_dir(trial_id)) / MESSAGE  # type: ignore[attr-defined]
+                    trial.message = message.read_text(encoding="utf-8")
+            super().end_trial(trial)  # type: ignore[misc]
+            self._tell(self.trials[trial_id])
+
+    def _tell(self, ended: Any) -> None:
+        done, total = len(self.end_order), self.max_trials
+        mean = (time.monotonic() - self._began) / max(1, done - self._ended_before)
+        left = f"about {duration(mean * (total - done))} left" if done < total else "the last one"
+        best = self.get_best_trials(1)[0]  # type: ignore[attr-defined]
+        number, failed = int(ended.trial_id) + 1, ended.status != "COMPLETED"
+        self.standing = f"search: {left}"
+        if best.status == "COMPLETED":
+            self.standing += f", best {100 * best.score:.1f} %"
+        if failed:
+            log.info("tune: trial %d/%d failed: %s", number, total, last_line(ended.message))
+        elif best.trial_id == ended.trial_id:
+            log.info(
+                "tune: trial %d/%d: validation accuracy %.1f %%, the best so far; %s",
+                *(number, total, 100 * ended.score, left),
+            )
+        if self.progress is not None:
+            self.progress.advance(1, f"{done} of {total} trials; {self.standing}")
+
+    @property
+    def waiting(self) -> bool:
+        """Whether trials that were begun wait for a worker."""
+        return bool(self._retry_queue)
+
+    def give_back(self, worker: str) -> None:
+        """Let another worker run the trial of `worker`."""
+        with self._in_turn():
+            self.tuner_ids.discard(worker)
+            trial = self.ongoing_trials.pop(worker, None)
+            if trial is not None:
+                self._retry_queue.append(trial.trial_id)
+                self.save()
+
+    def fail(self, worker: str, message: str) -> None:
+        """End the trial of `worker` as FAILED."""
+        with self._in_turn():
+            trial = self.ongoing_trials[worker]
+            trial.status, trial.message = "FAILED", message
+            self.end_trial(trial)
+
+    def save(self) -> None:
+        """Write the state as a whole."""
+        path = self._get_oracle_fname()  # type: ignore[attr-defined]
+        _write(Path(path), self.get_state())  # type: ignore[attr-defined]
+
+    def _save_trial(self, trial: Any) -> None:
+        folder = self._get_trial_dir(trial.trial_id)  # type: ignore[attr-defined]
+        _write(Path(folder) / "trial.json", trial.get_state())
+
+    def reload(self) -> None:
+        """Read the state."""
+        super().reload()  # type: ignore[misc]
+        # KerasTuner reads them in any order, and the first of equals is the best; one that was
+        # drawn and not yet written down as begun is drawn again.
+        self.trials = {number: self.trials[number] for number in sorted(self.start_order)}
+        self._ended_before = len(self.end_order)
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    # Several times a trial, and all that was tried so far: indented it takes six times as long.
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(state), encoding="utf-8")
+
+
+class RandomOracle(Oracle, keras_tuner.oracles.RandomSearchOracle):
+    """KerasTuner's random search."""
+
+
+class HyperbandOracle(Oracle, keras_tuner.oracles.HyperbandOracle):
+    """KerasTuner's rounds, each of which trains the best of the one before further."""
+
+    def first_round(self) -> tuple[int, int]:
+        """Return how many networks the first round looks at, and for how many epochs each."""
+        bracket = self._get_num_brackets() - 1
+        return self._get_size(bracket, 0), self._get_epochs(bracket, 0)
+
+
+class BayesianOracle(Oracle, keras_tuner.oracles.BayesianOptimizationOracle):
+    """KerasTuner's Gaussian process, which chooses among what may be drawn."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Return the best of some candidates by its upper confidence bound.
+
+        KerasTuner climbs to a maximum anywhere, which may be too expensive, or a trial that was.
+        The candidates are drawn at random and, half of them, near the best trials so far, as in
+        SMAC (Hutter, Hoos and Leyton-Brown 2011, LION 5).
+        """
+        completed = [trial for trial in self._in_space() if trial.status == "COMPLETED"]
+        if len(completed) < self.num_initial_points:
+            return self._random_populate_space()
+        x, y = self._vectorize_trials()
+        # It is not among what KerasTuner saves, and a search taken up again would differ.
+        generator = np.random.default_rng([self.seed, len(self.trials)])
+        self.gpr.fit(x, y)
+        vectors = generator.uniform(size=(CANDIDATES, x.shape[1]))
+        near = x[np.argsort(y)[: max(1, len(y) // 4)]]
+        local = near[generator.integers(len(near), size=CANDIDATES)]
+        moved = generator.uniform(size=local.shape) < 2 / x.shape[1]
+        vectors = np.concatenate([vectors, np.where(moved, vectors, local)])
+        proposals = [self._vector_to_values(vector) for vector in vectors]
+        proposals = [values for values in proposals if not self._duplicate(values)]
+        if not proposals:
+            return self._random_populate_space()
+        means, deviations = self.gpr.predict(
+            np.array([self._vector(values) for values in proposals]), return_std=True
+        )
+        best = int(np.argmin(means - self.beta * deviations))
+        return {"status": "RUNNING", "values": proposals[best]}
+
+    def _vector(self, values: Mapping[str, Any]) -> list[float]:
+        return [hp.value_to_prob(values.get(hp.name, hp.default)) for hp in self._nonfixed_space()]
+
+    def _in_space(self) -> list[Any]:
+        trials = self.trials.values()
+        return [trial for trial in trials if OUTSIDE not in trial.hyperparameters.values]
+
+    def _vectorize_trials(self) -> tuple[Any, Any]:
+        everything = self.trials
+        self.trials = {trial.trial_id: trial for trial in self._in_space()}
+        try:
+            return super()._vectorize_trials()
+        finally:
+            self.trials = everything
