@@ -13,9 +13,9 @@ from benchmarks.turns import alone
 from emotion_detection import files, params
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split, part
-from emotion_detection.training.callbacks import best_epoch
 from emotion_detection.training.fit import fit
-from emotion_detection.tuning.search import Outcome, Task, Trial, search
+from emotion_detection.tuning.search import search
+from emotion_detection.tuning.task import Outcome, Task, Trial
 
 SPACE = Path("recipes/notebook-search.yaml")
 TRIALS = 10
@@ -42,19 +42,13 @@ def _search(packed: Path, rows: Split, folder: Path) -> tuple[list[params.Networ
         model = ours.make(trial.network, dataset)
         chosen = ours.settings(BATCH_SIZE, EPOCHS)
         history = fit(model, dataset, rows, chosen, seed=SEED)
-        best = best_epoch(history)
         networks.append(trial.network)
         memory.append(psutil.Process().memory_info().rss / 2**30)
-        return Outcome(
-            val_accuracy=float(best["val_accuracy"]),
-            val_loss=float(best["val_loss"]),
-            parameters=model.count_params(),
-            epochs=EPOCHS,
-        )
+        return Outcome(history.to_dict("records"), model.count_params())
 
     of = dataset.images.shape[1:], len(dataset.classes)
     task = Task(settings, NOTEBOOK, params.load().train, *of, SEED)
-    search(task, folder=folder, run=run)
+    search(task, folder=folder, records=folder / "trials", run=run)
     return networks, memory
 
 

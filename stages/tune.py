@@ -16,7 +16,7 @@ from emotion_detection.tuning.chosen import save_hyperparameters, write_empty_re
 def main() -> None:
     """Read params, search, and write what was found."""
     settings = params.load()
-    if not settings.tune.trials:
+    if settings.tune.trials == 0:
         log.info("tune: no search (tune.trials is 0); %s", paths.HYPERPARAMETERS)
         save_hyperparameters(settings, None, paths.HYPERPARAMETERS)
         write_empty_report(paths.TUNE)
@@ -25,30 +25,32 @@ def main() -> None:
     with quiet():
         from emotion_detection.stage import Stage
         from emotion_detection.tuning import report, search
+        from emotion_detection.tuning.task import Task, varying
         from emotion_detection.tuning.trial import run_trial
         from emotion_detection.tuning.workers import worker_id
 
     tune, seed, worker = settings.tune, settings.seed, worker_id()
     dataset = Dataset.open(paths.DATASET)
     rows = part(dataset, split(dataset, settings.split), tune.images, settings.split.seed)
-    stage = Stage("tune", settings, dataset, also=["train"])
+    stage = Stage("tune", settings, dataset, shared_over=varying(settings), also=["train"])
     if worker is None and stage.restore():
         return
     of = dataset.images.shape[1:], len(dataset.classes)
-    task = search.Task(tune, settings.network, settings.train, *of, seed)
-    train = partial(run_trial, dataset=dataset, rows=rows, precision=stage.precision, seed=seed)
+    task = Task(tune, settings.network, settings.train, *of, seed)
+    train = partial(run_trial, dataset=dataset, rows=rows, precision=stage.precision)
+    folder, records = stage.folder, stage.shared / "trials"
     if worker is not None:
         with stage.joined(worker):
-            search.work(task, worker, folder=stage.folder, run=train)
+            search.work(task, worker, folder=folder, records=records, run=train)
         return
     about = report.description(tune, rows)
     stage.announce(about)
     with stage.run(note=f"{about} of **{{data}}**.\n\n{report.NOTE}", rows=rows):
         command = (sys.executable, "-m", "stages.tune")
-        drawn, trials = search.search(task, folder=stage.folder, run=train, command=command)
-        save_hyperparameters(settings, drawn, paths.HYPERPARAMETERS)
-        stage.write(**report.report(trials, drawn, tune))
-    log.info("tune: %s; %s", report.summary(trials, drawn), paths.HYPERPARAMETERS)
+        found = search.search(task, folder=folder, records=records, run=train, command=command)
+        save_hyperparameters(settings, found.drawn, paths.HYPERPARAMETERS)
+        stage.write(**report.report(found, tune))
+    log.info("tune: %s; %s", report.summary(found), paths.HYPERPARAMETERS)
 
 
 if __name__ == "__main__":

@@ -280,6 +280,9 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
         ),
         ("tta.flips", "2", "tta.flips = 2: must be true or false"),
         ("ensemble.members", "0", "ensemble.members = 0: must be at least 1"),
+        ("tune.budget", "30", "tune.budget = 30: must be text; put it in quotes"),
+        ("tune.budget", "half an hour", 'tune.budget = "half an hour": must be a time as 90s, 30m'),
+        ("tune.trials", "null", "tune: trials and budget are both null, and the search has no end"),
         ("tune.oracle", "grid", "tune.oracle = \"grid\": must be 'random', 'bayesian' or 'hyper"),
         ("ingest.source", "3", "ingest.source = 3: must be text; put it in quotes"),
         # DVC refuses it too, in other words.

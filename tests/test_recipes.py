@@ -160,7 +160,7 @@ def test_the_notebooks_search_is_its_space_and_what_its_trials_share(project: Pr
     }
     tune, train = notebook.tune, notebook.train
     assert (tune.oracle, tune.trials, tune.epochs, tune.images) == ("random", 10, 10, None)
-    assert tune.max_gflops is None
+    assert (tune.max_gflops, tune.budget, tune.pruning, tune.repeats) == (None, None, False, 0)
     assert changed(train) == {"lr": 1e-4, "epochs": 50}
     assert (train.optimizer, train.batch_size) == ("adam", 128)
     # Its network, on validation images.

@@ -130,14 +130,42 @@ class Tta(Section):
     """pixels by which the image is also shifted, to four corners; 0: off"""
 
 
+DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+
+
+def _duration(text: str) -> str:
+    match = DURATION.fullmatch(text)
+    if match is None or float(match[1]) == 0:
+        raise ValueError("must be a time as 90s, 30m, 8h or 2d")
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+
+
+def seconds(duration: str) -> float:
+    """Return how many seconds a `duration` of params.yaml is."""
+    number, unit = DURATION.fullmatch(duration).groups()  # type: ignore[union-attr]
+    return float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
+
+
 class Tune(Section):
     """The search; its trials train as train does, for tune.epochs epochs."""
 
     oracle: Literal["random", "bayesian", "hyperband"] = "random"
     """random, bayesian or hyperband"""
 
-    trials: WholeNumber = 0
-    """0: no search, train with the settings below"""
+    trials: WholeNumber | None = 0
+    """0: no search, train with the settings below; null: as many as tune.budget allows"""
+
+    budget: Duration | None = None
+    """time of the search, as 90s, 30m or 8h; what interrupted parts took counts; null: no limit"""
+
+    pruning: bool = False
+    """true: a trial ends early where it is behind the median of the others, with one worker"""
+
+    repeats: WholeNumber = 0
+    """further seeds, by which the best two trials and params.yaml are compared; 0: by one"""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """processes that share the trials and this machine's cores"""
@@ -153,6 +181,12 @@ class Tune(Section):
 
     max_gflops: Positive | None = None
     """forward pass of one image; more expensive networks are not drawn; null: no limit"""
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.trials is None and self.budget is None:
+            raise ValueError("trials and budget are both null, and the search has no end; give one")
+        return self
 
 
 class Network(Section):

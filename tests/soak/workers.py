@@ -99,7 +99,7 @@ class Searching:
 
     def _worker_with(self, trial: int) -> str | None:
         """Return the name of the worker that is at `trial`, as the search's oracle wrote it."""
-        for oracle in (self._project.root / paths.STATE / "tune").glob("*/oracle.json"):
+        for oracle in (self._project.root / paths.STATE / "tune").rglob("oracle.json"):
             for name, number in json.loads(oracle.read_text("utf-8"))["ongoing_trials"].items():
                 if int(number) + 1 == trial:
                     return str(name)

@@ -133,7 +133,15 @@ NOT_RUN = {
     "make compare": "makes an environment; test_pipeline.py runs its command",
     "make tune-workers": "makes an environment; then `dvc exp run -S tune.workers=2`",
     "python -m pytest -n 0 tests/training/test_augment.py": "a part of `make test`",
-    "dvc exp run -S tune.trials=50": "takes long; test_pipeline.py searches with two trials",
+    **dict.fromkeys(
+        (
+            "dvc exp run -S tune.trials=50",
+            "dvc exp run -S tune.trials=50 -S tune.repeats=2",
+            "dvc exp run -S tune.trials=null -S tune.budget=8h",
+        ),
+        "takes long; test_pipeline.py searches with two trials",
+    ),
+    "dvc repro --force tune": "test_pipeline.py forces another stage",
     **dict.fromkeys(
         (
             "dvc exp run -S '~tune.space' -S '+tune.space={train.lr:{min:3e-4,max:1e-2,log:true}}'",

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,10 @@ from emotion_detection.data.splits import Split
 from emotion_detection.models.network import forward_gflops
 from emotion_detection.params import Network, Train, Tune
 from emotion_detection.sections import flat, updated
-from emotion_detection.tuning.report import description, report
-from emotion_detection.tuning.search import (
-    Outcome,
-    Task,
-    Trial,
-    search,
-    shortened,
-    shown,
-)
+from emotion_detection.training.callbacks import Row
+from emotion_detection.tuning.report import description, optimism, report, summary
+from emotion_detection.tuning.search import Found, search, shown
+from emotion_detection.tuning.task import Outcome, Task, Trial, shortened
 
 SPACE: dict[str, Any] = {
     "network.filters": {"length": [1, 2, 3], "each": [4, 8, 16]},
@@ -53,11 +50,28 @@ def score(network: Network) -> float:
     return 0.5 + sum(network.filters) / 100 + sum(network.kernel_sizes) / 1000
 
 
+def epochs(trial: Trial, accuracy: float) -> Outcome:
+    """Return what a trial comes to whose last epoch has `accuracy`, as it is stopped or not."""
+    rows: list[Row] = []
+    for epoch in range(1, trial.until + 1):
+        behind = (trial.training.epochs - epoch) / 50
+        rows.append(
+            {
+                **{"epoch": epoch, "loss": 1.0, "accuracy": 0.5, "lr": 0.1, "seconds": 0.0},
+                **{"val_loss": 1.5, "val_accuracy": accuracy - behind},
+            }
+        )
+        if trial.stop(rows):
+            break
+    return Outcome(rows, sum(trial.network.filters))
+
+
 def pretend(trial: Trial) -> Outcome:
     """Take a network's measure without training it, and leave the checkpoint that a trial would."""
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    (trial.folder / "weights").write_text("weights")
-    return Outcome(score(trial.network), 1.5, sum(trial.network.filters), trial.until)
+    if trial.known is not None:
+        return trial.known
+    (trial.folder / "epoch_1").mkdir(parents=True, exist_ok=True)
+    return epochs(trial, score(trial.network))
 
 
 class Recorder:
@@ -68,6 +82,8 @@ class Recorder:
         self._failing = failing or {}
 
     def __call__(self, trial: Trial) -> Outcome:
+        if trial.known is not None:
+            return trial.known
         self.seen.append(trial)
         if trial.number in self._failing:
             raise self._failing[trial.number]
@@ -87,9 +103,22 @@ def look(
     **changes: Any,
 ) -> tuple[Drawn, pd.DataFrame]:
     """Search with TASK's settings but for what is given; `changes` are those of tune."""
+    found = find(folder, run, baseline=baseline, seed=seed, **changes)
+    return dict(found.drawn), found.trials
+
+
+def find(
+    folder: Path,
+    run: Callable[[Trial], Outcome] = pretend,
+    *,
+    baseline: Network = BASELINE,
+    seed: int = 7,
+    records: Path | None = None,
+    **changes: Any,
+) -> Found:
     settings = TASK.settings.model_copy(update=changes)
     task = dataclasses.replace(TASK, settings=settings, network=baseline, seed=seed)
-    return search(task, folder=folder, run=run)
+    return search(task, folder=folder, records=records or folder / "trials", run=run)
 
 
 def columns(drawn: Drawn, baseline: Network = BASELINE) -> Drawn:
@@ -208,6 +237,7 @@ def test_the_table_has_the_result_of_each_trial(tmp_path: Path) -> None:
     assert table.columns.tolist() == [
         "trial",
         "status",
+        "end",
         "val_accuracy",
         "val_loss",
         "parameters",
@@ -238,10 +268,10 @@ def test_the_table_has_the_result_of_each_trial(tmp_path: Path) -> None:
 def test_the_network_with_the_highest_val_accuracy_wins_and_the_first_of_equals(
     tmp_path: Path,
 ) -> None:
-    def flat(trial: Trial) -> Outcome:
-        return Outcome(0.5 if trial.number < 3 else 0.6, 1.0 / trial.number, 1, 1)
+    def equal(trial: Trial) -> Outcome:
+        return trial.known or epochs(trial, 0.5 if trial.number < 3 else 0.6)
 
-    best, table = look(tmp_path / "search", flat)
+    best, table = look(tmp_path / "search", equal)
     third = table.iloc[2]
     assert {name: third[name] for name in SPACE} == columns(best)
     again, _ = look(tmp_path / "search", Recorder({n: AssertionError() for n in range(1, 7)}))
@@ -262,14 +292,14 @@ def test_a_failed_trial_is_in_the_table_and_the_search_goes_on(
     assert set(failed["message"]) == {"such a network"}
     assert failed["val_accuracy"].isna().all()
     assert table["status"].isin(["FAILED", "COMPLETED"]).all()
-    assert best_score(best) == pytest.approx(table["val_accuracy"].max())
+    winner = table.iloc[int(table["val_accuracy"].argmax())]
+    assert {name: winner[name] for name in SPACE} == columns(best)
     assert "tune: trial 5/9 failed: such a network" in caplog.text
 
 
 def test_a_trial_whose_score_is_not_a_number_fails(tmp_path: Path) -> None:
     def sometimes(trial: Trial) -> Outcome:
-        nothing = trial.number == 2
-        return Outcome(float("nan") if nothing else score(trial.network), 1.0, 1, 1)
+        return epochs(trial, math.nan if trial.number == 2 else score(trial.network))
 
     best, table = look(tmp_path / "search", sometimes)
     assert table["status"].tolist() == ["COMPLETED", "FAILED"] + ["COMPLETED"] * 4
@@ -331,7 +361,7 @@ def test_the_seed_fixes_the_search(tmp_path: Path, oracle: str) -> None:
 
 def test_bayesian_search_learns_from_its_trials(tmp_path: Path) -> None:
     def prefers_wide(trial: Trial) -> Outcome:
-        return Outcome(sum(trial.network.filters) / 50, 1.0, 1, 1)
+        return trial.known or epochs(trial, sum(trial.network.filters) / 50)
 
     _, table = look(tmp_path / "bayesian", prefers_wide, oracle="bayesian", trials=15)
     assert len(table) == 15
@@ -413,14 +443,16 @@ def test_a_search_is_reported_in_words_metrics_figures_and_tags(
     tmp_path: Path, rows: Split
 ) -> None:
     run = Recorder({1: OSError("disk full")})
-    best, table = look(tmp_path / "search", run)
+    found = find(tmp_path / "search", run)
+    best, table = dict(found.drawn), found.trials
     assert description(TASK.settings, rows) == (
-        "A random search of 6 trials of at most 3 epochs on 72 train and 18 validation images"
+        "A random search of 6 trials, each of at most 3 epochs on 72 train and 18 validation images"
     )
-    written = report(table, best, TASK.settings)
+    written = report(found, TASK.settings)
     assert written["metrics"] == {
         "tune/trials": 6,
         "tune/failed": 1,
+        "tune/pruned": 0,
         "tune/best_val_accuracy": pytest.approx(best_score(best)),
     }
     assert written["more_metrics"] == {"tune/seconds": pytest.approx(table["seconds"].sum())}
@@ -430,5 +462,140 @@ def test_a_search_is_reported_in_words_metrics_figures_and_tags(
     assert written["tags"] == {"best.trial": f"{number:02d}", "workers": "1"}
     assert written["headline"].startswith(f"best of 6 trials: trial {number:02d}, validation acc")
     assert f"network.filters {shown(best['network.filters'])}, network.k" in written["headline"]
-    own = report(table, {}, TASK.settings)["headline"]
-    assert own.startswith("nothing of 6 trials is better than params.yaml, validation accuracy")
+    own = dataclasses.replace(found, drawn={}, trial=2)
+    assert summary(own).startswith("nothing found is better than params.yaml (best of 6: ")
+
+
+def curve(trial: Trial) -> Outcome:
+    """Return what a trial comes to by its learning rate, of which 0.01 is the best."""
+    return trial.known or epochs(trial, 0.9 - abs(math.log10(trial.training.lr / 0.01)) / 5)
+
+
+LR: dict[str, Any] = {"train.lr": {"min": 1e-4, "max": 1e-1, "log": True}}
+
+
+@pytest.mark.parametrize("oracle", ["random", "bayesian"])
+def test_a_trial_behind_the_median_of_the_others_ends_early(tmp_path: Path, oracle: str) -> None:
+    settings: dict[str, Any] = {"oracle": oracle, "space": LR, "trials": 16, "epochs": 6}
+    found = find(tmp_path / "search", curve, pruning=True, **settings)
+    table = found.trials
+    early = table[table["end"] == "pruned"]
+    assert len(early) >= 3
+    assert early["trial"].min() > 4
+    assert set(early["epochs"]) <= {2, 3, 4, 5}
+    assert (table.loc[table["end"] == "complete", "epochs"] == 6).all()
+    # The score that it had is not that of a trial to the end, and it is never the best.
+    assert found.trial not in set(early["trial"])
+    assert report(found, TASK.settings)["metrics"]["tune/pruned"] == len(early)
+    without = find(tmp_path / "without", curve, **settings)
+    assert (without.trials["end"] == "complete").all()
+    if oracle == "random":
+        assert found.drawn == without.drawn
+
+
+@pytest.mark.parametrize("oracle", ["random", "bayesian"])
+def test_a_search_that_prunes_and_repeats_ends_as_an_uninterrupted_one(
+    tmp_path: Path, oracle: str
+) -> None:
+    settings: dict[str, Any] = {
+        **{"oracle": oracle, "space": LR, "trials": 10, "epochs": 6},
+        **{"pruning": True, "repeats": 2},
+    }
+    whole = find(tmp_path / "whole", curve, **settings)
+    calls, kills = 0, [1, 4, 7, 9, 12, 14]
+
+    def killed(trial: Trial) -> Outcome:
+        nonlocal calls
+        calls += 1
+        if calls in kills:
+            raise KeyboardInterrupt
+        return curve(trial)
+
+    for _ in kills:
+        with pytest.raises(KeyboardInterrupt):
+            find(tmp_path / "search", killed, **settings)
+    found = find(tmp_path / "search", killed, **settings)
+    assert decided(found.trials) == decided(whole.trials)
+    assert found.drawn == whole.drawn
+    assert found.repeats.drop(columns="seconds").equals(whole.repeats.drop(columns="seconds"))
+
+
+@pytest.mark.parametrize("oracle", ["random", "bayesian", "hyperband"])
+def test_more_trials_train_only_the_new_ones(tmp_path: Path, oracle: str) -> None:
+    settings: dict[str, Any] = {"oracle": oracle, "records": tmp_path / "trials"}
+    find(tmp_path / "six", **settings)
+    run = Recorder()
+    found = find(tmp_path / "twelve", run, **settings, trials=12)
+    assert len(run.seen) == 6
+    at_once = find(tmp_path / "at once", oracle=oracle, trials=12)
+    assert decided(found.trials) == decided(at_once.trials)
+    assert found.drawn == at_once.drawn
+
+
+def test_another_space_or_oracle_keeps_the_trials_that_it_has(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"records": tmp_path / "trials", "trials": 8}
+    first = find(tmp_path / "first", **settings)
+    wide = SPACE | {"network.filters": {"length": [1, 2, 3], "each": [4, 8, 16, 32]}}
+    for name, changes in (("wide", {"space": wide}), ("bayesian", {"oracle": "bayesian"})):
+        run = Recorder()
+        found = find(tmp_path / name, run, **settings | changes | {"trials": 11})
+        assert len(run.seen) == 3
+        kept = found.trials.iloc[:8].drop(columns="seconds")
+        assert kept.equals(first.trials.drop(columns="seconds"))
+        # Each begins with what the first left alone.
+        for trial in run.seen:
+            shutil.rmtree(trial.folder)
+    narrow = SPACE | {"network.dense_dropout": [0.0]}
+    run = Recorder()
+    found = find(tmp_path / "narrow", run, **settings, space=narrow)
+    inside = (first.trials["network.dense_dropout"] == 0.0).iloc[1:].sum()
+    assert len(run.seen) == 8 - 1 - inside
+    assert (found.trials["network.dense_dropout"].iloc[1:] == 0.0).all()
+
+
+def test_a_budget_ends_the_search_and_more_of_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("emotion_detection.tuning.tuner.time.monotonic", lambda: clock[0])
+
+    def takes_a_minute(trial: Trial) -> Outcome:
+        if trial.known is not None:
+            return trial.known
+        rows: list[Row] = []
+        for epoch in range(1, trial.until + 1):
+            clock[0] += 20
+            rows.append(dict(epochs(trial, 0.5).rows[0]) | {"epoch": epoch, "seconds": 20.0})
+            if trial.stop(rows):
+                break
+        return Outcome(rows, 1)
+
+    settings: dict[str, Any] = {"trials": None, "records": tmp_path / "trials"}
+    found = find(tmp_path / "short", takes_a_minute, **settings, budget="200s")
+    assert clock == [200.0]
+    assert found.trials["end"].tolist() == ["complete"] * 3 + ["out of time"]
+    assert found.trials["epochs"].tolist() == [3, 3, 3, 1]
+    found = find(tmp_path / "long", takes_a_minute, **settings, budget="400s")
+    assert found.trials["seconds"].sum() == 400
+    assert found.trials["epochs"].tolist()[:4] == [3] * 4
+    # What repeats need is kept for them: two trials and params.yaml, a minute each.
+    clock[0] = 0.0
+    found = find(tmp_path / "again", takes_a_minute, trials=None, budget="400s", repeats=1)
+    assert len(found.repeats) == 3
+    assert 380 <= clock[0] <= 420
+
+
+def test_the_best_are_compared_by_other_seeds(tmp_path: Path) -> None:
+    def lucky(trial: Trial) -> Outcome:
+        luck = 0.2 if trial.number == 3 and trial.seed == 7 else 0.0
+        return trial.known or epochs(trial, 0.5 + luck + 0.01 * (trial.number == 5))
+
+    found = find(tmp_path / "search", lucky, repeats=2)
+    assert found.repeats["trial"].tolist() == [1, 3, 5, 1, 3, 5]
+    assert found.repeats["seed"].tolist() == [8] * 3 + [9] * 3
+    assert found.trial == 5
+    assert optimism(found) == pytest.approx(0.1)
+    assert "with other seeds 51.0 +- 0.0 %" in summary(found)
+    # None is better than params.yaml where all are alike.
+    alike = find(tmp_path / "alike", lambda trial: trial.known or epochs(trial, 0.5), repeats=1)
+    assert (alike.drawn, alike.trial) == ({}, 1)

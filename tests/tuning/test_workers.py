@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from keras_tuner.src import protos
 from emotion_detection.console import UserError
 from emotion_detection.params import Network, Train, Tune
 from emotion_detection.tuning import workers
-from emotion_detection.tuning.search import Outcome, Task, Trial, search
+from emotion_detection.tuning.search import search
+from emotion_detection.tuning.task import Outcome, Task, Trial
 from tests.support.servers import free_port
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -91,7 +92,8 @@ WAITS_FOR_THE_OTHER = (
 
 
 def pretend(trial: Trial) -> Outcome:
-    return Outcome(trial.number / 10, 1.5, 2**24 + 1, 3)
+    row = {"epoch": 1, "loss": 1.0, "val_loss": 1.5, "val_accuracy": trial.number / 10}
+    return Outcome([row | {"epoch": epoch} for epoch in (1, 2, 3)], 2**24 + 1)
 
 
 class Place:
@@ -108,19 +110,22 @@ class Place:
         script: str | None = None,
         folder: Path | None = None,
         oracle: str = "random",
-    ) -> tuple[dict[str, Any], pd.DataFrame]:
+    ) -> tuple[Mapping[str, Any], pd.DataFrame]:
         """Search with `number` workers that are up to `trouble` in each trial."""
         packages = Path(str(protos.__file__)).parents[2]
         text = script or WORKER.replace("TROUBLE", trouble)
         settings = Tune(space=SPACE, trials=TRIALS, epochs=3, workers=number)
         settings = settings.model_copy(update={"oracle": oracle})
         task = Task(settings, BASELINE, Train(lr=3e-3), (16, 16, 3), 3, seed=7)
-        return search(
+        place = folder or self.folder
+        found = search(
             task,
-            folder=folder or self.folder,
+            folder=place,
+            records=place / "trials",
             run=pretend,
             command=(sys.executable, "-c", text, str(packages), str(self.begun_file)),
         )
+        return found.drawn, found.trials
 
     def begun(self) -> list[tuple[int, str, int]]:
         """Return the trials that were begun, by whom, and the number of its process."""

@@ -130,6 +130,20 @@ class SaveEpoch(keras.callbacks.Callback):
         self._save(self.model, self._rows, self.model.stop_training)
 
 
+class StopAfter(keras.callbacks.Callback):
+    """Ends the training after an epoch where `stop` says so, and not as its own end."""
+
+    def __init__(self, stop: Callable[[list[Row]], bool], rows: list[Row]) -> None:
+        """Ask `stop` with `rows`, those up to the epoch."""
+        super().__init__()
+        self._stop, self._rows = stop, rows
+
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+        """Ask."""
+        if self._stop(self._rows):
+            self.model.stop_training = True
+
+
 def _shortest(value: Any) -> float:
     """Return a float32 by its shortest digits: 0.86 and not 0.8600000143."""
     return float(str(np.float32(value)))

@@ -1,6 +1,6 @@
 """The training of one network: loss, optimizer, schedule and epochs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -19,6 +19,7 @@ from emotion_detection.training.callbacks import (
     LogEpoch,
     Row,
     SaveEpoch,
+    StopAfter,
     best_epoch,
     figures,
     reacting_to_validation,
@@ -74,6 +75,7 @@ def fit(
     log_epoch: LogEpoch = not_logged,
     log_resumed: bool = False,
     until: int | None = None,
+    stop: Callable[[list[Row]], bool] | None = None,
     what: str = "train",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -82,7 +84,7 @@ def fit(
     Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
     `checkpoints`, an interrupted training goes on after its last finished epoch, and the model ends
     with the weights of the best epoch; without, with those of the last. It ends after the epoch
-    `until`, if that is given, and goes on from there when it is called with a later one.
+    `until` or where `stop` says so of the rows, and goes on from there when it is called again.
     `log_resumed` logs the epochs before the interruption too, `what` names the training in the log,
     and `progress` begins with the first epoch. What was built under a `strategy` of several devices
     trains on them. A batch larger than the training rows is made as small as these.
@@ -115,6 +117,7 @@ def fit(
             History(history, settings, steps, log_epoch, reacting, progress),
             *([keras.callbacks.SwapEMAWeights()] if settings.ema else []),
             *([SaveEpoch(checkpoints.save, history)] if checkpoints is not None else []),
+            *([StopAfter(stop, history)] if stop is not None else []),
         ]
         _train(model, dataset, rows, settings, seed, range(first_epoch, last_epoch), callbacks)
     if checkpoints is not None:

@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,22 @@ class Oracle:
         self,
         *,
         incumbent: Mapping[str, Any] | None,
+        kept: Sequence[Mapping[str, Any]],
         allowed: Callable[[Mapping[str, Any]], bool],
+        key: Callable[[Mapping[str, Any]], str],
         **kwargs: Any,
     ) -> None:
-        """Take KerasTuner's values for params.yaml, if it has some, and what may be drawn."""
+        """Propose KerasTuner's values `incumbent`, then those `kept`, and then what is `allowed`.
+
+        Equal settings have the same `key`.
+        """
         super().__init__(**kwargs)
-        self._incumbent, self._allowed = incumbent, allowed
+        self._incumbent, self._kept = incumbent, kept
+        self._allowed, self._key = allowed, key
+        self._keys: dict[str, str] = {}
+        self.total: int | None = self.max_trials
+        self.is_over: Callable[[], bool] = bool
+        self.seconds_left: Callable[[], float] = lambda: math.inf
         # A ceiling can rule out most of a space, and a draw takes about two milliseconds.
         self._max_collisions = 2_000
         self.verbose = 0
@@ -74,14 +85,30 @@ class Oracle:
     def _random_values(self) -> dict[str, Any] | None:
         if not self.trials and self._incumbent is not None:
             return dict(self._incumbent)
+        if self.trials and (kept := self._next_kept()) is not None:
+            return dict(kept)
         values = super()._random_values()  # type: ignore[misc]
         if not self.trials:
             # KerasTuner wants values for all that a trial could have.
             return {**(values or {}), OUTSIDE: 1}
         return values
 
+    def _next_kept(self) -> Mapping[str, Any] | None:
+        """Return the first of those kept from an earlier search that is no trial of this one."""
+        return next((values for values in self._kept if not self._duplicate(values)), None)
+
     def _duplicate(self, values: Mapping[str, Any]) -> bool:
-        return not self._allowed(values) or super()._duplicate(values)  # type: ignore[misc]
+        # KerasTuner compares numbers with all their digits.
+        for name, trial in self.trials.items():
+            if name not in self._keys:
+                self._keys[name] = self._key(trial.hyperparameters.values)
+        return not self._allowed(values) or self._key(values) in self._keys.values()
+
+    def score_trial(self, trial: Any) -> None:
+        """Give a trial that ended early the score that it would have come to."""
+        super().score_trial(trial)  # type: ignore[misc]
+        if trial.metrics.exists("score"):
+            trial.score = trial.metrics.get_last_value("score")
 
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -96,6 +123,8 @@ class Oracle:
         """Return the next trial for the process `tuner_id`."""
         with self._in_turn():
             self.callers.add(tuner_id)
+            if self.is_over():
+                self.max_trials = len(self.trials)
             return super().create_trial(tuner_id)  # type: ignore[misc]
 
     def update_trial(self, trial_id: str, metrics: Mapping[str, float], step: int = 0) -> Any:
@@ -122,23 +151,40 @@ class Oracle:
             self._tell(self.trials[trial_id])
 
     def _tell(self, ended: Any) -> None:
-        done, total = len(self.end_order), self.max_trials
-        mean = (time.monotonic() - self._began) / max(1, done - self._ended_before)
-        left = f"about {duration(mean * (total - done))} left" if done < total else "the last one"
-        best = self.get_best_trials(1)[0]  # type: ignore[attr-defined]
-        number, failed = int(ended.trial_id) + 1, ended.status != "COMPLETED"
-        self.standing = f"search: {left}"
-        if best.status == "COMPLETED":
+        done, left = len(self.end_order), self._time_left()
+        whole = [
+            trial
+            for trial in self.trials.values()
+            if trial.status == "COMPLETED" and not self._ended_early(trial)
+        ]
+        best = max(whole, key=lambda trial: trial.score, default=None)
+        number, of = int(ended.trial_id) + 1, "" if self.total is None else f"/{self.total}"
+        until_end = f"about {duration(left)} left" if left > 0 else "the last one"
+        self.standing = f"search: {until_end}"
+        if best is not None:
             self.standing += f", best {100 * best.score:.1f} %"
-        if failed:
-            log.info("tune: trial %d/%d failed: %s", number, total, last_line(ended.message))
-        elif best.trial_id == ended.trial_id:
+        if ended.status != "COMPLETED":
+            log.info("tune: trial %d%s failed: %s", number, of, last_line(ended.message))
+        elif best is not None and best.trial_id == ended.trial_id:
             log.info(
-                "tune: trial %d/%d: validation accuracy %.1f %%, the best so far; %s",
-                *(number, total, 100 * ended.score, left),
+                "tune: trial %d%s: validation accuracy %.1f %%, the best so far; %s",
+                *(number, of, 100 * ended.score, until_end),
             )
         if self.progress is not None:
-            self.progress.advance(1, f"{done} of {total} trials; {self.standing}")
+            self.progress.advance(1, f"{done}{of} trials; {self.standing}")
+
+    @staticmethod
+    def _ended_early(trial: Any) -> bool:
+        return trial.metrics.exists("end") and bool(trial.metrics.get_last_value("end"))
+
+    def _time_left(self) -> float:
+        """Return the seconds until the last trial, or the budget, by the mean of the trials."""
+        done = len(self.end_order)
+        left = self.seconds_left()
+        if self.total is not None:
+            mean = (time.monotonic() - self._began) / max(1, done - self._ended_before)
+            left = min(left, mean * (self.total - done))
+        return left
 
     @property
     def waiting(self) -> bool:
@@ -209,7 +255,7 @@ class BayesianOracle(Oracle, keras_tuner.oracles.BayesianOptimizationOracle):
         SMAC (Hutter, Hoos and Leyton-Brown 2011, LION 5).
         """
         completed = [trial for trial in self._in_space() if trial.status == "COMPLETED"]
-        if len(completed) < self.num_initial_points:
+        if len(completed) < self.num_initial_points or self._next_kept() is not None:
             return self._random_populate_space()
         x, y = self._vectorize_trials()
         # It is not among what KerasTuner saves, and a search taken up again would differ.

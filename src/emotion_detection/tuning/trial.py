@@ -2,19 +2,22 @@
 
 from collections.abc import Mapping
 
+import pandas as pd
+
 from emotion_detection.console import Progress
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.network import forward_gflops
 from emotion_detection.tracking import runs, tags
-from emotion_detection.training.callbacks import best_epoch
+from emotion_detection.training.callbacks import best_epoch, figures
 from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit, network_to_train
 from emotion_detection.training.pretrained import start
-from emotion_detection.tuning.search import Outcome, Trial, shown
+from emotion_detection.tuning.search import shown
+from emotion_detection.tuning.task import Outcome, Trial
 
 
-def run_trial(trial: Trial, dataset: Dataset, rows: Split, *, precision: str, seed: int) -> Outcome:
+def run_trial(trial: Trial, dataset: Dataset, rows: Split, *, precision: str) -> Outcome:
     """Train the network of `trial` on `rows` of `dataset`, and return what it came to.
 
     It is a child of the current MLflow run. Its epochs so far are in its folder, from which it goes
@@ -25,7 +28,7 @@ def run_trial(trial: Trial, dataset: Dataset, rows: Split, *, precision: str, se
 
     """
     with runs.child(
-        f"trial {trial.number:02d}",
+        trial.name,
         params=_logged_params(trial, dataset),
         tags={
             tags.STAGE: "trial",
@@ -33,13 +36,26 @@ def run_trial(trial: Trial, dataset: Dataset, rows: Split, *, precision: str, se
             tags.SELECTED_ON_TEST: tags.flag(rows.selected_on_test),
         },
         note=(
-            f"Trial {trial.number} of {trial.total} of the search above it, its parent run.\n\n"
+            f"Trial {trial.number} of the search above it, its parent run.\n\n"
             "What was drawn is in the parameters, the entries of lists one by one too, for charts "
             "over several trials.\n\n"
             "`val_accuracy` is what the search maximizes, `epoch/` has the curves behind it."
         ),
     ):
-        return _trained(trial, dataset, rows, precision, seed)
+        outcome = trial.known or _trained(trial, dataset, rows, precision)
+        if trial.known:
+            for row in outcome.rows:
+                runs.log_epoch(figures(row), int(row["epoch"]))
+        best = best_epoch(pd.DataFrame(outcome.rows))
+        runs.log_params({"parameters": outcome.parameters})
+        runs.log_metrics(
+            {
+                "val_accuracy": float(best["val_accuracy"]),
+                "val_loss": float(best["val_loss"]),
+                "seconds": float(sum(row["seconds"] for row in outcome.rows)),
+            }
+        )
+        return outcome
 
 
 def _logged_params(trial: Trial, dataset: Dataset) -> Mapping[str, object]:
@@ -59,41 +75,35 @@ def _logged_params(trial: Trial, dataset: Dataset) -> Mapping[str, object]:
     }
 
 
-def _trained(trial: Trial, dataset: Dataset, rows: Split, precision: str, seed: int) -> Outcome:
+def _trained(trial: Trial, dataset: Dataset, rows: Split, precision: str) -> Outcome:
     training, checkpoints = trial.training, Checkpoints(trial.folder)
-    model = network_to_train(trial.network, dataset, training, precision=precision, seed=seed)
-    runs.log_params({"parameters": model.count_params()})
+    model = network_to_train(trial.network, dataset, training, precision=precision, seed=trial.seed)
     if training.init_from and not checkpoints.exist():
         start(model, training.init_from, dataset=dataset)
-    what = f"tune: trial {trial.number}/{trial.total}"
+    so_far = checkpoints.rows()
+    if so_far and trial.stop(so_far):
+        # It was killed between the epoch and its end.
+        for row in so_far:
+            runs.log_epoch(figures(row), int(row["epoch"]))
+        return Outcome(so_far, model.count_params())
+    total = "" if trial.total is None else f"/{trial.total}"
+    what = f"tune: trial {trial.number}{total}"
     with Progress(what, note=trial.standing, lines=False) as progress:
         history = fit(
             model,
             dataset,
             rows,
             training,
-            seed=seed,
+            seed=trial.seed,
             checkpoints=checkpoints,
             log_epoch=runs.log_epoch,
             log_resumed=True,
             until=trial.until,
+            stop=trial.stop,
             what=what,
             progress=progress,
         )
-    if trial.until == training.epochs:
-        checkpoints.remove()
-    best = best_epoch(history)
-    outcome = Outcome(
-        val_accuracy=float(best["val_accuracy"]),
-        val_loss=float(best["val_loss"]),
-        parameters=model.count_params(),
-        epochs=len(history),
-    )
-    runs.log_metrics(
-        {
-            "val_accuracy": outcome.val_accuracy,
-            "val_loss": outcome.val_loss,
-            "seconds": float(history["seconds"].sum()),
-        }
-    )
-    return outcome
+    epochs = [
+        {str(name): value for name, value in row.items()} for row in history.to_dict("records")
+    ]
+    return Outcome(epochs, model.count_params())
