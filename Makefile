@@ -49,7 +49,8 @@ send: .venv/.repro  ## send MLflow what it missed during an outage
 test: .venv/.dev  ## run the tests
 	python -m pytest
 
-soak: .venv/.dev  ## test for three quarters of an hour: kill stages and workers, crowd the store, give bad inputs
+soak: .venv/.dev  ## test for an hour: the slow tests; kill stages and workers, crowd the store, give bad inputs
+	python -m pytest -m slow
 	python -m tests.soak.faults --kills 50
 	python -m tests.soak.together --minutes 10
 	python -m tests.soak.workers

@@ -71,6 +71,7 @@ def runs_of(client: mlflow.MlflowClient, condition: str) -> list[Run]:
     return list(client.search_runs([experiment.experiment_id], condition)) if experiment else []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_and_s3(
     tmp_path: Path, packed: Path, tracking_server: Server, object_store: ObjectStore

@@ -14,6 +14,7 @@ from emotion_detection.data.splits import Split
 from emotion_detection.params import Network
 
 
+@pytest.mark.slow
 def test_contenders_take_turns(packed: Path, rows: Split, network: Network) -> None:
     common: dict[str, Any] = {"packed": packed, "rows": rows.train, "batch_size": 36}
     rates = measure(

@@ -452,7 +452,7 @@ def test_the_command_serves_the_champion_until_ctrl_c(store: Path, toy: Dataset)
     assert running.stderr is not None
     try:
         line = running.stderr.readline()
-        address = re.fullmatch(r"open (http://127\.0\.0\.1:\d+); Ctrl-C ends it\n", line)
+        address = re.fullmatch(r"Ctrl-C ends it; open (http://127\.0\.0\.1:\d+)\n", line)
         assert address, line
         with urllib.request.urlopen(address[1], timeout=30) as response:
             page = response.read().decode()

@@ -94,6 +94,7 @@ def unsent(root: Path) -> list[Path]:
     return list(root.glob("mlruns/.unsent/*/*/entries.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_for_a_while_costs_nothing(
     server: Server, training: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_server_that_goes_away_for_a_while_costs_nothing(
     assert unsent(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_for_good_costs_only_the_tracking(
     server: Server,
     training: Training,

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # TensorFlow settles on its devices once a process.
 SCRIPT = """
 import json, sys

@@ -72,7 +72,7 @@ def serve(network: Network, origin: Origin, port: int) -> None:
     except (OSError, OverflowError) as error:
         raise UserError(f"--port {port}: {error}; give another, or 0 for any") from error
     with listening:
-        log.info("open http://%s:%d; Ctrl-C ends it", *listening.getsockname())
+        log.info("Ctrl-C ends it; open http://%s:%d", *listening.getsockname())
         config = uvicorn.Config(
             app(network, origin),
             log_level="warning",

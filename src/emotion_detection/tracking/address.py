@@ -11,7 +11,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m emotion_detection.tracking.address")
     parser.add_argument("server", help="as http://127.0.0.1:5000")
     server = parser.parse_args().server
-    run(lambda: log.info("open %s; Ctrl-C ends it", runs_address(server)))
+    run(lambda: log.info("Ctrl-C ends it; open %s", runs_address(server)))
 
 
 if __name__ == "__main__":
