@@ -133,6 +133,7 @@ NOT_RUN = {
     "make compare": "makes an environment; test_pipeline.py runs its command",
     "make tune-workers": "makes an environment; then `dvc exp run -S tune.workers=2`",
     "python -m pytest -n 0 tests/training/test_augment.py": "a part of `make test`",
+    "python -m pytest -m slow": "a part of .ci/run",
     **dict.fromkeys(
         (
             "dvc exp run -S tune.trials=50",

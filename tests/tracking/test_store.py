@@ -81,7 +81,7 @@ def test_the_address_of_the_runs_is_told(tmp_path: Path) -> None:
     path = f"#/experiments/{experiment.experiment_id}/runs?"
     assert f"open http://127.0.0.1:5000/{path}" in told
     # MLflow's pages read the columns from the tag that the address names.
-    key = told.partition("viewStateShareKey=")[2].partition(";")[0]
+    key = told.strip().partition("viewStateShareKey=")[2]
     view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
     assert view["selectedColumns"][0] == "metrics.`test/accuracy`"
     assert path in experiment.tags["mlflow.note.content"]
