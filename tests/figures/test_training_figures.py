@@ -112,39 +112,35 @@ def test_learning_curves_need_their_columns() -> None:
         learning_curves(history().head(0))
 
 
-def test_trials_show_the_best_and_the_failed() -> None:
+def test_trials_show_the_best_the_early_and_the_failed() -> None:
     figure = trials(trial_table())
     assert title_of(figure) == (
-        "Best of 5 trials: 03, 61.0 % with 557,799 parameters; 1 did not complete"
+        "Best of 5 trials: 03, 61.0 % with 0.56 GFLOP per image; 1 did not complete"
     )
-    by_order, by_size = figure.axes
-    best_so_far, scores, failed = by_order.lines[:3]
+    by_order, by_cost = figure.axes
+    best_so_far, scores, early, own, failed = by_order.lines[:5]
     np.testing.assert_array_equal(best_so_far.get_ydata(), [0.50, 0.50, 0.50, 0.61, 0.61])
-    np.testing.assert_array_equal(scores.get_xdata(), [1, 3, 4, 5])
+    np.testing.assert_array_equal(scores.get_xdata(), [1, 4, 5])
+    np.testing.assert_array_equal(early.get_xdata(), [3])
+    assert early.get_markerfacecolor() == "none"
+    np.testing.assert_array_equal(own.get_ydata(), [0.50, 0.50])
     assert failed.get_marker() == "x"
     np.testing.assert_array_equal(failed.get_xdata(), [2])
-    assert by_size.get_xscale() == "log"
-    np.testing.assert_array_equal(
-        by_size.lines[0].get_xdata(), [40_000, 2_500_000, 557_799, 900_000]
-    )
-    for axes, x in ((by_order, 4), (by_size, 557_799)):
+    assert by_cost.get_xscale() == "log"
+    whole, early, front = by_cost.lines[:3]
+    np.testing.assert_array_equal(whole.get_xdata(), [0.04, 0.56, 0.9])
+    np.testing.assert_array_equal(early.get_xdata(), [2.5])
+    np.testing.assert_array_equal(front.get_xdata(), [0.04, 0.56])
+    for axes, x in ((by_order, 4), (by_cost, 0.56)):
         (marker,) = orange_points(axes)
         assert (marker.get_xdata(), marker.get_ydata()) == ([x], [0.61])
 
 
-@pytest.mark.parametrize(
-    "parameters", [[557_799] * 5, [520_000] * 4 + [540_000], [3e4] * 4 + [9e6]]
-)
-def test_trials_of_any_size_have_a_tick_to_read_it_by(parameters: list[float]) -> None:
-    axes = trials(trial_table().assign(parameters=parameters)).axes[1]
+@pytest.mark.parametrize("gflops", [[0.2] * 5, [0.52] * 4 + [0.54], [3e-3] * 4 + [9.0]])
+def test_trials_of_any_cost_have_a_tick_to_read_it_by(gflops: list[float]) -> None:
+    axes = trials(trial_table().assign(gflops=gflops)).axes[1]
     low, high = axes.get_xlim()
     assert [tick for tick in axes.get_xticks() if low <= tick <= high]
-
-
-def test_trials_without_a_size_are_still_drawn(tmp_path: Path) -> None:
-    figure = trials(trial_table().assign(parameters=np.nan))
-    assert title_of(figure) == "Best of 5 trials: 03, 61.0 %; 1 did not complete"
-    style.save(figure, tmp_path / "trials.png")
 
 
 def test_trials_that_all_failed() -> None:

@@ -68,7 +68,8 @@ def trial_table() -> pd.DataFrame:
             "trial": ["00", "01", "02", "03", "04"],
             "status": ["COMPLETED", "FAILED", "COMPLETED", "COMPLETED", "COMPLETED"],
             "val_accuracy": [0.50, np.nan, 0.48, 0.61, 0.55],
-            "parameters": [40_000, 90_000, 2_500_000, 557_799, 900_000],
+            "end": ["complete", "", "pruned", "complete", "complete"],
+            "gflops": [0.04, 0.09, 2.5, 0.56, 0.9],
             "seconds": [10.0, 1.0, 80.0, 40.0, 50.0],
         }
     )

@@ -18,7 +18,7 @@ from emotion_detection.models.network import forward_gflops
 from emotion_detection.params import Network, Train, Tune
 from emotion_detection.sections import flat, updated
 from emotion_detection.training.callbacks import Row
-from emotion_detection.tuning.report import description, optimism, report, summary
+from emotion_detection.tuning.report import description, optimism, page, report, summary
 from emotion_detection.tuning.search import Found, search, shown
 from emotion_detection.tuning.task import Outcome, Task, Trial, shortened
 
@@ -462,6 +462,14 @@ def test_a_search_is_reported_in_words_metrics_figures_and_tags(
     assert written["tags"] == {"best.trial": f"{number:02d}", "workers": "1"}
     assert written["headline"].startswith(f"best of 6 trials: trial {number:02d}, validation acc")
     assert f"network.filters {shown(best['network.filters'])}, network.k" in written["headline"]
+    written["more_files"](tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# Search\n\nBest of 6 trials: trial ")
+    rows_of = [line for line in text.splitlines() if line.startswith("| ") and " % | " in line]
+    assert len(rows_of) == 5
+    filters = ",".join(map(str, best["network.filters"]))
+    assert f"dvc exp run -S tune.trials=0 -S network.filters='[{filters}]' -S network.k" in text
+    assert "What mattered" not in text
     own = dataclasses.replace(found, drawn={}, trial=2)
     assert summary(own).startswith("nothing found is better than params.yaml (best of 6: ")
 
@@ -599,3 +607,15 @@ def test_the_best_are_compared_by_other_seeds(tmp_path: Path) -> None:
     # None is better than params.yaml where all are alike.
     alike = find(tmp_path / "alike", lambda trial: trial.known or epochs(trial, 0.5), repeats=1)
     assert (alike.drawn, alike.trial) == ({}, 1)
+
+
+def test_what_mattered_is_told_of_enough_trials(tmp_path: Path) -> None:
+    space = LR | {"train.optimizer": ["adam", "sgd"], "network.dense_units": [[], [4], [4, 4]]}
+    found = find(tmp_path / "search", curve, space=space, trials=20)
+    table = found.importance
+    assert table["setting"][0] == "train.lr"
+    assert set(table["setting"]) == space.keys()
+    assert table["importance"][0] > 0.8
+    assert table["importance"].sum() == pytest.approx(1, abs=1e-3)
+    assert "## What mattered\n\nOf 20 trials: " in page(found)
+    assert find(tmp_path / "few", curve, space=space, trials=7).importance.empty

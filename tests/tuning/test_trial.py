@@ -49,7 +49,7 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def trial(folder: Path, **changes: Any) -> Trial:
     settings: dict[str, Any] = {
-        **{"name": "trial 02", "number": 2, "total": 4, "seed": 0, "stop": lambda rows: False},
+        **{"name": "trial 02", "number": 2, "total": 4, "seed": 0, "stop": lambda rows: ""},
         **{"network": BASELINE, "training": TRAIN, "until": 3},
         **{"drawn": {"network.filters": (8, 4), "train.lr": 1e-2}, "folder": folder / "trial"},
     }
@@ -125,6 +125,7 @@ def test_a_trial_is_a_child_run_with_its_network_and_its_cost(
     assert child.data.tags["stage"] == "trial"
     assert child.data.tags["dataset"] == "toy.zip"
     assert child.data.tags["selected_on_test"] == "true"
+    assert child.data.tags["trial.end"] == "complete"
     params = child.data.params
     names = ("network.filters", "network.filters.1", "network.filters.2", "train.lr")
     assert [params[name] for name in names] == ["8 4", "8", "4", "0.01"]
@@ -163,10 +164,14 @@ def test_an_interrupted_trial_goes_on_after_its_last_epoch(
         outcome = run(trial(tmp_path))
         whole = run(trial(tmp_path / "uninterrupted"))
         # It stops, goes on from there, and is not trained where it is known.
-        stopped = run(trial(tmp_path / "parts", stop=lambda rows: len(rows) == 2))
+        stopped = run(
+            trial(tmp_path / "parts", stop=lambda rows: "pruned" if len(rows) == 2 else "")
+        )
         again = run(trial(tmp_path / "parts"))
         known = run(trial(tmp_path / "known", known=whole))
     assert len(stopped.rows) == 2
+    ends = [each.data.tags.get("trial.end") for each in children(run_id)]
+    assert sorted(ends, key=str) == [None, *["complete"] * 4, "pruned"]
     assert known == whole
     for rows_of in (outcome.rows, again.rows):
         for mine, its in zip(rows_of, whole.rows, strict=True):

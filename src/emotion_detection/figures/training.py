@@ -19,7 +19,6 @@ from emotion_detection.figures.style import (
     INK,
     SMALL,
     add_panels,
-    compact,
     label_line_ends,
     new_figure,
     note,
@@ -150,62 +149,82 @@ def _learning_rate(members: Sequence[pd.DataFrame]) -> tuple[list[float], str]:
 
 
 def trials(table: pd.DataFrame) -> Figure:
-    """Return the score of each trial of a search, in order and against the size of its network.
+    """Return the score of each trial of a search, in order and against the cost of its network.
 
-    `table` has a row a trial and the columns trial, status, val_accuracy and parameters; a trial
-    whose status is not COMPLETED, or that has no score, is marked as such.
+    `table` has a row a trial and the columns trial, status, end, val_accuracy and gflops. The first
+    has the settings of params.yaml. A trial that did not complete, or ended early, is marked as
+    such. The best networks for their cost are joined by a line, the Pareto front.
 
     Raises:
         ValueError: for a missing column or no rows.
 
     """
-    missing = {"trial", "status", "val_accuracy", "parameters"} - set(table.columns)
+    missing = {"trial", "status", "end", "val_accuracy", "gflops"} - set(table.columns)
     if missing or table.empty:
         raise ValueError(f"trials lack {', '.join(sorted(missing)) or 'rows'}")
     score = table["val_accuracy"].to_numpy(dtype=float)
-    parameters = table["parameters"].to_numpy(dtype=float)
+    gflops = table["gflops"].to_numpy(dtype=float)
     done = (table["status"].str.upper() == "COMPLETED").to_numpy() & np.isfinite(score)
-    if not done.any():
+    whole = done & (table["end"] == "complete").to_numpy()
+    if not whole.any():
         return note(f"Trials: {len(table)}, and none completed")
 
-    best = int(np.flatnonzero(done)[score[done].argmax()])
+    best = int(np.flatnonzero(whole)[score[whole].argmax()])
     noun = "trial" if len(table) == 1 else "trials"
     title = f"Best of {len(table)} {noun}: {table['trial'].iloc[best]}, {percent(score[best])}"
-    if np.isfinite(parameters[best]):
-        title += f" with {parameters[best]:,.0f} parameters"
+    title += f" with {gflops[best]:.3g} GFLOP per image"
     if not done.all():
         title += f"; {np.count_nonzero(~done)} did not complete"
     figure = new_figure(10.0, 3.7, title)
-    by_order, by_size = add_panels(figure, 2, sharey=True)
-    _draw_trials_in_order(by_order, score, done)
-    sized = done & (parameters > 0)
-    _draw_trials_by_size(by_size, score[sized], parameters[sized])
-    for axes, x in ((by_order, best + 1), (by_size, parameters[best])):
+    by_order, by_cost = add_panels(figure, 2, sharey=True)
+    _draw_trials_in_order(by_order, score, done, whole)
+    _draw_trials_by_cost(by_cost, score, gflops, done, whole)
+    for axes, x in ((by_order, best + 1), (by_cost, gflops[best])):
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
-        if np.isfinite(x):
-            axes.plot(x, score[best], "o", color=ACCENT, markersize=8, zorder=3)
-            axes.annotate(
-                "best",
-                (x, score[best]),
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="center",
-                fontsize=SMALL,
-                color=ACCENT,
-            )
+        axes.plot(x, score[best], "o", color=ACCENT, markersize=8, zorder=3)
+        axes.annotate(
+            "best",
+            (x, score[best]),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=SMALL,
+            color=ACCENT,
+        )
     by_order.margins(y=0.12)
     return figure
 
 
-def _draw_trials_in_order(
-    axes: Axes, score: npt.NDArray[np.float64], done: npt.NDArray[np.bool_]
+def _draw_points(
+    axes: Axes,
+    x: npt.NDArray[np.float64],
+    score: npt.NDArray[np.float64],
+    done: npt.NDArray[np.bool_],
+    whole: npt.NDArray[np.bool_],
 ) -> None:
-    order = np.arange(1, len(score) + 1)
-    so_far = np.maximum.accumulate(np.where(done, score, -np.inf))
+    axes.plot(x[whole], score[whole], "o", color=BLUE, markersize=5.5)
+    early = done & ~whole
+    if early.any():
+        axes.plot(x[early], score[early], "o", color=BLUE, markersize=5.5, markerfacecolor="none")
+
+
+def _draw_trials_in_order(
+    axes: Axes,
+    score: npt.NDArray[np.float64],
+    done: npt.NDArray[np.bool_],
+    whole: npt.NDArray[np.bool_],
+) -> None:
+    order = np.arange(1, len(score) + 1).astype(np.float64)
+    so_far = np.maximum.accumulate(np.where(whole, score, -np.inf))
     known = np.isfinite(so_far)
     axes.step(order[known], so_far[known], where="post", color=GREY, linewidth=1.2)
-    axes.plot(order[done], score[done], "o", color=BLUE, markersize=5.5)
+    _draw_points(axes, order, score, done, whole)
     legend = "line: best so far"
+    if whole[0]:
+        axes.axhline(score[0], color=GREY, linewidth=1.0, linestyle=(0, (4, 3)), zorder=0)
+        legend += "; dashed: params.yaml"
+    if (done & ~whole).any():
+        legend += "; hollow: ended early"
     if not done.all():
         legend += "; ×: did not complete"
         failed, just_above_axis = order[~done], np.full(np.count_nonzero(~done), 0.03)
@@ -213,18 +232,26 @@ def _draw_trials_in_order(
         axes.plot(failed, just_above_axis, "x", color=INK, markersize=6, transform=in_panel)
     whole_numbers(axes, 1, len(score))
     axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
-    axes.set_xlabel(f"trials, in order ({legend})", fontsize=BODY, color=INK)
+    axes.set_xlabel(f"trials, in order\n({legend})", fontsize=BODY, color=INK)
     axes.set_ylabel("validation accuracy", fontsize=BODY, color=INK)
 
 
-def _draw_trials_by_size(
-    axes: Axes, score: npt.NDArray[np.float64], parameters: npt.NDArray[np.float64]
+def _draw_trials_by_cost(
+    axes: Axes,
+    score: npt.NDArray[np.float64],
+    gflops: npt.NDArray[np.float64],
+    done: npt.NDArray[np.bool_],
+    whole: npt.NDArray[np.bool_],
 ) -> None:
-    axes.plot(parameters, score, "o", color=BLUE, markersize=5.5)
-    axes.set_xlabel("parameters of the network (log scale)", fontsize=BODY, color=INK)
-    if len(parameters) == 0:
-        return
-    low, high = parameters.min(), parameters.max()
+    _draw_points(axes, gflops, score, done, whole)
+    cost, of_cost = gflops[whole], score[whole]
+    order = np.lexsort((-of_cost, cost))
+    front = [n for k, n in enumerate(order) if of_cost[n] > max(of_cost[order[:k]], default=-1.0)]
+    axes.step(cost[front], of_cost[front], where="post", color=GREY, linewidth=1.2, zorder=0)
+    axes.set_xlabel(
+        "GFLOP per image (log scale)\n(line: best for their cost)", fontsize=BODY, color=INK
+    )
+    low, high = gflops[done].min(), gflops[done].max()
     # From one tick of 1, 2, 5, 10... to the next is at most a factor of 2.5, so that an axis
     # this wide always has one.
     margin = max(1.15, math.sqrt(2.5 * low / high))
@@ -232,4 +259,4 @@ def _draw_trials_by_size(
     axes.set_xlim(low / margin, high * margin)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 50 else (1.0,)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(compact))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -22,6 +22,9 @@ LEAK = "leak"
 
 PRECISION_WHY = "precision.why"
 BEST_TRIAL = "best.trial"
+TRIAL_END = "trial.end"
+"""Why a trial ended: complete, pruned or out of time."""
+
 WORKERS = "workers"
 
 GIT_COMMIT = "git.commit"

@@ -160,9 +160,8 @@ class Oracle:
         best = max(whole, key=lambda trial: trial.score, default=None)
         number, of = int(ended.trial_id) + 1, "" if self.total is None else f"/{self.total}"
         until_end = f"about {duration(left)} left" if left > 0 else "the last one"
-        self.standing = f"search: {until_end}"
-        if best is not None:
-            self.standing += f", best {100 * best.score:.1f} %"
+        best_so_far = "" if best is None else f"best {100 * best.score:.1f} %"
+        self.standing = ", ".join(filter(None, (best_so_far, until_end)))
         if ended.status != "COMPLETED":
             log.info("tune: trial %d%s failed: %s", number, of, last_line(ended.message))
         elif best is not None and best.trial_id == ended.trial_id:
@@ -171,7 +170,7 @@ class Oracle:
                 *(number, of, 100 * ended.score, until_end),
             )
         if self.progress is not None:
-            self.progress.advance(1, f"{done}{of} trials; {self.standing}")
+            self.progress.advance(1, f"{done}{of} trials, {best_so_far or 'none completed'}")
 
     @staticmethod
     def _ended_early(trial: Any) -> bool:

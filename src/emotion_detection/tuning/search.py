@@ -16,6 +16,7 @@ import pandas as pd
 from keras_tuner.src import config
 
 from emotion_detection.console import Progress, UserError, log
+from emotion_detection.tuning.importance import importance
 from emotion_detection.tuning.oracle import (
     INITIAL,
     BayesianOracle,
@@ -24,8 +25,8 @@ from emotion_detection.tuning.oracle import (
     last_line,
 )
 from emotion_detection.tuning.records import Records
-from emotion_detection.tuning.task import RunTrial, Task
-from emotion_detection.tuning.tuner import COMPLETE, ENDS, FINALISTS, Tuner, metric
+from emotion_detection.tuning.task import COMPLETE, RunTrial, Task
+from emotion_detection.tuning.tuner import FINALISTS, Tuner, end_of, metric
 from emotion_detection.tuning.workers import at_work, hushed, is_chief, lead
 
 # It would print the traceback of a trial that fails, of which `search` logs the reason.
@@ -45,13 +46,14 @@ class Found:
     params.yaml; `trial` is its number. `trials` has a row per trial: trial, status (COMPLETED or
     FAILED), end, val_accuracy, val_loss, parameters, gflops, epochs, seconds, what is searched,
     message. `repeats` has a row per training of a finalist with another seed: trial, seed,
-    val_accuracy, seconds.
+    val_accuracy, seconds. `importance` is the table of that module.
     """
 
     drawn: Mapping[str, Any]
     trial: int
     trials: pd.DataFrame
     repeats: pd.DataFrame
+    importance: pd.DataFrame
 
 
 def search(
@@ -183,12 +185,18 @@ def _found(tuner: Tuner, task: Task, folder: Path) -> Found:
         chosen = int(means.idxmax())
     drawn = task.drawn(values[chosen])
     is_own = all(task.own[name] == value for name, value in drawn.items())
-    return Found({} if is_own else drawn, chosen, table, repeats)
+    whole = table[table["end"] == COMPLETE]
+    searched = [
+        {name: task.settings_of(values[int(number)])[name] for name in task.space.entries}
+        for number in whole["trial"]
+    ]
+    weights = importance(searched, list(whole["val_accuracy"]))
+    return Found({} if is_own else drawn, chosen, table, repeats, weights)
 
 
 def _best_first(table: pd.DataFrame) -> list[int]:
     """Return the numbers of the completed trials, those that ended early last."""
-    done = table[table["status"] == "COMPLETED"].assign(early=lambda rows: rows["end"] != ENDS[0])
+    done = table[table["status"] == "COMPLETED"].assign(early=lambda rows: rows["end"] != COMPLETE)
     ranked = done.sort_values(["early", "val_accuracy"], ascending=[True, False], kind="stable")
     return [int(number) for number in ranked["trial"]]
 
@@ -222,7 +230,7 @@ def _row(trial: Any, task: Task) -> dict[str, Any]:
     return {
         "trial": int(trial.trial_id) + 1,
         "status": trial.status,
-        "end": ENDS[int(metric(trial, "end") or COMPLETE)] if trial.status == "COMPLETED" else "",
+        "end": end_of(trial) if trial.status == "COMPLETED" else "",
         **{name: metric(trial, name) for name in names},
         "gflops": round(task.gflops(values), 4),
         **{name: shown(settings[name]) for name in task.space.entries},

@@ -18,6 +18,9 @@ from emotion_detection.training.callbacks import Row
 from emotion_detection.tuning.oracle import OUTSIDE
 from emotion_detection.tuning.workers import is_chief
 
+ENDS = COMPLETE, PRUNED, OUT_OF_TIME = "complete", "pruned", "out of time"
+"""How a trial may end: after its epochs, behind the others, or at tune.budget."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -32,8 +35,9 @@ class Trial:
     """One network to look at, and how to train it.
 
     `drawn` is what is searched, by dotted name. It trains until the epoch `until`, or where `stop`
-    says so of its epochs so far, and goes on from the checkpoints in `folder`. What it came to is
-    `known` where it was trained before. `standing` says how the search stands, for who watches it.
+    gives a reason to end after its epochs so far, one of ENDS or "", and goes on from the
+    checkpoints in `folder`. What it came to is `known` where it was trained before. `standing` says
+    how the search stands, for who watches it.
     """
 
     name: str
@@ -45,7 +49,7 @@ class Trial:
     until: int
     seed: int
     folder: Path
-    stop: Callable[[Sequence[Row]], bool]
+    stop: Callable[[Sequence[Row]], str]
     known: Outcome | None = None
     standing: str = ""
 

@@ -14,7 +14,7 @@ from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit, network_to_train
 from emotion_detection.training.pretrained import start
 from emotion_detection.tuning.search import shown
-from emotion_detection.tuning.task import Outcome, Trial
+from emotion_detection.tuning.task import COMPLETE, Outcome, Trial
 
 
 def run_trial(trial: Trial, dataset: Dataset, rows: Split, *, precision: str) -> Outcome:
@@ -55,6 +55,7 @@ def run_trial(trial: Trial, dataset: Dataset, rows: Split, *, precision: str) ->
                 "seconds": float(sum(row["seconds"] for row in outcome.rows)),
             }
         )
+        runs.set_tags({tags.TRIAL_END: trial.stop(outcome.rows) or COMPLETE})
         return outcome
 
 
@@ -88,7 +89,7 @@ def _trained(trial: Trial, dataset: Dataset, rows: Split, precision: str) -> Out
         return Outcome(so_far, model.count_params())
     total = "" if trial.total is None else f"/{trial.total}"
     what = f"tune: trial {trial.number}{total}"
-    with Progress(what, note=trial.standing, lines=False) as progress:
+    with Progress(f"{what}, {trial.standing}", lines=False) as progress:
         history = fit(
             model,
             dataset,
@@ -99,7 +100,7 @@ def _trained(trial: Trial, dataset: Dataset, rows: Split, precision: str) -> Out
             log_epoch=runs.log_epoch,
             log_resumed=True,
             until=trial.until,
-            stop=trial.stop,
+            stop=lambda rows: bool(trial.stop(rows)),
             what=what,
             progress=progress,
         )

@@ -14,14 +14,19 @@ from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.tuning.oracle import MESSAGE
 from emotion_detection.tuning.pruning import estimate, is_behind
 from emotion_detection.tuning.records import Record, Records
-from emotion_detection.tuning.task import Outcome, RunTrial, Task, Trial
+from emotion_detection.tuning.task import (
+    COMPLETE,
+    ENDS,
+    OUT_OF_TIME,
+    PRUNED,
+    Outcome,
+    RunTrial,
+    Task,
+    Trial,
+)
 
 FINALISTS = 3
 """Trials that are repeated with other seeds, that of params.yaml among them."""
-
-COMPLETE, PRUNED, OUT_OF_TIME = range(3)
-ENDS = ("complete", "pruned", "out of time")
-"""How a trial may end: after its epochs, behind the others, or at tune.budget."""
 
 
 class Tuner(keras_tuner.Tuner):
@@ -63,9 +68,13 @@ class Tuner(keras_tuner.Tuner):
         before = _seconds_before(record, folder)
         began = time.monotonic()
 
-        def stop(rows: Sequence[Row]) -> bool:
+        def stop(rows: Sequence[Row]) -> str:
+            if len(rows) >= until or repeat:
+                return ""
+            if is_pruned(rows):
+                return PRUNED
             left = self.seconds_left() - before - (time.monotonic() - began)
-            return len(rows) < until and not repeat and (is_pruned(rows) or left <= 0)
+            return OUT_OF_TIME if known is None and left <= 0 else ""
 
         # Keras keeps every graph ever built until it is told not to.
         keras.backend.clear_session()
@@ -87,11 +96,7 @@ class Tuner(keras_tuner.Tuner):
             )
         )
         rows = outcome.rows
-        end = COMPLETE
-        if len(rows) < until and is_pruned(rows):
-            end = PRUNED
-        elif known is None and stop(rows):
-            end = OUT_OF_TIME
+        end = stop(rows) or COMPLETE
         took = before + (time.monotonic() - began if known is None else 0.0)
         if known is None:
             is_whole = end == COMPLETE and (until == task.settings.epochs or len(rows) < until)
@@ -108,7 +113,7 @@ class Tuner(keras_tuner.Tuner):
         record = Record(settings, order, outcome.rows, outcome.parameters, took, is_whole)
         self._records.save(key, record)
 
-    def _metrics(self, outcome: Outcome, end: int, took: float) -> dict[str, float]:
+    def _metrics(self, outcome: Outcome, end: str, took: float) -> dict[str, float]:
         best = best_epoch(pd.DataFrame(outcome.rows))
         accuracy = float(best["val_accuracy"])
         return {
@@ -117,9 +122,11 @@ class Tuner(keras_tuner.Tuner):
             "parameters": outcome.parameters,
             "epochs": len(outcome.rows),
             "seconds": round(took, 3),
-            "end": end,
+            "end": ENDS.index(end),
             # What the oracle learns from.
-            "score": estimate(outcome.rows, self._earlier(whole=True)) if end else accuracy,
+            "score": (
+                accuracy if end == COMPLETE else estimate(outcome.rows, self._earlier(whole=True))
+            ),
         }
 
     def _earlier(self, number: int | None = None, *, whole: bool = False) -> list[Sequence[Row]]:
@@ -131,7 +138,7 @@ class Tuner(keras_tuner.Tuner):
             is_before = number is None or int(name) + 1 < number
             if record is not None and is_before and trial.status == "COMPLETED":
                 rows = record.rows[: int(metric(trial, "epochs") or 0)]
-                if not whole or metric(trial, "end") == COMPLETE:
+                if not whole or end_of(trial) == COMPLETE:
                     found.append(rows)
         return found
 
@@ -144,7 +151,7 @@ class Tuner(keras_tuner.Tuner):
         whole = [
             metric(trial, "seconds") or 0.0
             for trial in trials
-            if trial.status == "COMPLETED" and metric(trial, "end") == COMPLETE
+            if trial.status == "COMPLETED" and end_of(trial) == COMPLETE
         ]
         mean = sum(whole) / len(whole) if whole else 0.0
         return self._task.budget - sum(took) - FINALISTS * self._task.settings.repeats * mean
@@ -199,3 +206,8 @@ def _seconds_before(record: Record | None, folder: Path) -> float:
 def metric(trial: Any, name: str) -> float | None:
     """Return a metric of KerasTuner's `trial`, None if it has none."""
     return trial.metrics.get_last_value(name) if trial.metrics.exists(name) else None
+
+
+def end_of(trial: Any) -> str:
+    """Return how KerasTuner's `trial`, which completed, ended."""
+    return ENDS[int(metric(trial, "end") or 0)]
