@@ -194,7 +194,7 @@ def test_a_recipe_is_written_as_dvc_would_and_what_changed_is_printed(project: P
     printed = project.run(*COMMAND, "quick").splitlines()
     assert printed[:-1] == [
         "split.fraction: 0.15 -> 0.05",
-        "tune.trials: 4 -> 0",
+        "tune.trials: 3 -> 0",
         "train.epochs: 20 -> 12",
     ]
     assert printed[-1] == "params.yaml: 3 settings changed; `dvc repro` runs the pipeline"
@@ -235,7 +235,7 @@ def test_ingest_source_and_uncommitted_comments_stay(project: Project) -> None:
     assert [str(change) for change in changed] == [
         "seed: 7 -> 2013",
         "split.fraction: 0.15 -> 0.05",
-        "tune.trials: 4 -> 0",
+        "tune.trials: 3 -> 0",
         "train.lr: 1 -> 0.003",
         "train.epochs: 20 -> 12",
     ]
