@@ -130,7 +130,7 @@ def test_the_search_is_a_run_with_a_child_a_trial(project: Project) -> None:
     assert by_name["trial 01"].info.status == "FINISHED"
     assert by_name["trial 02"].info.status == "FAILED"
     assert by_name["trial 01"].data.tags["dataset"] == "sample"
-    assert by_name["trial 01"].data.tags["mlflow.note.content"].startswith("Trial 1 of 2")
+    assert by_name["trial 01"].data.tags["mlflow.note.content"].startswith("Trial 1 of the search")
     assert by_name["trial 01"].data.params == {
         **{"network.filters": "16 16 16", "network.kernel_sizes": "3 3 3"},
         **{f"network.filters.{block}": "16" for block in (1, 2, 3)},
