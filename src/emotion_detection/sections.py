@@ -32,6 +32,11 @@ def flat(section: Section, prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def frozen(value: Any) -> Any:
+    """Return a value that was read from YAML or JSON as a section has it: lists are tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def changed(section: Section) -> dict[str, Any]:
     """Return the values of `section` that differ from their defaults, by dotted name."""
     defaults = flat(type(section)())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from emotion_detection.sections import Section, flat, lines, updated
+from emotion_detection.sections import Section, flat, frozen, lines, updated
 
 if TYPE_CHECKING:  # It takes TensorFlow along, which a stage without a search does not need.
     import keras_tuner
@@ -370,9 +370,7 @@ def _conditioned(entries: Mapping[str, Entry], written: Mapping[str, Any]) -> di
             of = entries.get(parent)
             if not isinstance(of, Choices):
                 raise ValueError(f"{name}.when: {parent} has no list of values in tune.space")
-            values = [
-                _frozen(value) for value in (wanted if isinstance(wanted, list) else [wanted])
-            ]
+            values = [frozen(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
             if missing := [value for value in values if value not in of.values]:
                 raise ValueError(
                     f"{name}.when: {parent} is never {_shown(missing[0])} in tune.space"
@@ -380,10 +378,6 @@ def _conditioned(entries: Mapping[str, Entry], written: Mapping[str, Any]) -> di
             conditions[parent] = tuple(values)
         found[name] = replace(entry, when=conditions)
     return found
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _check_lengths(entries: Mapping[str, Entry], base: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from emotion_detection import paths
 from emotion_detection.console import UserError, log
 from emotion_detection.files import atomic, write_json
 from emotion_detection.params import Network, Params, Train
-from emotion_detection.sections import flat, lines, updated
+from emotion_detection.sections import flat, frozen, lines, updated
 
 
 def save_hyperparameters(settings: Params, drawn: Mapping[str, Any] | None, path: Path) -> None:
@@ -80,7 +80,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what was drawn, and what params.yaml had, by dotted name and as params have it."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        drawn, before = ({name: _frozen(v) for name, v in values[key].items()} for key in KEYS)
+        drawn, before = ({name: frozen(v) for name, v in values[key].items()} for key in KEYS)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run `dvc repro tune`") from None
     except (KeyError, TypeError, AttributeError):
@@ -95,10 +95,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 KEYS = ("drawn", "params")
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion_detection.files import write_json
+from emotion_detection.sections import frozen
 from emotion_detection.training.callbacks import Row
 
 FILE = "record.json"
@@ -44,10 +45,7 @@ class Records:
             values = json.loads((self.folder(name) / FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        settings = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values["settings"].items()
-        }
+        settings = {key: frozen(value) for key, value in values["settings"].items()}
         return Record(**values | {"settings": settings})
 
     def save(self, name: str, record: Record) -> None:

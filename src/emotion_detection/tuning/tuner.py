@@ -100,15 +100,22 @@ class Tuner(keras_tuner.Tuner):
         took = before + (time.monotonic() - began if known is None else 0.0)
         if known is None:
             is_whole = end == COMPLETE and (until == task.settings.epochs or len(rows) < until)
-            self._keep(key, values, outcome, took, is_whole=is_whole)
+            self._keep(key, record, values, outcome, took, is_whole=is_whole)
             if is_whole or end == PRUNED:
                 Checkpoints(folder).remove()
         return self._metrics(outcome, end, took)
 
     def _keep(
-        self, key: str, values: Mapping[str, Any], outcome: Outcome, took: float, *, is_whole: bool
+        self,
+        key: str,
+        earlier: Record | None,
+        values: Mapping[str, Any],
+        outcome: Outcome,
+        took: float,
+        *,
+        is_whole: bool,
     ) -> None:
-        settings, earlier = self._task.settings_of(values), self._records.load(key)
+        settings = self._task.settings_of(values)
         order = len(self._records.all()) if earlier is None else earlier.order
         record = Record(settings, order, outcome.rows, outcome.parameters, took, is_whole)
         self._records.save(key, record)
