@@ -7,8 +7,8 @@ from pathlib import Path
 
 from benchmarks.material import Material
 from benchmarks.report import ORDER, assemble, keep
-from emotion_detection import params
 from emotion_detection.console import log, run
+from emotion_detection.settings import params
 
 SECTIONS = tuple(name for name in ORDER if name != "rivals")
 

@@ -7,9 +7,9 @@ from benchmarks import ours
 from benchmarks.material import Material
 from benchmarks.report import Section
 from benchmarks.turns import Contender, measure
-from emotion_detection import params
 from emotion_detection.models.hardware import has_amx
 from emotion_detection.models.network import forward_gflops
+from emotion_detection.settings import params
 
 BATCH_SIZE = 128
 STEPS = 10

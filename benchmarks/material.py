@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from emotion_detection import params
 from emotion_detection.data.dataset import ColorMode, Dataset
 from emotion_detection.data.ingest import ingest
 from emotion_detection.data.splits import Split, split
+from emotion_detection.settings import params
 
 SEED = 1
 NOTEBOOK = params.Network(

@@ -11,7 +11,7 @@ from benchmarks.report import Section
 from benchmarks.turns import alone
 from emotion_detection.data.dataset import IMAGES_FILE, SPLITS, Dataset, set_digest
 from emotion_detection.data.splits import Split
-from emotion_detection.params import Network
+from emotion_detection.settings.params import Network
 from emotion_detection.training.fit import fit
 
 LARGE_GIB = 12

@@ -10,7 +10,7 @@ import psutil
 import tensorflow as tf
 
 from benchmarks.turns import Turn
-from emotion_detection.params import Network
+from emotion_detection.settings.params import Network
 
 # Keras 3 keeps it for old code, and only TensorFlow's alias still says where it is.
 ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator

@@ -17,7 +17,7 @@ from emotion_detection.data.splits import Split
 from emotion_detection.models import layers, saving
 from emotion_detection.models.hardware import resolve_precision
 from emotion_detection.models.network import build
-from emotion_detection.params import Augment, Network, Train
+from emotion_detection.settings.params import Augment, Network, Train
 from emotion_detection.training.fit import fit
 from emotion_detection.training.loader import training_batches, without_autotune
 

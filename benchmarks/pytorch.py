@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.turns import Turn
-from emotion_detection.params import Network
+from emotion_detection.settings.params import Network
 
 
 def train(

@@ -22,12 +22,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.report import Section, assemble, keep
-from emotion_detection import params, paths
+from emotion_detection import paths
 from emotion_detection.console import UserError, log, progress, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split, split
 from emotion_detection.evaluation import metrics
 from emotion_detection.models import saving
+from emotion_detection.settings import params
 
 HERE = Path(__file__).parent
 INSTALL = """\

@@ -10,9 +10,10 @@ from benchmarks import notebook, ours
 from benchmarks.material import NOTEBOOK, SEED, Material
 from benchmarks.report import Section
 from benchmarks.turns import alone
-from emotion_detection import files, params
+from emotion_detection import files
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split, part
+from emotion_detection.settings import params
 from emotion_detection.training.fit import fit
 from emotion_detection.tuning.search import search
 from emotion_detection.tuning.task import Outcome, Task, Trial

@@ -4,10 +4,11 @@ from functools import partial
 
 import numpy as np
 
-from emotion_detection import params, paths
+from emotion_detection import paths
 from emotion_detection.console import log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import sampled, split
+from emotion_detection.settings import params
 from emotion_detection.tuning.chosen import applied
 
 

@@ -1,10 +1,11 @@
 """Make the model that is used from the trained networks: ensemble, tta, ONNX; and log it."""
 
-from emotion_detection import params, paths
+from emotion_detection import paths
 from emotion_detection.console import Progress, UserError, log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import split
 from emotion_detection.files import atomic, write_json
+from emotion_detection.settings import params
 
 NOTE = "Its model is that of an earlier training, averaged over other views of an image."
 

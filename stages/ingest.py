@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from emotion_detection import params, paths
+from emotion_detection import paths
 from emotion_detection.console import run
 from emotion_detection.files import keep_out_of_git
+from emotion_detection.settings import params
 
 
 def main() -> None:

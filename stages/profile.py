@@ -1,10 +1,11 @@
 """Describe the dataset: class balance, samples, pixels, duplicates and leaks."""
 
-from emotion_detection import params, paths
+from emotion_detection import paths
 from emotion_detection.console import log, run
 from emotion_detection.data import profile
 from emotion_detection.data.dataset import Dataset, read_near_pairs
 from emotion_detection.files import atomic, write_csv, write_json
+from emotion_detection.settings import params
 
 
 def main() -> None:
@@ -20,10 +21,7 @@ def main() -> None:
     plots = {
         "class_balance": figures.class_balance(found.counts),
         "samples": figures.sample_grid(
-            dataset.images[rows],
-            dataset.labels[rows],
-            dataset.classes,
-            profile.SAMPLES_PER_CLASS,
+            dataset.images[rows], dataset.labels[rows], dataset.classes, profile.SAMPLES_PER_CLASS
         ),
         "conflicts": figures.duplicates_grid(profile.conflicts(dataset)),
         "near_duplicates": figures.near_duplicates_grid(profile.nearest_misses(dataset, *pairs)),

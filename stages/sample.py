@@ -1,8 +1,9 @@
 """Draw the sample: synthetic grey faces in the layout of the Kaggle archive."""
 
-from emotion_detection import params, paths
+from emotion_detection import paths
 from emotion_detection.console import run
 from emotion_detection.data.synthetic import draw_sample
+from emotion_detection.settings import params
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """Train the network that tune chose, once per member of the ensemble, and track it."""
 
-from emotion_detection import params, paths
+from emotion_detection import paths
 from emotion_detection.console import log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import split
 from emotion_detection.files import atomic
-from emotion_detection.sections import flat
+from emotion_detection.settings import params
+from emotion_detection.settings.sections import flat
 from emotion_detection.tuning.chosen import applied
 
 
@@ -22,8 +23,7 @@ def main() -> None:
     stage = Stage("train", settings, dataset, shared_over=["ensemble.members"])
     if stage.restore():
         return
-    members = settings.ensemble.members
-    about = ensemble.description(members, rows)
+    about = ensemble.description(settings.ensemble.members, rows)
     stage.announce(about)
     note = f"{about}, of **{{data}}**.\n\n{ensemble.NOTE}"
     with (

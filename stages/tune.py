@@ -6,10 +6,11 @@ With more tune.workers than one, this is the chief of as many processes that run
 import sys
 from functools import partial
 
-from emotion_detection import params, paths
+from emotion_detection import paths
 from emotion_detection.console import log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import part, split
+from emotion_detection.settings import params
 from emotion_detection.tuning.chosen import save_hyperparameters, write_empty_report
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pytest
 
-from emotion_detection import params
 from emotion_detection.data.dataset import (
     SPLITS,
     Dataset,
@@ -21,6 +20,7 @@ from emotion_detection.data.dataset import (
     write_near_pairs,
 )
 from emotion_detection.data.splits import Split, split
+from emotion_detection.settings import params
 from tests.support import servers, session
 from tests.support.stores import alone
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emotion_detection import params
-from emotion_detection.sections import flat
+from emotion_detection.settings import params
+from emotion_detection.settings.sections import flat
 from tests.support import reference
 from tests.support.documents import DOCUMENTS, ELSEWHERE, NOT_RUN, ROOT, RUN, commands, targets
 

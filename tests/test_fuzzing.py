@@ -15,11 +15,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import IMAGES_FILE, INDEX_FILE, SUMMARY_FILE, Dataset
 from emotion_detection.data.image import BadImageError, decode
 from emotion_detection.data.ingest import ingest
+from emotion_detection.settings import params
 from tests.support.fuzzing import IMAGES, INGEST, ZIPS, anything, changed_params, damaged, texts
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))

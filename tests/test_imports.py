@@ -11,8 +11,8 @@ from tests.support.project import ROOT
 SRC = ROOT / "src"
 PACKAGE = "emotion_detection"
 ORDER = (
-    ("console", "paths", "files", "machine", "sections", "space", "params"),
-    ("recipes",),
+    ("console", "paths", "files"),
+    ("settings",),
     ("data",),
     ("figures",),
     ("models",),

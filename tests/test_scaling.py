@@ -99,9 +99,10 @@ def test_a_search_by_two_workers_of_which_one_is_killed_is_whole_on_postgresql_a
     while chief.poll() is None and worker is None:
         time.sleep(0.02)
         for name, number in project.ongoing_trials().items():
-            killed = f"trial {number:02d}"
-            if runs_of(client, f"run_name = '{killed}'"):
-                worker = worker_of(chief, name)
+            run_name = f"trial {number:02d}"
+            if runs_of(client, f"run_name = '{run_name}'"):
+                worker, killed = worker_of(chief, name), run_name
+                break
     assert worker is not None, log.read_text()
     worker.kill()
     assert chief.wait() == 0, log.read_text()

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from emotion_detection import params
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.ingest import ingest
 from emotion_detection.data.splits import Split, split
 from emotion_detection.data.synthetic import draw_sample
+from emotion_detection.settings import params
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.evaluation import metrics
 from emotion_detection.models import saving
-from emotion_detection.params import Network
+from emotion_detection.settings.params import Network
 from emotion_detection.tracking import runs
 from tests.support.project import ROOT
 from tests.support.stores import alone

@@ -11,7 +11,7 @@ from benchmarks import ours
 from benchmarks.material import AUGMENT
 from benchmarks.turns import measure
 from emotion_detection.data.splits import Split
-from emotion_detection.params import Network
+from emotion_detection.settings.params import Network
 
 
 @pytest.mark.slow

@@ -239,7 +239,7 @@ def _recipe(arguments: argparse.Namespace) -> None:
         arguments.error("give a NAME before --run")
     if arguments.reset and arguments.name is not None:
         arguments.error("give a NAME or --reset, not both")
-    from emotion_detection import recipes
+    from emotion_detection.settings import recipes
 
     if arguments.reset:
         changed = recipes.reset()
@@ -264,7 +264,7 @@ def _recipe(arguments: argparse.Namespace) -> None:
 
 
 def _train(_: argparse.Namespace) -> None:
-    from emotion_detection import params
+    from emotion_detection.settings import params
 
     if not params.PARAMS.exists():
         raise UserError(f"{params.PARAMS}: not here; run this in the project's root folder")

@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import emotion_detection
-from emotion_detection import paths, recipes
+from emotion_detection import paths
 from emotion_detection.console import UserError, first_line, log
 from emotion_detection.data.dataset import INDEX_FILE, SUMMARY_FILE, Dataset
 from emotion_detection.data.splits import Split
@@ -29,8 +29,9 @@ from emotion_detection.figures.style import save
 from emotion_detection.files import atomic, cell, locked, read_yaml, remove, write_json
 from emotion_detection.models import saving
 from emotion_detection.models.hardware import be_deterministic, device, resolve_precision
-from emotion_detection.params import PARAMS, Params
-from emotion_detection.sections import flat
+from emotion_detection.settings import recipes
+from emotion_detection.settings.params import PARAMS, Params
+from emotion_detection.settings.sections import flat
 from emotion_detection.tracking import runs
 from emotion_detection.tracking.tags import PRECISION_WHY, RECIPE, SELECTED_ON_TEST, flag
 

@@ -396,7 +396,8 @@ def test_processes_and_one_process_agree(
 SLOW_INGEST = """
 import sys, time
 from pathlib import Path
-from emotion_detection import console, params
+from emotion_detection import console
+from emotion_detection.settings import params
 from emotion_detection.data import decode, ingest
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emotion_detection import params
 from emotion_detection.data import near_duplicates
 from emotion_detection.data.dataset import Dataset, read_near_pairs
 from emotion_detection.data.splits import split
+from emotion_detection.settings import params
 from tests.support.sources import encoded, in_folder, ingested
 
 SIDE = near_duplicates.SIDE

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.profile import sample_rows
 from emotion_detection.data.splits import part, sampled, split, stratified_mask
+from emotion_detection.settings import params
 from tests.support.datasets import digests_of, make
 from tests.support.sources import (
     Files,

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from ruamel.yaml import YAML
 
-from emotion_detection import params
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.evaluation import corruptions, report
 from emotion_detection.evaluation.champion import Decision
@@ -21,8 +20,9 @@ from emotion_detection.evaluation.metrics import evaluate, flat_metrics, headlin
 from emotion_detection.evaluation.report import Subject
 from emotion_detection.figures import style
 from emotion_detection.figures.evaluation import evaluation_figures
-from emotion_detection.params import Network, Params
-from emotion_detection.sections import changed
+from emotion_detection.settings import params
+from emotion_detection.settings.params import Network, Params
+from emotion_detection.settings.sections import changed
 from emotion_detection.tracking import lineage
 from tests.support.figures import history as curves
 

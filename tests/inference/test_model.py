@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 import emotion_detection as ed
-from emotion_detection import params, paths
+from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.evaluation import metrics
 from emotion_detection.inference.faces import Box
 from emotion_detection.inference.model import Model
 from emotion_detection.models import saving
+from emotion_detection.settings import params
 from tests.support.astronaut import around_the_face, astronaut
 from tests.support.datasets import make
 from tests.support.project import ROOT

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import SYNTHETIC_NOTICE, BadFile, Dataset
 from emotion_detection.data.ingest import ingest
@@ -23,6 +22,7 @@ from emotion_detection.inference import predict
 from emotion_detection.inference.faces import Box
 from emotion_detection.inference.predict import Network, Picture, Prediction
 from emotion_detection.models import saving
+from emotion_detection.settings import params
 from tests.support.astronaut import around_the_face, astronaut
 from tests.support.untrained import untrained
 

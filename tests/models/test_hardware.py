@@ -73,8 +73,8 @@ def test_a_card_that_is_not_used_is_named_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, cuda: bool, libraries: bool, why: str
 ) -> None:
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
-    monkeypatch.setattr(hardware, "cores", lambda: 2)
-    monkeypatch.setattr(hardware, "nvidia_card", lambda: "NVIDIA X")
+    monkeypatch.setattr(hardware, "cpu_count", lambda: 2)
+    monkeypatch.setattr(hardware, "_nvidia_card", lambda: "NVIDIA X")
     build = {"is_cuda_build": cuda, "cuda_version": "12.5"}
     monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: build)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: libraries or None)
@@ -84,14 +84,14 @@ def test_a_card_that_is_not_used_is_named_with_the_reason(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert device().startswith(f"CPU, 2 cores (NVIDIA X: {why}")
-    monkeypatch.setattr(hardware, "nvidia_card", lambda: None)
+    monkeypatch.setattr(hardware, "_nvidia_card", lambda: None)
     assert device() == "CPU, 2 cores"
 
 
 def test_the_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     details = {"device_name": "NVIDIA X"}
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
-    monkeypatch.setattr(hardware, "cores", lambda: 1)
+    monkeypatch.setattr(hardware, "cpu_count", lambda: 1)
     for gpus, words in ((1, "NVIDIA X, 1 core"), (2, "2 GPUs (NVIDIA X), 1 core")):
         monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind, n=gpus: ["GPU"] * n)
         assert device() == words
@@ -104,3 +104,32 @@ def test_amx_counts_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     assert has_amx()
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
     assert not has_amx()
+
+
+CARD = "Model: \t\t NVIDIA H200\nIRQ:   \t\t 100\nGPU UUID: \t GPU-1\n"
+
+
+def test_nvidias_card_is_named_by_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "CARDS", tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert hardware._nvidia_card() is None
+    (tmp_path / "0000:18:00.0").mkdir()
+    (tmp_path / "0000:18:00.0" / "information").write_text(CARD)
+    assert hardware._nvidia_card() == "NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [("echo NVIDIA X; echo NVIDIA Y", "NVIDIA X"), ("exit 9", None), ("echo", None)],
+)
+def test_where_the_driver_is_elsewhere_the_command_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, name: str | None
+) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(hardware, "CARDS", tmp_path / "nothing")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert hardware._nvidia_card() == name

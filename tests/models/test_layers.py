@@ -16,7 +16,7 @@ from emotion_detection.models.layers import (
     FusedBatchNormalization,
     plain,
 )
-from emotion_detection.params import Network
+from emotion_detection.settings.params import Network
 from tests.support import warm
 from tests.support.networks import KINDS, noise, same_weights, small
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.models.layers import FewPixelsConv2D
 from emotion_detection.models.network import build, check, forward_gflops
+from emotion_detection.settings import params
 from tests.support.networks import KINDS, leaves, noise, same_weights, small
 
 Make = Callable[..., params.Network]

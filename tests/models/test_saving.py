@@ -12,7 +12,7 @@ from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.models import saving
 from emotion_detection.models.layers import plain
-from emotion_detection.params import Network
+from emotion_detection.settings.params import Network
 from emotion_detection.stage import load_network
 from tests.support.networks import KINDS, leaves, noise, same_weights, small
 

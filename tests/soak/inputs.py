@@ -25,13 +25,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.data.image import BadImageError, decode, open_image
 from emotion_detection.data.ingest import ingest
 from emotion_detection.inference import annotate, onnx, predict
 from emotion_detection.inference.predict import Picture, Prediction
 from emotion_detection.models import saving
+from emotion_detection.settings import params
 from tests.support.fuzzing import IMAGES, INGEST, ZIPS, anything, changed_params, damaged, texts
 from tests.support.sources import Files, tarred, zipped
 from tests.support.untrained import untrained

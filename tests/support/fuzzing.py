@@ -10,7 +10,7 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-from emotion_detection import params
+from emotion_detection.settings import params
 from tests.support.project import ROOT
 
 SOUND = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from emotion_detection import params
 from emotion_detection.models.network import build
+from emotion_detection.settings import params
 
 KINDS: dict[str, dict[str, Any]] = {
     "notebook": {"arch": "notebook"},

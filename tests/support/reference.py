@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
-from emotion_detection import cli, params
+from emotion_detection import cli
 from emotion_detection.data import kaggle
-from emotion_detection.params import Params
-from emotion_detection.sections import Section
+from emotion_detection.settings import params
+from emotion_detection.settings.params import Params
+from emotion_detection.settings.sections import Section
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -45,7 +46,7 @@ def params_page() -> str:
     lines = [
         "# Params",
         "",
-        MADE.format(source="src/emotion_detection/params.py"),
+        MADE.format(source="src/emotion_detection/settings/params.py"),
         "",
         "Every setting of `params.yaml`. `dvc exp run -S train.lr=1e-3` changes one. A wrong name",
         "or value is refused before any work. The stages in the last column run again after a",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from emotion_detection import params
 from emotion_detection.data.ingest import IngestReport, ingest
+from emotion_detection.settings import params
 
 Files = dict[str, bytes]
 

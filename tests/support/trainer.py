@@ -12,7 +12,7 @@ from emotion_detection.console import Progress
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.saving import predict
-from emotion_detection.params import Augment, Network, Train
+from emotion_detection.settings.params import Augment, Network, Train
 from emotion_detection.training.callbacks import LogEpoch
 from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit, network_to_train, not_logged

@@ -4,9 +4,9 @@ from typing import Any
 
 import keras
 
-from emotion_detection import params
 from emotion_detection.models.layers import plain
 from emotion_detection.models.network import build
+from emotion_detection.settings import params
 
 SMALL = {"arch": "notebook", "filters": (8, 8), "kernel_sizes": (3, 3), "dense_units": (8,)}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from emotion_detection.params import Augment
+from emotion_detection.settings.params import Augment
 from emotion_detection.training.augment import augment, without_interpolation
 
 OFF = Augment(fill_mode="constant")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from emotion_detection.console import Progress
-from emotion_detection.params import Train
+from emotion_detection.settings.params import Train
 from emotion_detection.training.callbacks import best_epoch, work
 from tests.support.trainer import SETTINGS, Trainer
 

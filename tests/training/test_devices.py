@@ -21,7 +21,7 @@ import tensorflow as tf
 processor, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-from emotion_detection import params
+from emotion_detection.settings import params
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import split
 from emotion_detection.models.hardware import strategy

@@ -16,7 +16,7 @@ import pytest
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models import saving
-from emotion_detection.params import Ensemble, Network, Params, Train, load
+from emotion_detection.settings.params import Ensemble, Network, Params, Train, load
 from emotion_detection.stage import Stage
 from emotion_detection.tracking import lineage, runs
 from emotion_detection.tracking.lineage import Lineage
@@ -231,7 +231,7 @@ def test_each_member_starts_from_the_model_that_is_set_and_a_resumed_one_does_no
 TRAINED = """
 import sys
 from pathlib import Path
-from emotion_detection import params
+from emotion_detection.settings import params
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import split
 from emotion_detection.models import saving

@@ -16,7 +16,7 @@ from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.layers import plain
 from emotion_detection.models.saving import predict
-from emotion_detection.params import Network, Train
+from emotion_detection.settings.params import Network, Train
 from emotion_detection.training.checkpoints import Checkpoints
 from tests.support.trainer import (
     AUGMENT,

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
-from emotion_detection.params import Augment, Train
+from emotion_detection.settings.params import Augment, Train
 from emotion_detection.training.loader import (
     evaluation_batches,
     resized_size,

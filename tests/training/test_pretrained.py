@@ -8,11 +8,11 @@ import mlflow
 import numpy as np
 import pytest
 
-from emotion_detection import params
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.models.layers import plain
 from emotion_detection.models.saving import combined
+from emotion_detection.settings import params
 from emotion_detection.tracking import lineage, models, runs
 from emotion_detection.tracking.lineage import Lineage
 from emotion_detection.training.pretrained import start

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from emotion_detection import params, paths
+from emotion_detection import paths
 from emotion_detection.console import UserError
-from emotion_detection.params import Params
-from emotion_detection.sections import flat
+from emotion_detection.settings import params
+from emotion_detection.settings.params import Params
+from emotion_detection.settings.sections import flat
 from emotion_detection.tuning.chosen import applied, save_hyperparameters, write_empty_report
 from tests.support.project import ROOT
 

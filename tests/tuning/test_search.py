@@ -15,8 +15,8 @@ import pytest
 from emotion_detection.console import UserError
 from emotion_detection.data.splits import Split
 from emotion_detection.models.network import forward_gflops
-from emotion_detection.params import Network, Train, Tune
-from emotion_detection.sections import flat, updated
+from emotion_detection.settings.params import Network, Train, Tune
+from emotion_detection.settings.sections import flat, updated
 from emotion_detection.training.callbacks import Row
 from emotion_detection.tuning.report import description, optimism, page, report, summary
 from emotion_detection.tuning.search import Found, search, shown

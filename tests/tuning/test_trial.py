@@ -15,7 +15,7 @@ from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.network import build, forward_gflops
-from emotion_detection.params import Network, Train, Tune
+from emotion_detection.settings.params import Network, Train, Tune
 from emotion_detection.tracking import runs
 from emotion_detection.tuning import trial as tuning_trial
 from emotion_detection.tuning.search import search

@@ -19,7 +19,7 @@ import pytest
 from keras_tuner.src import protos
 
 from emotion_detection.console import UserError
-from emotion_detection.params import Network, Train, Tune
+from emotion_detection.settings.params import Network, Train, Tune
 from emotion_detection.tuning import workers
 from emotion_detection.tuning.search import search
 from emotion_detection.tuning.task import Outcome, Task, Trial

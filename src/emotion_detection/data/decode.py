@@ -24,7 +24,6 @@ from emotion_detection.data.dataset import CHANNELS, DIGEST_BYTES, BadFile, Colo
 from emotion_detection.data.image import NO_MEMORY, BadImageError, open_image, prepare
 from emotion_detection.data.layout import Item
 from emotion_detection.data.source import Source, open_source
-from emotion_detection.machine import cores
 
 # Up to so many files, starting other processes takes longer than they save.
 FILES_IN_PROCESS = 2000
@@ -122,8 +121,11 @@ def decode_all(items: list[Item], decoder: Decoder) -> Generator[Decoded | BadFi
         for chunk in chunks:
             yield from decoder(chunk)
         return
+    # Not at the top, since each worker would import it.
+    from joblib import cpu_count
+
     # At most 61, since Windows cannot wait for more.
-    workers = min(cores(), 61, len(items) // 1000 + 1)
+    workers = min(cpu_count(), 61, len(items) // 1000 + 1)
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         workers,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
+from joblib import cpu_count
 
 from emotion_detection.console import UserError, log, progress
 from emotion_detection.data import near_duplicates
@@ -38,11 +39,10 @@ from emotion_detection.data.source import (
 from emotion_detection.data.splits import cut
 from emotion_detection.data.unpack import Unpacking, arranged
 from emotion_detection.files import atomic
-from emotion_detection.machine import cores
 
 # The processes that decode images would import it for nothing, which takes half a second.
 if TYPE_CHECKING:
-    from emotion_detection import params
+    from emotion_detection.settings import params
 
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 
@@ -81,7 +81,7 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
     # Path.resolve would raise for a link to itself.
     if Path(os.path.realpath(source)).is_relative_to(os.path.realpath(target)):
         raise UserError(f"ingest.source: {source} lies in {target}, which ingest replaces; move it")
-    log.info("ingest: images of %s; %d cores", source, cores())
+    log.info("ingest: images of %s; %d cores", source, cpu_count())
     before = state(source)
     with atomic(target) as folder:
         folder.mkdir()

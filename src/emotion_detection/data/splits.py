@@ -19,7 +19,7 @@ from emotion_detection.data.dataset import Dataset
 
 # The processes that decode images would import it for nothing, which takes half a second.
 if TYPE_CHECKING:
-    from emotion_detection import params
+    from emotion_detection.settings import params
 
 
 @dataclass(frozen=True, eq=False)

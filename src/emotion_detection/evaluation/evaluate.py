@@ -6,7 +6,7 @@ import numpy as np
 
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.params import Params
+from emotion_detection.settings.params import Params
 
 if TYPE_CHECKING:
     from emotion_detection.evaluation.metrics import Evaluation

@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from emotion_detection import paths, recipes
+from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset, are_emotions
 from emotion_detection.evaluation.champion import Challenger, Decision
@@ -30,8 +30,9 @@ from emotion_detection.figures import style, svg
 from emotion_detection.figures.evaluation import MISTAKES
 from emotion_detection.figures.training import learning_curves
 from emotion_detection.files import atomic, write_json
-from emotion_detection.params import Network, Params, Split
-from emotion_detection.sections import Section, changed
+from emotion_detection.settings import recipes
+from emotion_detection.settings.params import Network, Params, Split
+from emotion_detection.settings.sections import Section, changed
 from emotion_detection.tracking.lineage import NOTHING_SEEN, Seen
 from emotion_detection.tracking.provenance import provenance
 

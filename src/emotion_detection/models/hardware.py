@@ -4,13 +4,21 @@ import functools
 import importlib.util
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 import keras
 import tensorflow as tf
+from joblib import cpu_count
 
 from emotion_detection.console import log
-from emotion_detection.machine import cores, nvidia_card
+
+CARDS = Path("/proc/driver/nvidia/gpus")
+"""Where NVIDIA's driver for Linux describes its cards."""
+
+LONGEST_ANSWER = 10.0
+"""Seconds that nvidia-smi may take."""
 
 
 def resolve_precision(wanted: str) -> tuple[str, str]:
@@ -33,12 +41,36 @@ def resolve_precision(wanted: str) -> tuple[str, str]:
 def device() -> str:
     """Return what networks are computed on, in words, with why an NVIDIA card is not used."""
     gpus = tf.config.list_physical_devices("GPU")
-    own = f"{cores()} cores" if cores() > 1 else "1 core"
+    own = f"{cpu_count()} cores" if cpu_count() > 1 else "1 core"
     if not gpus:
-        card = nvidia_card()
+        card = _nvidia_card()
         return f"CPU, {own}" if card is None else f"CPU, {own} ({card}: {_why_unused()})"
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
     return f"{name}, {own}" if len(gpus) == 1 else f"{len(gpus)} GPUs ({name}), {own}"
+
+
+def _nvidia_card() -> str | None:
+    """Return the name of this machine's first NVIDIA card, None if there is none."""
+    for information in sorted(CARDS.glob("*/information")):
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key == "Model":
+                return value.strip()
+    # In Windows's Linux and in some containers, only the command knows.
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    try:
+        listed = subprocess.run(
+            [command, "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_ANSWER,
+            check=True,
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next((name.strip() for name in listed if name.strip()), None)
 
 
 def _why_unused() -> str:

@@ -10,7 +10,7 @@ import keras
 
 from emotion_detection.console import UserError
 from emotion_detection.models.layers import FewBitsDropout, FewPixelsConv2D, FusedBatchNormalization
-from emotion_detection.params import Network
+from emotion_detection.settings.params import Network
 
 NAME = "emotion_network"
 

@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from emotion_detection.params import Augment
+from emotion_detection.settings.params import Augment
 
 
 def augment(images: tf.Tensor, settings: Augment, seed: tf.Tensor) -> tf.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from emotion_detection.console import Progress
-from emotion_detection.params import Train
+from emotion_detection.settings.params import Train
 from emotion_detection.training.loader import RESIZED
 
 Row = dict[str, float]

@@ -17,7 +17,7 @@ from emotion_detection.figures.training import learning_curves
 from emotion_detection.files import atomic, write_json
 from emotion_detection.models.layers import plain
 from emotion_detection.models.saving import load, save
-from emotion_detection.params import Network, Params, Train
+from emotion_detection.settings.params import Network, Params, Train
 from emotion_detection.stage import Stage
 from emotion_detection.tracking import lineage, runs
 from emotion_detection.training.callbacks import LogEpoch, Row, best_epoch, figures

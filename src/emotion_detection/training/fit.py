@@ -13,7 +13,7 @@ from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.hardware import strategy
 from emotion_detection.models.network import build, check
-from emotion_detection.params import Network, Train
+from emotion_detection.settings.params import Network, Train
 from emotion_detection.training.callbacks import (
     History,
     LogEpoch,

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.params import Train
+from emotion_detection.settings.params import Train
 from emotion_detection.training.augment import augment, without_interpolation
 
 RESIZED = 2 / 3

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from emotion_detection import paths
 from emotion_detection.console import UserError, log
 from emotion_detection.files import atomic, write_json
-from emotion_detection.params import Network, Params, Train
-from emotion_detection.sections import flat, frozen, lines, updated
+from emotion_detection.settings.params import Network, Params, Train
+from emotion_detection.settings.sections import flat, frozen, lines, updated
 
 
 def save_hyperparameters(settings: Params, drawn: Mapping[str, Any] | None, path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion_detection.files import write_json
-from emotion_detection.sections import frozen
+from emotion_detection.settings.sections import frozen
 from emotion_detection.training.callbacks import Row
 
 FILE = "record.json"

@@ -6,7 +6,7 @@ from typing import Any
 
 from emotion_detection.data.splits import Split
 from emotion_detection.figures import training as figures
-from emotion_detection.params import Tune
+from emotion_detection.settings.params import Tune
 from emotion_detection.tracking.tags import BEST_TRIAL, WORKERS
 from emotion_detection.tuning.search import Found, shown
 from emotion_detection.tuning.task import COMPLETE, PRUNED

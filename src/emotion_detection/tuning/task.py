@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from emotion_detection.models.network import forward_gflops
-from emotion_detection.params import Network, Params, Train, Tune, seconds
-from emotion_detection.sections import flat, updated
-from emotion_detection.space import Space
+from emotion_detection.settings.params import Network, Params, Train, Tune, seconds
+from emotion_detection.settings.sections import flat, updated
+from emotion_detection.settings.space import Space
 from emotion_detection.training.callbacks import Row
 from emotion_detection.tuning.oracle import OUTSIDE
 from emotion_detection.tuning.workers import is_chief

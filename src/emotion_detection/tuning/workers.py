@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
+from joblib import cpu_count
 
 from emotion_detection.console import SEARCH_WORKER, UserError, log
-from emotion_detection.machine import cores
 
 ID, ADDRESS, PORT = SEARCH_WORKER, "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
 
@@ -100,7 +100,7 @@ def share(number: int, of: int) -> dict[str, str]:
     What is set for the whole search, as for one of several in `dvc queue`, is shared likewise.
     """
     shares = {
-        name: str(max(1, int(os.environ.get(name) or cores()) // of))
+        name: str(max(1, int(os.environ.get(name) or cpu_count()) // of))
         for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     }
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from emotion_detection import files, params, sections
+from emotion_detection import files
 from emotion_detection.console import UserError, call, log
 from emotion_detection.files import atomic
-from emotion_detection.params import PARAMS
+from emotion_detection.settings import params, sections
+from emotion_detection.settings.params import PARAMS
 
 FOLDER = Path("recipes")
 FREE = (

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from dvc.utils.hydra import apply_overrides
 
-from emotion_detection import files, params, recipes
+from emotion_detection import files
 from emotion_detection.console import UserError
-from emotion_detection.sections import changed, flat
+from emotion_detection.settings import params, recipes
+from emotion_detection.settings.sections import changed, flat
 from tests.support.project import Project
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 COMMAND = (sys.executable, "-m", "emotion_detection.cli", "recipe")
 # A stage that takes no time, and fails where its only file is not there.

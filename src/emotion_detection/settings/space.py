@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from emotion_detection.sections import Section, flat, frozen, lines, updated
+from emotion_detection.settings.sections import Section, flat, frozen, lines, updated
 
 if TYPE_CHECKING:  # It takes TensorFlow along, which a stage without a search does not need.
     import keras_tuner

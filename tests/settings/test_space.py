@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from emotion_detection import params
-from emotion_detection.params import Network, Train
-from emotion_detection.sections import flat
-from emotion_detection.space import Space
+from emotion_detection.settings import params
+from emotion_detection.settings.params import Network, Train
+from emotion_detection.settings.sections import flat
+from emotion_detection.settings.space import Space
 
 SECTIONS = {
     "network": Network(filters=(8, 4), kernel_sizes=(3, 3), dense_units=(8,), dense_dropout=0.2),

@@ -9,13 +9,13 @@ from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import modify_yaml
 from ruamel.yaml import YAML
 
-from emotion_detection import params
 from emotion_detection.console import UserError
-from emotion_detection.params import Params
-from emotion_detection.sections import Section, changed, flat
-from emotion_detection.space import Space
+from emotion_detection.settings import params
+from emotion_detection.settings.params import Params
+from emotion_detection.settings.sections import Section, changed, flat
+from emotion_detection.settings.space import Space
 
-REPOSITORY = Path(__file__).parents[1] / "params.yaml"
+REPOSITORY = Path(__file__).parents[2] / "params.yaml"
 
 
 @pytest.fixture

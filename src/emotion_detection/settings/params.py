@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from emotion_detection import space
 from emotion_detection.console import UserError
 from emotion_detection.files import read_yaml
-from emotion_detection.sections import Section, validate
+from emotion_detection.settings import space
+from emotion_detection.settings.sections import Section, validate
 
 PARAMS = Path("params.yaml")
 
