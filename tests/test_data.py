@@ -29,6 +29,7 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_an_archive_goes_through_s3_into_a_clone_and_its_experiments(
     s3: str, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from PIL import Image
 from tests.support.project import Project
 from tests.support.stores import put_empty_store
 
+pytestmark = pytest.mark.slow
+
 COMMON: dict[str, dict[str, object]] = {
     "sample": {"train": 50, "test": 25},
     "evaluate": {"corruption_images": 0},

@@ -210,6 +210,7 @@ def test_the_evaluated_model_is_registered_as_champion(project: Project) -> None
     assert (decision["version"], decision["champion"]) == (str(version.version), True)
 
 
+@pytest.mark.slow
 def test_plain_mlflow_ui_shows_the_runs(project: Project, chromium: str) -> None:
     (train,), (tune,) = project.runs("train"), project.runs("tune")
     digest = train.data.tags["dataset.digest"]
@@ -326,6 +327,7 @@ def _check_comparison(project: Project) -> None:
     assert "!" not in table
 
 
+@pytest.mark.slow
 def test_the_model_is_exported_to_onnx_where_a_param_asks_for_it(project: Project) -> None:
     assert not (project.root / "models/onnx/model.onnx").exists()
     before = {run.info.run_id for run in project.runs("train")}
@@ -397,6 +399,7 @@ def test_a_comment_in_the_code_gives_the_old_outputs_back(project: Project) -> N
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 def test_more_members_leave_those_that_are_trained(project: Project) -> None:
     uri = "models:/emotion-detection/1"
     first = project.runs("train")[-1]
@@ -439,6 +442,7 @@ def test_more_members_leave_those_that_are_trained(project: Project) -> None:
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_documents_work(project: Project) -> None:
     source = project.root / "data/emotion-detection-fer.zip"
     shutil.make_archive(str(source.with_suffix("")), "zip", project.root / "data/sample")
@@ -462,6 +466,7 @@ def test_the_commands_of_the_documents_work(project: Project) -> None:
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     client = mlflow.MlflowClient(project.tracking_uri)
     first = client.get_model_version("emotion-detection", "1")
@@ -509,6 +514,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 def test_what_was_completed_and_not_noted_is_not_done_twice(project: Project) -> None:
     project.set_params({"tune": {"images": 90}, "train": {"lr": 1.5e-3}})
     lock = project.root / "dvc.lock"
@@ -543,6 +549,7 @@ def test_what_was_completed_and_not_noted_is_not_done_twice(project: Project) ->
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 def test_queued_experiments_land_in_the_main_store(project: Project) -> None:
     for name, rate in (("low", "1e-4"), ("high", "2e-3")):
         project.run("dvc", "exp", "run", "--queue", "--name", name, "-S", f"train.lr={rate}")
@@ -556,6 +563,7 @@ def test_queued_experiments_land_in_the_main_store(project: Project) -> None:
         assert "registered.version" in runs[name].data.tags
 
 
+@pytest.mark.slow
 def test_one_changed_image_is_ingested_and_the_rest_follows(project: Project) -> None:
     source = project.root / "faces"
     shutil.copytree(project.root / "data/sample", source)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from tests.support.project import ROOT, Project
@@ -11,6 +12,7 @@ LARGEST = 300_000
 """Bytes: its outputs are there to be read on GitHub, and every clone downloads them."""
 
 
+@pytest.mark.slow
 def test_the_tour_runs_from_beginning_to_end(tmp_path: Path) -> None:
     project = Project.begin(tmp_path, {})
     # As committed, but for the layout in which `begin` writes it.

@@ -441,6 +441,7 @@ def test_a_port_that_is_taken_or_none_is_told(network: Network) -> None:
         demo.serve(network, ORIGIN, 70000)
 
 
+@pytest.mark.slow
 def test_the_command_serves_the_champion_until_ctrl_c(store: Path, toy: Dataset) -> None:
     running = subprocess.Popen(
         [sys.executable, "-m", "emotion_detection.cli", "demo", "--port", "0"],

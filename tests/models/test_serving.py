@@ -277,6 +277,7 @@ def test_grey_pixels_need_no_axis_for_channels(
     pd.testing.assert_frame_equal(served.predict(images), served.predict(images[..., np.newaxis]))
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_documentation_work(
     address: str, store: Path, toy: Dataset, tmp_path: Path
 ) -> None:

@@ -332,6 +332,7 @@ def test_reset_replaces_a_file_that_cannot_be_read(project: Project) -> None:
 # --- Running.
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_as_an_experiment_with_further_settings(project: Project) -> None:
     with_dvc(project)
     printed = project.run(

@@ -9,6 +9,7 @@ from emotion_detection.settings import params
 from emotion_detection.settings.params import Network, Train
 from emotion_detection.settings.sections import flat
 from emotion_detection.settings.space import Space
+from tests.support.project import ROOT
 
 SECTIONS = {
     "network": Network(filters=(8, 4), kernel_sizes=(3, 3), dense_units=(8,), dense_dropout=0.2),
@@ -178,7 +179,7 @@ def test_what_cannot_be_drawn_is_named(written: dict[str, Any], message: str) ->
 
 def test_a_wrong_space_is_an_error_of_params_yaml(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
-    text = params.PARAMS.read_text()
+    text = (ROOT / "params.yaml").read_text("utf-8")
     file.write_text(text.replace("    train.lr: {min: 0.001", "    train.lr: {min: -1"))
     with pytest.raises(params.UserError, match=r"params\.yaml: tune\.space: train\.lr\.min = -1"):
         params.load(file)

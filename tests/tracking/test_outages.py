@@ -233,6 +233,7 @@ def held(database: Path) -> Iterator[None]:
         process.stdin.close()
 
 
+@pytest.mark.slow
 def test_a_locked_store_costs_nothing(
     toy: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

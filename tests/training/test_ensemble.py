@@ -265,6 +265,7 @@ for member in range(members):
 """
 
 
+@pytest.mark.slow
 def test_a_deterministic_member_is_to_the_bit_the_network_that_its_seed_makes_alone(
     packed: Path, tmp_path: Path
 ) -> None:
