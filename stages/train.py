@@ -20,10 +20,10 @@ def main() -> None:
         from emotion_detection.stage import Stage
         from emotion_detection.training import ensemble
 
-    stage = Stage("train", settings, dataset, shared_over=["ensemble.members"])
+    stage = Stage("train", settings, dataset, shared_over=["ensemble.members", "train.seeds"])
     if stage.restore():
         return
-    about = ensemble.description(settings.ensemble.members, rows)
+    about = ensemble.description(settings, rows)
     stage.announce(about)
     note = f"{about}, of **{{data}}**.\n\n{ensemble.NOTE}"
     with (
@@ -31,9 +31,7 @@ def main() -> None:
         atomic(paths.NETWORKS) as folder,
     ):
         folder.mkdir()
-        trained = ensemble.train_members(
-            settings, settings.network, rows, stage=stage, folder=folder, run_id=run_id
-        )
+        trained = ensemble.train_networks(settings, rows, stage=stage, folder=folder, run_id=run_id)
         stage.save_run_id(folder / paths.RUN_FILE)
         stage.write(**ensemble.report(trained, folder, dataset, rows))
     log.info("train: %s; %s", ensemble.summary(trained), paths.NETWORKS)

@@ -11,12 +11,12 @@ from emotion_detection.console import log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import part, split
 from emotion_detection.settings import params
-from emotion_detection.tuning.chosen import save_hyperparameters, write_empty_report
+from emotion_detection.tuning.chosen import save_hyperparameters, searched, write_empty_report
 
 
 def main() -> None:
     """Read params, search, and write what was found."""
-    settings = params.load()
+    settings = searched(params.load())
     if settings.tune.trials == 0:
         log.info("tune: no search (tune.trials is 0); %s", paths.HYPERPARAMETERS)
         save_hyperparameters(settings, None, paths.HYPERPARAMETERS)

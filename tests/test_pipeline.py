@@ -426,18 +426,33 @@ def test_more_members_leave_those_that_are_trained(project: Project) -> None:
     assert (lineage["ancestors"], lineage["unknown"]) == ([uri], [])
     assert three.data.params["ensemble.members"] == "3"
     for number in (1, 2):
-        name = f"member_{number}/val_loss"
+        name = f"network_{number}/val_loss"
         assert three.data.metrics[name] == two.data.metrics[name]
-    assert "member_3/val_loss" in three.data.metrics
+    assert "network_3/val_loss" in three.data.metrics
     project.run("dvc", "repro", "evaluate")
     evaluated = mlflow.MlflowClient(project.tracking_uri).get_run(three.info.run_id)
     parameters = int(first.data.params["parameters"])
     assert int(evaluated.data.params["parameters"]) == 3 * parameters
     assert "registered.version" in evaluated.data.tags
-    members = pd.read_csv(project.root / "reports/train/members.csv")
-    assert members["member"].tolist() == [1, 2, 3]
+    networks = pd.read_csv(project.root / "reports/train/networks.csv")
+    assert networks["network"].tolist() == [1, 2, 3]
     metrics = project.json("reports/train/metrics.json")
-    assert metrics["val_accuracy"] == pytest.approx(members["val_accuracy"].mean())
+    assert metrics["val_accuracy"] == pytest.approx(networks["val_accuracy"].mean())
+    # Of as many seeds none is trained again, and the model is that of the first.
+    again = project.run(
+        *("dvc", "exp", "run", "-n", "seeds-3", "-S", "ensemble.members=1"),
+        *("-S", "train.seeds=3", "train"),
+    )
+    assert again.count(", trained before") == 3
+    assert "Running stage 'tune'" not in again
+    assert [path.name for path in (project.root / "models/networks").glob("*.keras")] == [
+        "member_1.keras"
+    ]
+    assert "over 3 seeds (95 % interval of the mean" in again
+    compared = project.run("emotion-detection", "compare", "seeds-3", "members-2")
+    assert "seeds-3: validation accuracy" in compared
+    assert "members-2: validation accuracy" in compared
+    assert "neither is known to be better" in compared
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 
@@ -485,7 +500,7 @@ def test_a_killed_training_goes_on_where_it_was(project: Project) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not any(state.glob("*/member_1/epoch_00002")):
+    while not any(state.glob("*/network_1/epoch_00002")):
         assert job.poll() is None
         time.sleep(0.05)
     os.killpg(job.pid, signal.SIGKILL)

@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     _add_recipe(commands)
     _add_stages(commands)
     _add_report(commands)
+    _add_compare(commands)
     _add_predict(commands, network)
     _add_demo(commands, network)
     _add_send(commands)
@@ -146,6 +147,24 @@ def _add_report(commands: Commands) -> None:
     )
     command.add_argument("--open", action="store_true", help="open it in the browser, too")
     command.set_defaults(act=_report)
+
+
+def _add_compare(commands: Commands) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="say whether one experiment is better than another",
+        description="Compare the validation accuracy of two experiments that trained several "
+        "networks each, as train.seeds=5 does: their means, and the interval of the difference.",
+    )
+    command.add_argument("new", metavar="NEW", help="an experiment, branch or commit")
+    command.add_argument(
+        "old",
+        nargs="?",
+        default="workspace",
+        metavar="OLD",
+        help="what it is compared with (default: %(default)s, what lies here)",
+    )
+    command.set_defaults(act=_compare)
 
 
 def _add_predict(commands: Commands, network: argparse.ArgumentParser) -> None:
@@ -292,6 +311,14 @@ def _report(arguments: argparse.Namespace) -> None:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    with quiet():
+        from emotion_detection.training.seeds import compared
+
+    for line in compared(arguments.new, arguments.old):
+        print(line)
 
 
 def _predict(arguments: argparse.Namespace) -> None:

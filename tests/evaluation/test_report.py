@@ -311,7 +311,7 @@ def test_a_selection_on_test_is_told() -> None:
     assert "validation: test" in facts["split params"]
 
 
-def test_an_ensemble_is_told_by_member() -> None:
+def test_an_ensemble_is_told_by_network() -> None:
     model, other = (
         small_network(),
         keras.Sequential.from_config(small_network().get_config() | {"name": "other"}),
@@ -322,8 +322,8 @@ def test_an_ensemble_is_told_by_member() -> None:
     values = PARAMS.model_copy(update={"ensemble": ensemble})
     histories = pd.concat(
         [
-            history(12, best=9).assign(member=1),
-            history(10, best=4, val_accuracy=0.6).assign(member=2),
+            history(12, best=9).assign(network=1),
+            history(10, best=4, val_accuracy=0.6).assign(network=2),
         ],
         ignore_index=True,
     )
@@ -334,8 +334,8 @@ def test_an_ensemble_is_told_by_member() -> None:
     )
     assert facts["ensemble params"] == "members: 2"
     assert facts["best epoch"] == (
-        "member 1: 9 of 12, with the highest validation accuracy (50.0\u00a0%); "
-        "member 2: 4 of 10, with the highest validation accuracy (60.0\u00a0%)"
+        "network 1: 9 of 12, with the highest validation accuracy (50.0\u00a0%); "
+        "network 2: 4 of 10, with the highest validation accuracy (60.0\u00a0%)"
     )
 
 

@@ -69,7 +69,7 @@ def test_a_picture_is_narrow_enough_for_a_phone() -> None:
 
 def test_every_colour_is_the_pages_and_has_its_value_on_a_dark_page() -> None:
     colours: set[str] = set()
-    for name, figure in (*drawn().items(), ("members", learning_curves(ensemble_history()))):
+    for name, figure in (*drawn().items(), ("networks", learning_curves(ensemble_history()))):
         for panel in svg.panels(figure, name):
             without = re.sub(r"var\(--([0-9a-f]{6}), #\1\)", "", panel.svg)
             assert not re.search(r"(fill|stroke): *#", without)

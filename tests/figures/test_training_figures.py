@@ -46,19 +46,19 @@ def test_learning_curves_mark_where_the_rate_falls_but_not_a_smooth_schedule() -
     assert without.get_xlabel() == "epoch"
 
 
-def test_learning_curves_of_an_ensemble_have_a_line_a_member() -> None:
+def test_learning_curves_of_an_ensemble_have_a_line_per_network() -> None:
     table = ensemble_history(3)
     figure = learning_curves(table)
     assert title_of(figure) == (
-        "3 members, best epoch 8 to 10 of 12: validation loss 1.000, accuracy 60.0 % to 62.0 %"
+        "3 networks, best epoch 8 to 10 of 12: validation loss 1.000, accuracy 60.0 % to 62.0 %"
     )
-    alone = learning_curves(table[table["member"] == 1])
+    alone = learning_curves(table[table["network"] == 1])
     assert title_of(alone) == title_of(learning_curves(history(12, best=8)))
     for axes, of_one, measure in zip(figure.axes, alone.axes, ("loss", "accuracy"), strict=True):
         assert 8 in vertical_lines(of_one)
         assert vertical_lines(axes) == [6, 8, 9, 10]  # where the rate falls, and the best epochs
         points = [(line.get_xdata(), line.get_ydata()) for line in orange_points(axes)]
-        best = table[table["epoch"] == table["member"] + 7]
+        best = table[table["epoch"] == table["network"] + 7]
         assert points == [
             ([row.epoch], [getattr(row, f"val_{measure}")]) for row in best.itertuples()
         ]
@@ -67,23 +67,23 @@ def test_learning_curves_of_an_ensemble_have_a_line_a_member() -> None:
             (curves[:3], measure, style.GREY),
             (curves[3:], f"val_{measure}", style.BLUE),
         ):
-            for line, (_, of_member) in zip(lines, table.groupby("member"), strict=True):
-                np.testing.assert_array_equal(line.get_ydata(), of_member[column])
+            for line, (_, each) in zip(lines, table.groupby("network"), strict=True):
+                np.testing.assert_array_equal(line.get_ydata(), each[column])
                 assert line.get_color() == colour
                 assert (line.get_alpha() or 1) < 1
         assert [text for text in texts(axes) if text in ("train", "validation")] != []
 
 
-def test_learning_curves_of_members_that_ended_apart() -> None:
+def test_learning_curves_eachs_that_ended_apart() -> None:
     table = ensemble_history(2)
-    table = table[(table["member"] == 1) | (table["epoch"] <= 10)]
-    lower = table["member"] == 2
+    table = table[(table["network"] == 1) | (table["epoch"] <= 10)]
+    lower = table["network"] == 2
     table.loc[lower, "lr"] = np.where(table.loc[lower, "epoch"] < 3, 1e-3, 2.5e-4)
     axes = learning_curves(table).axes[0]
     assert vertical_lines(axes) == [8, 9]  # the rate falls at other epochs: no line would be true
     assert "learning rate lowered, 0.001 to 0.00025" in axes.get_xlabel()
     table.loc[lower, "val_accuracy"] = np.nan
-    assert title_of(learning_curves(table)).startswith("2 members, best epoch 8 of 12")
+    assert title_of(learning_curves(table)).startswith("2 networks, best epoch 8 of 12")
 
 
 def test_learning_curves_of_a_training_that_diverged(tmp_path: Path) -> None:

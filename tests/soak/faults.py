@@ -76,7 +76,7 @@ class Stopped(Project):
             ).fetchall()
             curves = store.execute(
                 f"SELECT DISTINCT key, step, value FROM metrics WHERE run_uuid IN {train} AND "
-                "(key LIKE 'epoch/%' OR key LIKE 'member\\_%' ESCAPE '\\') "
+                "(key LIKE 'epoch/%' OR key LIKE 'network\\_%' ESCAPE '\\') "
                 "AND key NOT LIKE '%/seconds' ORDER BY 1, 2"
             ).fetchall()
             metrics = store.execute(

@@ -109,13 +109,13 @@ def bars(axes: Axes) -> list[Any]:
     return [bar for group in axes.containers if isinstance(group, BarContainer) for bar in group]
 
 
-def ensemble_history(members: int = 3, epochs: int = 12) -> pd.DataFrame:
+def ensemble_history(networks: int = 3, epochs: int = 12) -> pd.DataFrame:
     """Members whose best epochs are 8, 9, ..., and whose accuracies are 1 % apart."""
     histories = []
-    for member in range(1, members + 1):
-        of_member = history(epochs, best=7 + member).assign(member=member)
-        of_member["val_accuracy"] += 0.01 * (member - 1)
-        histories.append(of_member)
+    for network in range(1, networks + 1):
+        each = history(epochs, best=7 + network).assign(network=network)
+        each["val_accuracy"] += 0.01 * (network - 1)
+        histories.append(each)
     return pd.concat(histories, ignore_index=True)
 
 

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import keras
 import mlflow
@@ -27,6 +28,8 @@ from tests.support.stores import alone
 Make = Callable[..., Network]
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 # A stage is what dvc.yaml says; this one depends on its params and images alone.
+SHARED_OVER = ["ensemble.members", "train.seeds"]
+
 DVC_FILE = """
 stages:
   train:
@@ -36,13 +39,16 @@ stages:
 """
 
 
-def settings(members: int, init_from: str | None = None) -> Params:
+def settings(
+    members: int, network: Network, *, init_from: str | None = None, seeds: int = 1
+) -> Params:
     return load(PARAMS).model_copy(
         update={
             "seed": 3,
             "precision": "float32",
+            "network": network,
             "ensemble": Ensemble(members=members),
-            "train": Train(lr=1e-2, batch_size=24, epochs=2, init_from=init_from),
+            "train": Train(lr=1e-2, batch_size=24, epochs=2, init_from=init_from, seeds=seeds),
         }
     )
 
@@ -70,14 +76,15 @@ class Trainings:
         *,
         init_from: str | None = None,
         run_id: str | None = None,
+        seeds: int = 1,
     ) -> list[pd.DataFrame]:
         """Train in a new MLflow run, save the networks in `folder`, return their histories."""
-        chosen = settings(members, init_from)
-        self.stage = Stage("train", chosen, self.toy, shared_over=["ensemble.members"])
+        chosen = settings(members, self.network, init_from=init_from, seeds=seeds)
+        self.stage = Stage("train", chosen, self.toy, shared_over=SHARED_OVER)
         Path(folder).mkdir()
         with runs.run("train", note="", dataset=self.toy, params={}, tags={}) as self.run_id:
-            return ensemble.train_members(
-                *(chosen, self.network, self.rows),
+            return ensemble.train_networks(
+                *(chosen, self.rows),
                 stage=self.stage,
                 folder=Path(folder),
                 run_id=run_id or self.run_id,
@@ -111,7 +118,7 @@ def test_one_more_member_trains_that_one_alone(
     before = files(shared)
     # Of a member that is trained its network is there, and no checkpoint.
     places = {path.relative_to(shared).parts[:2] for path in before if folder not in path.parents}
-    assert places == {("member_1", "trained"), ("member_2", "trained")}
+    assert places == {("network_1", "trained"), ("network_2", "trained")}
 
     fit, learning = keras.Model.fit, []
 
@@ -135,10 +142,27 @@ def test_one_more_member_trains_that_one_alone(
     assert len(digests) == 3
     # The new run has the curves of all, and the parameters of all together.
     for member in (1, 2, 3):
-        assert train.curve(f"member_{member}/val_loss") == [1, 2]
+        assert train.curve(f"network_{member}/val_loss") == [1, 2]
     alone_parameters = saving.load(Path("three/member_1.keras"))[0].count_params()
     logged = mlflow.MlflowClient().get_run(train.run_id).data.params
     assert logged["parameters"] == str(3 * alone_parameters)
+
+
+def test_more_seeds_train_more_networks_of_which_the_model_is_the_first(
+    place: Path, train: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (alone,) = train(1, "one")
+    fit = Mock(side_effect=ensemble.fit)
+    monkeypatch.setattr(ensemble, "fit", fit)
+    trained = train(1, "three", seeds=3)
+    assert [call.kwargs["seed"] for call in fit.call_args_list] == [4, 5]
+    pd.testing.assert_frame_equal(trained[0], alone)
+    assert [path.name for path in Path("three").iterdir()] == ["member_1.keras"]
+    assert digest(Path("three/member_1.keras")) == digest(Path("one/member_1.keras"))
+    assert train.curve("network_3/val_loss") == [1, 2]
+    assert mlflow.MlflowClient().get_run(train.run_id).data.params["parameters"] == str(
+        saving.load(Path("one/member_1.keras"))[0].count_params()
+    )
 
 
 def test_an_interrupted_ensemble_goes_on_with_the_epoch_and_member_that_it_was_at(
@@ -156,8 +180,8 @@ def test_an_interrupted_ensemble_goes_on_with_the_epoch_and_member_that_it_was_a
     with pytest.raises(KeyboardInterrupt):
         train(2, "interrupted", run_id="the run")
     train(2, "resumed", run_id="the run")
-    ends = [("member_2", 2)]
-    assert seen == [("member_1", 1), ("member_1", 2), ("member_2", 1), *ends, *ends]
+    ends = [("network_2", 2)]
+    assert seen == [("network_1", 1), ("network_1", 2), ("network_2", 1), *ends, *ends]
     assert sorted(path.name for path in Path("resumed").iterdir()) == [
         "member_1.keras",
         "member_2.keras",
@@ -181,7 +205,7 @@ def test_a_run_that_goes_on_has_the_epochs_that_were_logged_to_another(
     del seen[:]
     seen.extend([("", 0)] * 2)
     train(3, "resumed", run_id="first")
-    logged = [(f"member_{member}", epoch) for member in (1, 2, 3) for epoch in (1, 2)]
+    logged = [(f"network_{member}", epoch) for member in (1, 2, 3) for epoch in (1, 2)]
     assert seen[2:] == logged
 
 
@@ -251,16 +275,14 @@ settings = params.load(params_file).model_copy(update={
         lr=1e-2, batch_size=24, epochs=2, ema=0.1, schedule="one_cycle",
         augment=params.Augment(rotation=10, shift=0.1, horizontal_flip=True, random_erasing=0.3),
     ),
+    "network": params.Network(
+        arch="residual", filters=(8,), kernel_sizes=(3,), dense_units=(8,),
+        squeeze_excitation=True, conv_dropout=0.2, dense_dropout=0.2,
+    ),
 })
-network = params.Network(
-    arch="residual", filters=(8,), kernel_sizes=(3,), dense_units=(8,),
-    squeeze_excitation=True, conv_dropout=0.2, dense_dropout=0.2,
-)
-stage = Stage("train", settings, dataset, shared_over=["ensemble.members"])
+stage = Stage("train", settings, dataset, shared_over=["ensemble.members", "train.seeds"])
 for member in range(members):
-    ensemble.train_member(
-        member, settings, network, rows, stage=stage, folder=Path(), run_id="none"
-    )
+    ensemble.train_network(member, settings, rows, stage=stage, folder=Path(), run_id="none")
     print(saving.digest(saving.load(Path(f"member_{member + 1}.keras"))[0]))
 """
 
@@ -301,7 +323,7 @@ def test_the_reports_history_grows_while_members_train(
     )
     with pytest.raises(KeyboardInterrupt):
         train(2, "interrupted")
-    assert seen == [("member_1", [1]), ("member_1", [1, 2])]
+    assert seen == [("network_1", [1]), ("network_1", [1, 2])]
 
     # As DVC does before a stage runs.
     shutil.rmtree("reports")
@@ -315,7 +337,7 @@ def test_the_reports_history_grows_while_members_train(
     monkeypatch.setattr(ensemble, "fit", looking_first)
     histories = ensemble.histories(train(2, "resumed"))
     assert seen == [("fit", [1]), ("fit", [1, 2])]
-    assert Path("reports/train/members.csv").read_text().count("\n") == 5
+    assert Path("reports/train/networks.csv").read_text().count("\n") == 5
     kept = pd.read_csv("reports/train/history.csv")
     pd.testing.assert_frame_equal(kept, histories["history"], check_dtype=False)
 
@@ -345,13 +367,13 @@ def test_the_tables_of_an_ensemble_are_the_mean_and_each_member() -> None:
     # The first stopped early: what there is of an epoch is averaged.
     both = [history(0.5, 0.7), history(0.3, 0.6, 0.8)]
     tables = ensemble.histories(both)
-    mean, members = tables["history"], tables["members"]
+    mean, networks = tables["history"], tables["networks"]
     assert mean["epoch"].tolist() == [1, 2, 3]
     assert mean["val_accuracy"].tolist() == pytest.approx([0.4, 0.65, 0.8])
-    assert members["member"].tolist() == [1, 1, 2, 2, 2]
-    assert "seconds" not in {*mean.columns, *members.columns}
+    assert networks["network"].tolist() == [1, 1, 2, 2, 2]
+    assert "seconds" not in {*mean.columns, *networks.columns}
     for number, its in enumerate(both, start=1):
-        own = members[members["member"] == number].drop(columns="member")
+        own = networks[networks["network"] == number].drop(columns="network")
         pd.testing.assert_frame_equal(own.reset_index(drop=True), its.drop(columns="seconds"))
 
 
@@ -373,13 +395,17 @@ def test_the_metrics_of_an_ensemble_are_the_mean_over_its_members() -> None:
     assert found == pytest.approx(
         {
             **{"epochs": 2.5, "best_epoch": 1.5, "val_loss": 0.75, "val_accuracy": 0.8},
-            **{"train_loss": 1.5, "train_accuracy": 0.7},
+            **{"train_loss": 1.5, "train_accuracy": 0.7, "val_accuracy_sd": 0.1 * 2**0.5},
         }
     )
 
 
 def test_a_training_is_described_in_words(rows: Split) -> None:
-    assert ensemble.description(1, rows) == "Training 1 network on 72 images, validating on 18"
-    assert ensemble.description(3, rows) == (
-        "Training 3 networks, one after the other, on 72 images, validating on 18"
-    )
+    def described(members: int, seeds: int) -> str:
+        return ensemble.description(settings(members, Network(), seeds=seeds), rows)
+
+    assert described(1, 1) == "Training 1 network on 72 images, validating on 18"
+    three = "Training 3 networks, one after the other, on 72 images, validating on 18"
+    assert described(3, 1) == described(3, 3) == three
+    assert described(1, 3) == f"{three}; the model is of the first"
+    assert described(2, 3) == f"{three}; the model is of the first 2"

@@ -129,15 +129,15 @@ def subject(
 
 
 def history(folder: Path) -> pd.DataFrame:
-    """Return the history of each member in train's report `folder`.
+    """Return the history of each network in train's report `folder`.
 
     Raises:
         UserError: if it is not there.
 
     """
-    members, single = folder / "members.csv", folder / "history.csv"
+    several, single = folder / "networks.csv", folder / "history.csv"
     try:
-        return pd.read_csv(members if members.exists() else single)
+        return pd.read_csv(several if several.exists() else single)
     except (OSError, ValueError) as error:
         raise UserError(f"{single}: cannot be read ({error}); run `dvc repro train`") from error
 
@@ -239,12 +239,12 @@ def _validation(split: Split) -> str:
 
 
 def _best_epochs(history: pd.DataFrame) -> str:
-    """Return the epoch that each member was kept at: the first of the highest val_accuracy."""
-    members = history["member"] if "member" in history.columns else pd.Series(1, history.index)
+    """Return the epoch that each network was kept at: the first of the highest val_accuracy."""
+    several = history["network"] if "network" in history.columns else pd.Series(1, history.index)
     found = []
-    for member, epochs in history.groupby(members):
+    for number, epochs in history.groupby(several):
         best = epochs.iloc[int(epochs["val_accuracy"].argmax())]
-        name = f"member {member}: " if members.nunique() > 1 else ""
+        name = f"network {number}: " if several.nunique() > 1 else ""
         found.append(
             f"{name}{best['epoch']:.0f} of {len(epochs)}, with the highest validation accuracy "
             f"({_percent(best['val_accuracy'])})"

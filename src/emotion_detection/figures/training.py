@@ -32,8 +32,8 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     """Return loss and accuracy by epoch, with the epoch of the highest validation accuracy marked.
 
     `history` has a row an epoch and the columns epoch, loss, accuracy, val_loss, val_accuracy and
-    optionally lr. The history of an ensemble has the column member too, from 1: each member then
-    has fainter lines of its own.
+    optionally lr. That of several networks has the column network too, from 1: each then has
+    fainter lines of its own.
 
     Raises:
         ValueError: for a missing column or no rows.
@@ -42,25 +42,25 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     missing = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy"} - set(history.columns)
     if missing or history.empty:
         raise ValueError(f"history lacks {', '.join(sorted(missing)) or 'epochs'}")
-    members = [history]
-    if "member" in history.columns:
-        members = [of_member for _, of_member in history.groupby("member")]
+    networks = [history]
+    if "network" in history.columns:
+        networks = [each for _, each in history.groupby("network")]
     best = [
-        of_member.iloc[int(np.nanargmax(of_member["val_accuracy"]))]
-        for of_member in members
-        if of_member["val_accuracy"].notna().any()
+        each.iloc[int(np.nanargmax(each["val_accuracy"]))]
+        for each in networks
+        if each["val_accuracy"].notna().any()
     ]
     epochs = history["epoch"]
-    figure = new_figure(9.2, 3.7, _best_title(epochs.max(), len(members), best))
-    lowered, remark = _learning_rate(members)
+    figure = new_figure(9.2, 3.7, _best_title(epochs.max(), len(networks), best))
+    lowered, remark = _learning_rate(networks)
     for axes, measure in zip(add_panels(figure, 2), ("loss", "accuracy"), strict=True):
         for epoch in lowered:
             axes.axvline(epoch, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-        ends = _draw_curves(axes, measure, members)
-        if len(members) == 1 and best:
+        ends = _draw_curves(axes, measure, networks)
+        if len(networks) == 1 and best:
             _mark_epoch(axes, measure, best[0])
         for epoch in best:
-            size = 6 if len(members) == 1 else 4.5
+            size = 6 if len(networks) == 1 else 4.5
             point = (epoch["epoch"], epoch[f"val_{measure}"])
             axes.plot(*point, "o", color=ACCENT, markersize=size, zorder=3)
         if measure == "accuracy":
@@ -73,12 +73,12 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def _best_title(epochs: int, members: int, best: Sequence[pd.Series]) -> str:
+def _best_title(epochs: int, networks: int, best: Sequence[pd.Series]) -> str:
     if not best:
-        ensemble = f"{members} members: " if members > 1 else ""
-        return f"{ensemble}{epochs} epochs, none with a validation accuracy"
+        several = f"{networks} networks: " if networks > 1 else ""
+        return f"{several}{epochs} epochs, none with a validation accuracy"
     return (
-        f"{f'{members} members, best' if members > 1 else 'Best'} epoch "
+        f"{f'{networks} networks, best' if networks > 1 else 'Best'} epoch "
         f"{_span(best, 'epoch', '{:.0f}'.format)} of {epochs}: validation loss "
         f"{_span(best, 'val_loss', '{:.3f}'.format)}, "
         f"accuracy {_span(best, 'val_accuracy', percent)}"
@@ -92,23 +92,23 @@ def _span(best: Sequence[pd.Series], column: str, number: Callable[[float], str]
 
 
 def _draw_curves(
-    axes: Axes, measure: str, members: Sequence[pd.DataFrame]
+    axes: Axes, measure: str, networks: Sequence[pd.DataFrame]
 ) -> list[tuple[str, float, str]]:
-    """Draw the lines of all members, and return name, mean last value and colour of each kind."""
-    alone = len(members) == 1
+    """Draw the lines of all networks, and return name, mean last value and colour of each kind."""
+    alone = len(networks) == 1
     ends = []
     for name, column, colour in (("train", measure, GREY), ("validation", f"val_{measure}", BLUE)):
-        for of_member in members:
+        for each in networks:
             axes.plot(
-                of_member["epoch"],
-                of_member[column],
+                each["epoch"],
+                each[column],
                 color=colour,
                 linewidth=1.8 if alone else 1.1,
                 alpha=1.0 if alone else 0.6,
                 # A line through a single point cannot be seen.
-                marker="o" if len(of_member) == 1 else "",
+                marker="o" if len(each) == 1 else "",
             )
-        last = pd.Series([of_member[column].iloc[-1] for of_member in members])
+        last = pd.Series([each[column].iloc[-1] for each in networks])
         ends.append((name, float(last.mean()), colour))
     return ends
 
@@ -128,22 +128,22 @@ def _mark_epoch(axes: Axes, measure: str, best: pd.Series) -> None:
     )
 
 
-def _learning_rate(members: Sequence[pd.DataFrame]) -> tuple[list[float], str]:
+def _learning_rate(networks: Sequence[pd.DataFrame]) -> tuple[list[float], str]:
     """Return the epochs at which a stepwise learning rate fell, and a remark for the axis."""
-    if any("lr" not in of_member.columns for of_member in members):
+    if any("lr" not in each.columns for each in networks):
         return [], ""
-    rates = [of_member["lr"].to_numpy(dtype=float) for of_member in members]
-    if all(len(set(of_member)) < 2 for of_member in rates):
+    rates = [each["lr"].to_numpy(dtype=float) for each in networks]
+    if all(len(set(each)) < 2 for each in rates):
         return [], ""
-    ends = f"{rates[0][0]:.3g} to {min(of_member[-1] for of_member in rates):.3g}"
+    ends = f"{rates[0][0]:.3g} to {min(each[-1] for each in rates):.3g}"
     # A rate that moves at most epochs is a smooth schedule: a line at each would hide the curves.
     if any(np.count_nonzero(np.diff(rate)) > len(rate) / 2 for rate in rates):
         return [], f"  (learning rate on a schedule, {ends})"
     lowered = [
-        list(of_member["epoch"].to_numpy()[1:][np.diff(rate) < 0])
-        for of_member, rate in zip(members, rates, strict=True)
+        list(each["epoch"].to_numpy()[1:][np.diff(rate) < 0])
+        for each, rate in zip(networks, rates, strict=True)
     ]
-    if any(of_member != lowered[0] for of_member in lowered):
+    if any(each != lowered[0] for each in lowered):
         return [], f"  (learning rate lowered, {ends})"
     return lowered[0], f"  (dotted: learning rate lowered, {ends})"
 

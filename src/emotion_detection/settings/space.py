@@ -25,6 +25,7 @@ FORMS = (
 )
 FIXED = {
     "train.epochs": "tune.epochs says how long a trial trains",
+    "train.seeds": "tune.repeats says how many seeds compare the best trials",
     "train.init_from": "name one model there",
 }
 """Params that are not drawn, and why."""

@@ -1,4 +1,4 @@
-"""The members of an ensemble: networks of different seeds, trained one after the other."""
+"""Networks of different seeds, trained one after the other: an ensemble's, or to compare seeds."""
 
 import json
 import shutil
@@ -17,13 +17,14 @@ from emotion_detection.figures.training import learning_curves
 from emotion_detection.files import atomic, write_json
 from emotion_detection.models.layers import plain
 from emotion_detection.models.saving import load, save
-from emotion_detection.settings.params import Network, Params, Train
+from emotion_detection.settings.params import Params, Train
 from emotion_detection.stage import Stage
 from emotion_detection.tracking import lineage, runs
 from emotion_detection.training.callbacks import LogEpoch, Row, best_epoch, figures
 from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit, network_to_train
 from emotion_detection.training.pretrained import start
+from emotion_detection.training.seeds import spread
 
 NETWORK, HISTORY = "network.keras", "history.csv"
 
@@ -33,18 +34,27 @@ NOTE = (
 )
 
 
-def description(members: int, rows: Split) -> str:
+def count(settings: Params) -> int:
+    """Return how many networks are trained."""
+    return max(settings.ensemble.members, settings.train.seeds)
+
+
+def description(settings: Params, rows: Split) -> str:
     """Return a training in words, for the log and MLflow."""
-    networks = "1 network" if members == 1 else f"{members} networks, one after the other,"
+    number, members = count(settings), settings.ensemble.members
+    networks = "1 network" if number == 1 else f"{number} networks, one after the other,"
+    used = "first" if members == 1 else f"first {members}"
+    which = f"; the model is of the {used}" if number > members else ""
     return (
-        f"Training {networks} on {len(rows.train):,} images, validating on {len(rows.validation):,}"
+        f"Training {networks} on {len(rows.train):,} images, validating on "
+        f"{len(rows.validation):,}{which}"
     )
 
 
-def train_members(
-    settings: Params, network: Network, rows: Split, *, stage: Stage, folder: Path, run_id: str
+def train_networks(
+    settings: Params, rows: Split, *, stage: Stage, folder: Path, run_id: str
 ) -> list[pd.DataFrame]:
-    """Train the members one after the other, save them in `folder`, and return their histories.
+    """Train networks one after the other, save the members in `folder`; return all histories.
 
     While they train, the stage's report has the tables of `histories` so far.
 
@@ -53,22 +63,17 @@ def train_members(
 
     """
     trained: list[pd.DataFrame] = []
-    for member in range(settings.ensemble.members):
-        history = train_member(
-            *(member, settings, network, rows),
-            stage=stage,
-            folder=folder,
-            run_id=run_id,
-            before=trained,
+    for index in range(count(settings)):
+        history = train_network(
+            *(index, settings, rows), stage=stage, folder=folder, run_id=run_id, before=trained
         )
         trained.append(history)
     return trained
 
 
-def train_member(
-    member: int,
+def train_network(
+    index: int,
     settings: Params,
-    network: Network,
     rows: Split,
     *,
     stage: Stage,
@@ -76,35 +81,35 @@ def train_member(
     run_id: str,
     before: Sequence[pd.DataFrame] = (),
 ) -> pd.DataFrame:
-    """Train `member`, from 0, save it in `folder`, and return its history.
+    """Train network `index`, from 0, save it in `folder` if it is a member; return its history.
 
-    It is the network that it would be alone with its seed, `seed` + `member`. Its state does not
-    depend on the number of members, so where there are more of them those that are trained already
+    It is the network that it would be alone with its seed, `seed` + `index`. Its state does not
+    depend on the number of networks, so where there are more of them those that are trained already
     stay as they are. The epochs that were not logged to the current MLflow run, `run_id`, are
-    logged to it too. `before` are the histories of the members before it, for the report.
+    logged to it too. `before` are the histories of the networks before it, for the report.
 
     Raises:
         UserError: as `fit` and `pretrained.start` do.
 
     """
-    members = settings.ensemble.members
-    prefix = "epoch" if members == 1 else f"member_{member + 1}"
-    state = stage.shared / f"member_{member + 1}"
+    members, number = settings.ensemble.members, count(settings)
+    name = f"network_{index + 1}"
+    prefix = "epoch" if number == 1 else name
+    state = stage.shared / name
     trained = state / "trained"
-    logged = stage.folder / f"member_{member + 1}.json"
+    logged = stage.folder / f"{name}.json"
     known = _logged(logged)
     reused = trained.exists()
     if not reused:
         write_json(logged, {"run_id": run_id, "complete": False})
         _train(
             settings,
-            network,
             rows,
-            what="train" if members == 1 else f"train: network {member + 1}/{members}",
+            what="train" if number == 1 else f"train: network {index + 1}/{number}",
             stage=stage,
             state=state,
             target=trained,
-            seed=settings.seed + member,
+            seed=settings.seed + index,
             log_epoch=lambda row, epoch: runs.log_epoch(row, epoch, prefix),
             log_resumed=known.get("run_id") != run_id,
             before=before,
@@ -118,23 +123,24 @@ def train_member(
                 runs.log_epoch(figures(row), int(row["epoch"]), prefix)
     write_json(logged, {"run_id": run_id, "complete": True})
     stage.shared.touch()
-    if member == 0:
+    if index == 0:
         runs.log_params({"parameters": members * load(trained / NETWORK)[0].count_params()})
-    shutil.copyfile(trained / NETWORK, folder / paths.network(member).name)
-    if members > 1:
-        _log_member(history, member, members, reused=reused)
+    if index < members:
+        shutil.copyfile(trained / NETWORK, folder / paths.network(index).name)
+    if number > 1:
+        _log_network(history, index, number, reused=reused)
     return history
 
 
-def _log_member(history: pd.DataFrame, member: int, members: int, *, reused: bool) -> None:
-    seconds, others = float(history["seconds"].sum()), members - member - 1
+def _log_network(history: pd.DataFrame, index: int, number: int, *, reused: bool) -> None:
+    seconds, others = float(history["seconds"].sum()), number - index - 1
     time = "trained before" if reused else duration(seconds)
     left = f"; about {duration(seconds * others)} left for the others" if others else ""
-    log.info("train: network %d/%d: %s, %s%s", member + 1, members, summary([history]), time, left)
+    log.info("train: network %d/%d: %s, %s%s", index + 1, number, summary([history]), time, left)
 
 
 def _logged(path: Path) -> dict[str, Any]:
-    """Return which run a member's epochs were logged to last, and whether all of them were."""
+    """Return which run a network's epochs were logged to last, and whether all of them were."""
     try:
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -144,7 +150,6 @@ def _logged(path: Path) -> dict[str, Any]:
 
 def _train(
     settings: Params,
-    network: Network,
     rows: Split,
     *,
     what: str,
@@ -156,12 +161,12 @@ def _train(
     log_resumed: bool,
     before: Sequence[pd.DataFrame],
 ) -> None:
-    """Train a member with its checkpoints in `state`, and write it and its history to `target`."""
+    """Train a network with its checkpoints in `state`, and write it and its history to `target`."""
     # Keras keeps every graph that it built until it is told not to.
     keras.backend.clear_session()
-    dataset, training = stage.dataset, settings.train
-    checkpoints = Checkpoints(state)
-    model = network_to_train(network, dataset, training, precision=stage.precision, seed=seed)
+    dataset, training, checkpoints = stage.dataset, settings.train, Checkpoints(state)
+    options: dict[str, Any] = {"precision": stage.precision, "seed": seed}
+    model = network_to_train(settings.network, dataset, training, **options)
     kept = state / lineage.FILE
     if checkpoints.exist():
         learnt = lineage.from_json(kept.read_text(encoding="utf-8"), kept.name)
@@ -217,53 +222,69 @@ def _begun(
 
 
 def report(
-    of_members: Sequence[pd.DataFrame], folder: Path, dataset: Dataset, rows: Split
+    trained: Sequence[pd.DataFrame], folder: Path, dataset: Dataset, rows: Split
 ) -> dict[str, Any]:
-    """Return what the stage reports of the members that it saved in `folder`, by `Stage.write`."""
-    tables = histories(of_members)
+    """Return what the stage reports of networks whose members lie in `folder`, by `Stage.write`.
+
+    `trained` are the histories of all networks.
+    """
+    tables = histories(trained)
     learnt = lineage.of_files(sorted(folder.glob("*.keras")))
     return {
-        "metrics": metrics(of_members),
+        "metrics": metrics(trained),
+        "more_metrics": interval(trained),
         "tables": tables,
-        "figures": {"learning_curves": learning_curves(tables.get("members", tables["history"]))},
+        "figures": {"learning_curves": learning_curves(tables.get("networks", tables["history"]))},
         "more_files": learnt.write,
         "tags": learnt.seen(dataset, rows).tags(),
     }
 
 
-def histories(of_members: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Return the tables history, the mean over the members, and of several also members.
+def histories(trained: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Return the tables history, the mean over the networks, and of several also networks.
 
     The time of an epoch is in neither: the same training has the same tables.
     """
     numbered = [
-        history.drop(columns="seconds").assign(member=member)
-        for member, history in enumerate(of_members, start=1)
+        history.drop(columns="seconds").assign(network=number)
+        for number, history in enumerate(trained, start=1)
     ]
-    members = pd.concat(numbered, ignore_index=True)
+    networks = pd.concat(numbered, ignore_index=True)
     if len(numbered) == 1:
-        return {"history": members.drop(columns="member")}
-    mean = members.drop(columns="member").groupby("epoch", as_index=False).mean()
-    return {"history": mean, "members": members}
+        return {"history": networks.drop(columns="network")}
+    mean = networks.drop(columns="network").groupby("epoch", as_index=False).mean()
+    return {"history": mean, "networks": networks}
 
 
-def summary(of_members: Sequence[pd.DataFrame]) -> str:
+def summary(trained: Sequence[pd.DataFrame]) -> str:
     """Return what a training came to, in words."""
-    accuracies = [100 * best_epoch(history)["val_accuracy"] for history in of_members]
-    if len(of_members) > 1:
-        low, high = min(accuracies), max(accuracies)
-        return f"validation accuracy {low:.1f} to {high:.1f} % of {len(of_members)} networks"
-    (history,) = of_members
-    epoch = int(best_epoch(history)["epoch"])
-    return f"validation accuracy {accuracies[0]:.1f} % (epoch {epoch} of {len(history)})"
+    best = [best_epoch(history) for history in trained]
+    if len(best) > 1:
+        return f"validation accuracy {spread([row['val_accuracy'] for row in best])}"
+    ((row,), (history,)) = best, trained
+    return (
+        f"validation accuracy {100 * row['val_accuracy']:.1f} % (epoch {int(row['epoch'])} of "
+        f"{len(history)})"
+    )
 
 
-def metrics(of_members: Sequence[pd.DataFrame]) -> dict[str, float]:
-    """Return the figures of the epochs that are kept, and of several members their mean."""
-    best = [best_epoch(history) for history in of_members]
+def interval(trained: Sequence[pd.DataFrame]) -> dict[str, float]:
+    """Return the ends of the interval of the mean validation accuracy of several networks."""
+    if len(trained) == 1:
+        return {}
+    found = spread([best_epoch(history)["val_accuracy"] for history in trained])
+    return {"val_accuracy_low": found.low, "val_accuracy_high": found.high}
+
+
+def metrics(trained: Sequence[pd.DataFrame]) -> dict[str, float]:
+    """Return the figures of the epochs that are kept; of several networks their mean.
+
+    Of several there is the standard deviation of val_accuracy too.
+    """
+    best = [best_epoch(history) for history in trained]
     rows = pd.DataFrame(
         {
-            "epochs": [len(history) for history in of_members],
+            "epochs": [len(history) for history in trained],
             "best_epoch": [int(row["epoch"]) for row in best],
             "val_loss": [row["val_loss"] for row in best],
             "val_accuracy": [row["val_accuracy"] for row in best],
@@ -272,6 +293,7 @@ def metrics(of_members: Sequence[pd.DataFrame]) -> dict[str, float]:
         }
     )
     if len(rows) > 1:
-        return {name: float(value) for name, value in rows.mean().items()}
+        mean = {name: float(value) for name, value in rows.mean().items()}
+        return mean | {"val_accuracy_sd": float(rows["val_accuracy"].std())}
     # A row of counts and figures would be one of floats.
     return dict(rows.astype(object).iloc[0])

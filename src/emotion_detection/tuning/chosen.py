@@ -14,20 +14,24 @@ from emotion_detection.settings.params import Network, Params, Train
 from emotion_detection.settings.sections import flat, frozen, lines, updated
 
 
+def searched(settings: Params) -> Params:
+    """Return `settings` as a search depends on them: a trial trains one network."""
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"seeds": 1})})
+
+
 def save_hyperparameters(settings: Params, drawn: Mapping[str, Any] | None, path: Path) -> None:
     """Write what the search chose, by dotted name; {} where that is what params.yaml has.
 
     Beside it is what `settings` were then, those of train only where there was a search: None says
     that there was none, and a training does not depend on what its settings were before.
     """
+    train = {} if drawn is None else flat(settings.train, "train.")
+    train.pop("train.seeds", None)
     write_json(
         path,
         {
             "drawn": dict(drawn or {}),
-            "params": {
-                **flat(settings.network, "network."),
-                **({} if drawn is None else flat(settings.train, "train.")),
-            },
+            "params": flat(settings.network, "network.") | train,
         },
     )
 
