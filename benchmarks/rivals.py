@@ -103,11 +103,11 @@ def ours(project: Path) -> Trained:
 
 
 def _epoch_seconds(client: mlflow.MlflowClient, run: mlflow.entities.Run) -> list[float]:
-    """Return how long each epoch took, of all members."""
+    """Return how long each epoch took, of all networks."""
     return [
         point.value
         for name in run.data.metrics
-        if re.fullmatch(r"(epoch|member_\d+)/seconds", name)
+        if re.fullmatch(r"(epoch|network_\d+)/seconds", name)
         for point in client.get_metric_history(run.info.run_id, name)
     ]
 

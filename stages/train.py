@@ -1,4 +1,4 @@
-"""Train the network that tune chose, once per member of the ensemble, and track it."""
+"""Train the network that tune chose, once per seed, and track it."""
 
 from emotion_detection import paths
 from emotion_detection.console import log, quiet, run

@@ -64,8 +64,8 @@ def test_without_rivals_the_network_is_scored_alone(
         paths.NETWORKS.mkdir(parents=True)
         saving.save(model, paths.MODEL, dataset.classes)
         with runs.run("train", note="", dataset=dataset, params=params, tags={}) as run_id:
-            runs.log_epoch({"seconds": 90.0}, 1, "member_1")
-            runs.log_epoch({"seconds": 30.0}, 1, "member_2")
+            runs.log_epoch({"seconds": 90.0}, 1, "network_1")
+            runs.log_epoch({"seconds": 30.0}, 1, "network_2")
             runs.save_run_id(paths.NETWORKS / paths.RUN_FILE, run_id)
         for command in (["init"], ["add", "models"], ["commit", "--quiet", "--message", "Train"]):
             identity = ("-c", "user.name=a", "-c", "user.email=a@b.example")

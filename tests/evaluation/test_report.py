@@ -24,6 +24,7 @@ from emotion_detection.settings import params
 from emotion_detection.settings.params import Network, Params
 from emotion_detection.settings.sections import changed
 from emotion_detection.tracking import lineage
+from tests.support.figures import ensemble_history
 from tests.support.figures import history as curves
 
 PARAMS = params.load(Path(__file__).parents[2] / "params.yaml")
@@ -309,6 +310,18 @@ def test_a_selection_on_test_is_told() -> None:
     facts = facts_of(PARAMS.model_copy(update={"split": split}))
     assert facts["validation"].startswith("the test images themselves")
     assert "validation: test" in facts["split params"]
+
+
+def test_the_report_has_the_curves_of_the_models_networks_alone(tmp_path: Path) -> None:
+    curves(3).to_csv(tmp_path / "history.csv", index=False)
+    pd.testing.assert_frame_equal(report.history(tmp_path, 1), curves(3))
+    networks = ensemble_history(networks=3, epochs=4)
+    networks.to_csv(tmp_path / "networks.csv", index=False)
+    two = report.history(tmp_path, 2)
+    assert two["network"].tolist() == [1] * 4 + [2] * 4
+    one = report.history(tmp_path, 1)
+    assert "network" not in one
+    assert one["val_accuracy"].tolist() == networks["val_accuracy"].tolist()[:4]
 
 
 def test_an_ensemble_is_told_by_network() -> None:

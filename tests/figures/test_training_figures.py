@@ -74,7 +74,7 @@ def test_learning_curves_of_an_ensemble_have_a_line_per_network() -> None:
         assert [text for text in texts(axes) if text in ("train", "validation")] != []
 
 
-def test_learning_curves_eachs_that_ended_apart() -> None:
+def test_learning_curves_of_networks_that_ended_apart() -> None:
     table = ensemble_history(2)
     table = table[(table["network"] == 1) | (table["epoch"] <= 10)]
     lower = table["network"] == 2

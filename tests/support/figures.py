@@ -110,7 +110,7 @@ def bars(axes: Axes) -> list[Any]:
 
 
 def ensemble_history(networks: int = 3, epochs: int = 12) -> pd.DataFrame:
-    """Members whose best epochs are 8, 9, ..., and whose accuracies are 1 % apart."""
+    """Networks whose best epochs are 8, 9, ..., and whose accuracies are 1 % apart."""
     histories = []
     for network in range(1, networks + 1):
         each = history(epochs, best=7 + network).assign(network=network)

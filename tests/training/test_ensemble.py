@@ -27,9 +27,9 @@ from tests.support.stores import alone
 
 Make = Callable[..., Network]
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-# A stage is what dvc.yaml says; this one depends on its params and images alone.
 SHARED_OVER = ["ensemble.members", "train.seeds"]
 
+# A stage is what dvc.yaml says; this one depends on its params and images alone.
 DVC_FILE = """
 stages:
   train:
@@ -407,5 +407,5 @@ def test_a_training_is_described_in_words(rows: Split) -> None:
     assert described(1, 1) == "Training 1 network on 72 images, validating on 18"
     three = "Training 3 networks, one after the other, on 72 images, validating on 18"
     assert described(3, 1) == described(3, 3) == three
-    assert described(1, 3) == f"{three}; the model is of the first"
-    assert described(2, 3) == f"{three}; the model is of the first 2"
+    assert described(1, 3) == f"{three}; the model is made of the first"
+    assert described(2, 3) == f"{three}; the model is made of the first 2"

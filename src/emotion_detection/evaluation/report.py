@@ -112,7 +112,7 @@ def subject(
     settings: Params,
 ) -> Subject:
     """Return what is reported on `model`, which was made and evaluated with `settings`."""
-    trained = history(paths.TRAIN)
+    trained = history(paths.TRAIN, settings.ensemble.members)
     return Subject(
         challenger.result,
         challenger.dataset,
@@ -128,8 +128,8 @@ def subject(
     )
 
 
-def history(folder: Path) -> pd.DataFrame:
-    """Return the history of each network in train's report `folder`.
+def history(folder: Path, members: int) -> pd.DataFrame:
+    """Return the history of each of the model's `members` in train's report `folder`.
 
     Raises:
         UserError: if it is not there.
@@ -137,9 +137,13 @@ def history(folder: Path) -> pd.DataFrame:
     """
     several, single = folder / "networks.csv", folder / "history.csv"
     try:
-        return pd.read_csv(several if several.exists() else single)
+        if not several.exists():
+            return pd.read_csv(single)
+        networks = pd.read_csv(several)
     except (OSError, ValueError) as error:
         raise UserError(f"{single}: cannot be read ({error}); run `dvc repro train`") from error
+    own = networks[networks["network"] <= members]
+    return own if members > 1 else own.drop(columns="network")
 
 
 def origin(run_id: str | None) -> list[tuple[str, str]]:

@@ -44,7 +44,7 @@ def description(settings: Params, rows: Split) -> str:
     number, members = count(settings), settings.ensemble.members
     networks = "1 network" if number == 1 else f"{number} networks, one after the other,"
     used = "first" if members == 1 else f"first {members}"
-    which = f"; the model is of the {used}" if number > members else ""
+    which = f"; the model is made of the {used}" if number > members else ""
     return (
         f"Training {networks} on {len(rows.train):,} images, validating on "
         f"{len(rows.validation):,}{which}"
