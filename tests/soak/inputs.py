@@ -5,7 +5,10 @@ input that takes over two minutes, and a process above --gib of memory end it wi
 """
 
 import argparse
+import asyncio
+import base64
 import faulthandler
+import json
 import logging
 import os
 import resource
@@ -19,18 +22,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
 import numpy as np
 import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from mlflow.pyfunc import scoring_server
 from PIL import Image
 
 from emotion_detection.console import UserError
+from emotion_detection.data import image
 from emotion_detection.data.image import BadImageError, decode, open_image
 from emotion_detection.data.ingest import ingest
-from emotion_detection.inference import annotate, onnx, predict
+from emotion_detection.inference import annotate, demo, onnx, predict
 from emotion_detection.inference.predict import Picture, Prediction
-from emotion_detection.models import saving
+from emotion_detection.models import saving, serving
 from emotion_detection.settings import params
 from tests.support.fuzzing import IMAGES, INGEST, ZIPS, anything, changed_params, damaged, texts
 from tests.support.sources import Files, tarred, zipped
@@ -69,6 +75,55 @@ trees = st.builds(
 )
 
 
+values = st.recursive(
+    st.none()
+    | st.integers(-1, 256)
+    | st.floats()
+    | st.text(max_size=6)
+    | pictures.map(lambda data: base64.b64encode(data).decode()),
+    lambda inside: (
+        st.lists(inside, max_size=4)
+        | st.dictionaries(st.sampled_from([serving.COLUMN, "x", ""]), inside, max_size=2)
+    ),
+    max_leaves=12,
+)
+forms = st.sampled_from(["inputs", "instances", "dataframe_records", "dataframe_split", "params"])
+bodies = (
+    (st.dictionaries(forms, values, max_size=2) | values).map(
+        lambda value: json.dumps(value).encode()
+    )
+    | pictures
+    | damaged((b'{"inputs": ["AA=="]}', b'{"dataframe_records": [{"image": 1}]}', b"image\nAA==\n"))
+)
+requests = st.tuples(
+    st.sampled_from(["/faces", "/faces?whole=1", "/saliency", "/invocations", "/invocations"]),
+    st.sampled_from([demo.BODY_TYPE, "application/json", "text/csv", "", "a"]),
+    bodies,
+)
+
+
+def answered(app: Any, target: str, kind: str, body: bytes) -> tuple[int, bytes]:
+    """Return the status and the body with which the ASGI application answers a POST."""
+    path, _, query = target.partition("?")
+    headers = {"host": "localhost", "content-type": kind, "content-length": str(len(body))}
+    scope = {
+        **{"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http"},
+        **{"path": path, "raw_path": path.encode(), "query_string": query.encode()},
+        **{"client": ("127.0.0.1", 1), "server": ("localhost", 80), "root_path": ""},
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.get_event_loop().run_until_complete(app(scope, receive, send))
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
 class Inputs:
     """What each kind of input is given to, in a folder of its own."""
 
@@ -78,6 +133,16 @@ class Inputs:
         saving.save(network, folder / "sound.keras", ("angry", "happy", "sad"))
         onnx.save(network, folder / "sound.onnx", ("angry", "happy", "sad"))
         self.network = predict.load(str(folder / "sound.keras"))
+        self.page = demo.app(self.network, predict.origin("sound.keras"))
+        mlflow.pyfunc.save_model(
+            folder / "served",
+            python_model=serving.__file__,
+            code_paths=[image.__file__, saving.__file__],
+            artifacts={"network": str(folder / "sound.keras")},
+            pip_requirements=[],
+        )
+        self.served = scoring_server.init(mlflow.pyfunc.load_model(str(folder / "served")))
+        asyncio.set_event_loop(asyncio.new_event_loop())
         keras, of_onnx = ((folder / f"sound.{kind}").read_bytes() for kind in ("keras", "onnx"))
         self.kinds: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], object]]] = {
             "params": (changed_params() | anything, self.params),
@@ -95,6 +160,7 @@ class Inputs:
             "pictures": (pictures, self.picture),
             "Keras files": (damaged((keras,)), lambda data: self.model("m.keras", data)),
             "ONNX files": (damaged((of_onnx,)), lambda data: self.model("m.onnx", data)),
+            "HTTP bodies": (requests, self.request),
         }
 
     def params(self, values: Any) -> None:
@@ -135,6 +201,14 @@ class Inputs:
         network = predict.load(str(self.folder / name))
         shape = (2, *network.image_size, 3 if network.color_mode == "rgb" else 1)
         network.probabilities(np.zeros(shape, np.uint8))
+
+    def request(self, request: tuple[str, str, bytes]) -> None:
+        app = self.served if request[0] == "/invocations" else self.page
+        status, text = answered(app, *request)
+        if status >= 500 or b"Traceback" in text or str(self.folder).encode() in text:
+            raise AssertionError(f"{status}: {text[:2000]!r}")
+        if status >= 400:
+            raise UserError(str(status))
 
 
 def tried(act: Callable[[Any], object], value: Any) -> str:
