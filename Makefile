@@ -46,7 +46,7 @@ demo: .venv/.repro  ## open a page that labels faces in photos; MODEL=models/mod
 send: .venv/.repro  ## send MLflow what it missed during an outage
 	emotion-detection send
 
-test: .venv/.dev  ## run the tests
+test: .venv/.dev  ## run all tests but the slow ones
 	python -m pytest
 
 soak: .venv/.dev  ## test for an hour: the slow tests; kill stages and workers, crowd the store, give bad inputs
