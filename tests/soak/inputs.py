@@ -205,7 +205,9 @@ class Inputs:
     def request(self, request: tuple[str, str, bytes]) -> None:
         app = self.served if request[0] == "/invocations" else self.page
         status, text = answered(app, *request)
-        if status >= 500 or b"Traceback" in text or str(self.folder).encode() in text:
+        # MLflow itself answers a CSV file that it cannot read with where in its own code it failed.
+        own = (b"serving.py", b"image.py", b"saving.py", str(self.folder).encode())
+        if status >= 500 or any(name in text for name in own):
             raise AssertionError(f"{status}: {text[:2000]!r}")
         if status >= 400:
             raise UserError(str(status))
