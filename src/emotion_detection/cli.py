@@ -314,8 +314,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    with quiet():
-        from emotion_detection.training.seeds import compared
+    from emotion_detection.training.seeds import compared
 
     for line in compared(arguments.new, arguments.old):
         print(line)

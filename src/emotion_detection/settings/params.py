@@ -299,7 +299,7 @@ class Train(Section):
     """epochs without a lower val_loss after which plateau halves lr; null: off"""
 
     seeds: Count = 1
-    """to train with, for mean and interval of val_accuracy; the model is of ensemble.members"""
+    """to train with, for mean and interval of val_accuracy; the first make the model"""
 
     class_weights: Annotated[Float, Field(ge=0, le=1)] = 0.0
     """power of the class's inverse frequency that weighs the loss; 1: balanced, 0: off"""
