@@ -32,8 +32,7 @@ def main() -> None:
     model = saving.combined(members, flips=settings.tta.flips, shifts=settings.tta.shifts)
     about = dataset.classes, dataset.notice, lineage.of_files(paths.networks()).to_json()
     with Progress("export: predicting", total=len(rows.validation), unit="images") as progress:
-        answers = saving.predict(model, dataset.images, rows.validation, progress.advance)
-    metrics = saving.validation_scores(dataset.labels[rows.validation], answers)
+        metrics = saving.validation_scores(model, dataset, rows.validation, progress.advance)
     with atomic(paths.MODEL) as path:
         saving.save(model, path, *about)
     with atomic(paths.ONNX) as folder:
@@ -49,9 +48,9 @@ def main() -> None:
         if run_id is not None:
             runs.set_tags({"weights.digest": saving.digest(model)})
             runs.log_model(model, *about)
-        accuracy = metrics.pop("export/val_accuracy")
-        stage.write({"export/val_accuracy": accuracy}, more_metrics=metrics)
-    log.info("export: validation accuracy %.1f %%; %s", 100 * accuracy, paths.MODEL)
+        shown = {name: metrics[name] for name in metrics.keys() & {saving.VAL_ACCURACY}}
+        stage.write(shown, more_metrics=metrics)
+    log.info("export: %s; %s", saving.summary(metrics), paths.MODEL)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def main() -> None:
     stage = Stage("train", settings, dataset, shared_over=["ensemble.members", "train.seeds"])
     if stage.restore():
         return
-    about = ensemble.description(settings, rows)
+    planned = ensemble.jobs(settings, dataset, rows)
+    about = ensemble.description(planned)
     stage.announce(about)
     note = f"{about}, of **{{data}}**.\n\n{ensemble.NOTE}"
     with (
@@ -31,9 +32,11 @@ def main() -> None:
         atomic(paths.NETWORKS) as folder,
     ):
         folder.mkdir()
-        trained = ensemble.train_networks(settings, rows, stage=stage, folder=folder, run_id=run_id)
+        trained = ensemble.train_networks(
+            settings, planned, stage=stage, folder=folder, run_id=run_id
+        )
         stage.save_run_id(folder / paths.RUN_FILE)
-        stage.write(**ensemble.report(trained, folder, dataset, rows))
+        stage.write(**ensemble.report(trained, planned, stage=stage, folder=folder, rows=rows))
     log.info("train: %s; %s", ensemble.summary(trained), paths.NETWORKS)
 
 

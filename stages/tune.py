@@ -9,7 +9,7 @@ from functools import partial
 from emotion_detection import paths
 from emotion_detection.console import log, quiet, run
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.data.splits import part, split
+from emotion_detection.data.splits import holdout, part
 from emotion_detection.settings import params
 from emotion_detection.tuning.chosen import save_hyperparameters, searched, write_empty_report
 
@@ -32,7 +32,7 @@ def main() -> None:
 
     tune, seed, worker = settings.tune, settings.seed, worker_id()
     dataset = Dataset.open(paths.DATASET)
-    rows = part(dataset, split(dataset, settings.split), tune.images, settings.split.seed)
+    rows = part(dataset, holdout(dataset, settings.split), tune.images, settings.split.seed)
     stage = Stage("tune", settings, dataset, shared_over=varying(settings), also=["train"])
     if worker is None and stage.restore():
         return

@@ -458,6 +458,24 @@ def test_more_members_leave_those_that_are_trained(project: Project) -> None:
 
 
 @pytest.mark.slow
+def test_folds_score_a_setting_and_leave_a_model_of_all_images(project: Project) -> None:
+    printed = project.run(
+        *("dvc", "exp", "run", "-n", "folds", "-S", "train.epochs=2", "-S", "split.folds=2"),
+    )
+    # A search knows nothing of folds.
+    assert "Running stage 'tune'" not in printed
+    assert "over 2 networks (95 % interval of the mean" in printed
+    assert "export: no image left for validation" in printed
+    assert "export/val_accuracy" not in project.json("reports/export/metrics.json")
+    answers = pd.read_csv(project.root / "reports/train/out_of_fold.csv")
+    assert answers["fold"].value_counts().sum() == (answers["split"] == "train").sum()
+    page = (project.root / "reports/evaluate/report.html").read_text()
+    assert "2 folds of train, a network for each; this model learnt from all" in page
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+@pytest.mark.slow
 def test_the_commands_of_the_documents_work(project: Project) -> None:
     source = project.root / "data/emotion-detection-fer.zip"
     shutil.make_archive(str(source.with_suffix("")), "zip", project.root / "data/sample")

@@ -12,7 +12,7 @@ import pytest
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.profile import sample_rows
-from emotion_detection.data.splits import part, sampled, split, stratified_mask
+from emotion_detection.data.splits import folds, holdout, part, sampled, split, stratified_mask
 from emotion_detection.settings import params
 from tests.support.datasets import digests_of, make
 from tests.support.sources import (
@@ -114,6 +114,38 @@ def test_holdout_is_a_part_of_train() -> None:
     assert not np.intersect1d(dataset.groups[parts.train], dataset.groups[parts.validation]).size
 
 
+def test_folds_are_stratified_parts_of_all_that_is_not_for_testing() -> None:
+    labels, groups = random_rows(0, 1000)
+    labels = np.minimum(labels, 2)
+    is_test = [row >= 900 for row in range(1000)]
+    dataset = make(labels.tolist(), is_test, groups.tolist())
+    settings = params.Split(fraction=0.2, seed=1, folds=4)
+    parts = folds(dataset, settings)
+
+    whole = split(dataset, settings)
+    assert (len(whole.validation), whole.selected_on_test) == (0, False)
+    assert sorted(np.concatenate([each.validation for each in parts])) == whole.train.tolist()
+    assert whole.train.tolist() == list(range(900))
+    for each in parts:
+        assert np.array_equal(np.union1d(each.train, each.validation), whole.train)
+        assert each.test.tolist() == whole.test.tolist() == list(range(900, 1000))
+        near = np.array(dataset.drawn_by)
+        assert not np.intersect1d(near[each.train], near[each.validation]).size
+        share = np.bincount(labels[each.validation], minlength=3) / np.bincount(labels[:900])
+        assert np.allclose(share, 0.25, atol=0.02)
+    # A search validates on the hold-out all the same.
+    assert len(holdout(dataset, settings).validation) == 180
+    assert folds(dataset, params.Split()) == []
+
+
+def test_a_class_of_fewer_pictures_than_folds_is_refused() -> None:
+    dataset = make([0] * 9 + [1] * 3, [False] * 12, list(range(12)))
+    with pytest.raises(
+        UserError, match=r"'happy' is too small for split\.folds = 4: it has 3 images"
+    ):
+        folds(dataset, params.Split(folds=4))
+
+
 def test_the_notebooks_protocol_validates_on_test_and_says_so() -> None:
     dataset = make([0, 1, 0, 1], [False, False, True, True], [0, 1, 2, 3])
     parts = split(dataset, params.Split(validation="test"))
@@ -158,7 +190,13 @@ def test_a_part_shrinks_train_and_validation_alike_and_leaves_test() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("fraction", 0.0), ("fraction", 1.0), ("fraction", math.nan), ("validation", "none")],
+    [
+        ("fraction", 0.0),
+        ("fraction", 1.0),
+        ("fraction", math.nan),
+        ("validation", "none"),
+        ("folds", 101),
+    ],
 )
 def test_bad_settings_are_named(name: str, value: object) -> None:
     with pytest.raises(UserError, match=f"^params.yaml: {name} = "):

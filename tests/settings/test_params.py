@@ -279,6 +279,7 @@ def test_null_switches_off_what_may_be_off(file: Path) -> None:
             "most 48",
         ),
         ("tta.flips", "2", "tta.flips = 2: must be true or false"),
+        ("split.folds", "1", "split: folds = 1 leaves no image to train on; use 2 or more"),
         ("ensemble.members", "0", "ensemble.members = 0: must be at least 1"),
         ("tune.budget", "30", "tune.budget = 30: must be text; put it in quotes"),
         ("tune.budget", "half an hour", 'tune.budget = "half an hour": must be a time as 90s, 30m'),
@@ -360,6 +361,22 @@ def test_a_wrong_value_is_named_with_what_may_be(
         file.write_text(re.sub(section, rf"\1{name}: {typed}\n", file.read_text()))
     else:
         put(file, key, typed)
+    assert complaint(file).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("key", "typed", "message"),
+    [
+        ("split.validation", "test", "split: folds are parts of train, and validation is test"),
+        ("train.seeds", "3", "split.folds and train.seeds both give an interval; use one of them"),
+        ("train.reduce_lr_patience", "3", "with split.folds the model is trained without valid"),
+    ],
+)
+def test_what_folds_exclude_is_named(file: Path, key: str, typed: str, message: str) -> None:
+    put(file, "split.folds", "5")
+    put(file, "train.schedule", "plateau")
+    params.load(file)
+    put(file, key, typed)
     assert complaint(file).startswith(message)
 
 

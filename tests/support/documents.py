@@ -47,6 +47,7 @@ ELSEWHERE = {
     "emotion-detection send": "test_outages.py",
     "emotion-detection compare smoothing none": "test_seeds.py",
     "dvc exp run -S train.seeds=5 train": "test_pipeline.py",
+    "dvc exp run -S split.folds=5": "test_pipeline.py",
     "dvc exp run -n smoothing -S train.seeds=5 -S train.label_smoothing=0.1 train": "likewise",
     "dvc exp run -n none -S train.seeds=5 -S train.label_smoothing=0 train": "likewise",
     "emotion-detection clean cache models": "test_clean.py",

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.data.splits import Split
+from emotion_detection.data.splits import Split, split
 from emotion_detection.models import saving
+from emotion_detection.settings import params
 from emotion_detection.settings.params import Ensemble, Network, Params, Train, load
 from emotion_detection.stage import Stage
 from emotion_detection.tracking import lineage, runs
@@ -40,13 +41,19 @@ stages:
 
 
 def settings(
-    members: int, network: Network, *, init_from: str | None = None, seeds: int = 1
+    members: int,
+    network: Network,
+    *,
+    init_from: str | None = None,
+    seeds: int = 1,
+    folds: int = 0,
 ) -> Params:
     return load(PARAMS).model_copy(
         update={
             "seed": 3,
             "precision": "float32",
             "network": network,
+            "split": params.Split(seed=3, folds=folds),
             "ensemble": Ensemble(members=members),
             "train": Train(lr=1e-2, batch_size=24, epochs=2, init_from=init_from, seeds=seeds),
         }
@@ -62,11 +69,12 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 class Trainings:
-    """Trains ensembles as the stage train does; `stage` and `run_id` are those of the last."""
+    """Trains as the stage train does; `stage`, `planned` and `run_id` are those of the last."""
 
     def __init__(self, toy: Dataset, rows: Split, network: Network) -> None:
         self.toy, self.rows, self.network = toy, rows, network
         self.stage: Stage
+        self.planned: list[ensemble.Job]
         self.run_id: str
 
     def __call__(
@@ -77,14 +85,17 @@ class Trainings:
         init_from: str | None = None,
         run_id: str | None = None,
         seeds: int = 1,
+        folds: int = 0,
     ) -> list[pd.DataFrame]:
         """Train in a new MLflow run, save the networks in `folder`, return their histories."""
-        chosen = settings(members, self.network, init_from=init_from, seeds=seeds)
+        chosen = settings(members, self.network, init_from=init_from, seeds=seeds, folds=folds)
+        rows = split(self.toy, chosen.split) if folds else self.rows
+        self.planned = ensemble.jobs(chosen, self.toy, rows)
         self.stage = Stage("train", chosen, self.toy, shared_over=SHARED_OVER)
         Path(folder).mkdir()
         with runs.run("train", note="", dataset=self.toy, params={}, tags={}) as self.run_id:
             return ensemble.train_networks(
-                *(chosen, self.rows),
+                *(chosen, self.planned),
                 stage=self.stage,
                 folder=Path(folder),
                 run_id=run_id or self.run_id,
@@ -163,6 +174,43 @@ def test_more_seeds_train_more_networks_of_which_the_model_is_the_first(
     assert mlflow.MlflowClient().get_run(train.run_id).data.params["parameters"] == str(
         saving.load(Path("one/member_1.keras"))[0].count_params()
     )
+
+
+def test_folds_validate_every_image_once_and_the_model_learns_from_all(
+    place: Path, train: Trainings, toy: Dataset
+) -> None:
+    trained = train(1, "folds", folds=3)
+    best = [int(history["val_accuracy"].argmax()) + 1 for history in trained]
+    assert len(best) == 3
+    # The model learns from every train image, for the mean of their best epochs.
+    (member,) = Path("folds").iterdir()
+    assert len(lineage.of_files([member]).images) == np.count_nonzero(toy.is_train) == 90
+    assert train.curve("network_1/loss") == list(range(1, round(np.mean(best)) + 1))
+    assert train.curve("network_1/val_loss") == []
+    assert train.curve("fold_3/val_loss") == [1, 2]
+
+    rows = split(toy, params.Split(seed=3, folds=3))
+    report = ensemble.report(
+        trained, train.planned, stage=train.stage, folder=Path("folds"), rows=rows
+    )
+    assert report["metrics"]["val_accuracy"] == pytest.approx(
+        np.mean([history["val_accuracy"].max() for history in trained])
+    )
+    assert report["tables"]["networks"]["network"].unique().tolist() == [1, 2, 3]
+    answers = report["tables"]["out_of_fold"].set_index("row")
+    assert sorted(answers.index) == list(range(len(toy.labels)))
+    assert answers["actual"].tolist() == [toy.classes[label] for label in toy.labels[answers.index]]
+    probabilities = answers[[f"probability_{name}" for name in toy.classes]]
+    on_test = []
+    for job in train.planned[:3]:
+        own = answers[answers["fold"] == job.number]
+        assert sorted(own.index) == job.rows.validation.tolist()
+        model = saving.load(train.stage.shared / job.name / "trained" / ensemble.NETWORK)[0]
+        expected = saving.predict(model, toy.images, own.index.to_numpy())
+        np.testing.assert_allclose(probabilities.loc[own.index], expected, atol=1e-5)
+        on_test.append(saving.predict(model, toy.images, rows.test))
+    np.testing.assert_allclose(probabilities.loc[rows.test], np.mean(on_test, axis=0), atol=1e-5)
+    assert answers.loc[rows.test, "fold"].isna().all()
 
 
 def test_an_interrupted_ensemble_goes_on_with_the_epoch_and_member_that_it_was_at(
@@ -245,7 +293,9 @@ def test_each_member_starts_from_the_model_that_is_set_and_a_resumed_one_does_no
     learnt = lineage.of_files([Path("one/member_1.keras")])
     assert (len(learnt.images), learnt.ancestors) == (len(rows.train) + 2, (uri,))
     assert "An ancestor of this model learnt from 2 of the test images" in caplog.text
-    report = ensemble.report(trained, Path("one"), toy, rows)
+    report = ensemble.report(
+        trained, train.planned, stage=train.stage, folder=Path("one"), rows=rows
+    )
     assert report["tags"] == {"leak": "true"}
     # The first is there, and the second begins.
     train(2, "two", init_from=uri)
@@ -281,9 +331,9 @@ settings = params.load(params_file).model_copy(update={
     ),
 })
 stage = Stage("train", settings, dataset, shared_over=["ensemble.members", "train.seeds"])
-for member in range(members):
-    ensemble.train_network(member, settings, rows, stage=stage, folder=Path(), run_id="none")
-    print(saving.digest(saving.load(Path(f"member_{member + 1}.keras"))[0]))
+for job in ensemble.jobs(settings, dataset, rows):
+    ensemble.train_network(job, settings, stage=stage, folder=Path(), run_id="none")
+    print(saving.digest(saving.load(Path(f"member_{job.number}.keras"))[0]))
 """
 
 
@@ -400,12 +450,17 @@ def test_the_metrics_of_an_ensemble_are_the_mean_over_its_members() -> None:
     )
 
 
-def test_a_training_is_described_in_words(rows: Split) -> None:
-    def described(members: int, seeds: int) -> str:
-        return ensemble.description(settings(members, Network(), seeds=seeds), rows)
+def test_a_training_is_described_in_words(toy: Dataset, rows: Split) -> None:
+    def described(members: int, seeds: int, folds: int = 0) -> str:
+        chosen = settings(members, Network(), seeds=seeds, folds=folds)
+        return ensemble.description(ensemble.jobs(chosen, toy, rows))
 
     assert described(1, 1) == "Training 1 network on 72 images, validating on 18"
     three = "Training 3 networks, one after the other, on 72 images, validating on 18"
     assert described(3, 1) == described(3, 3) == three
     assert described(1, 3) == f"{three}; the model is made of the first"
     assert described(2, 3) == f"{three}; the model is made of the first 2"
+    assert described(1, 1, folds=5) == (
+        "Training a network for each of 5 folds, and then 1 network on 72 images, of all folds, "
+        "for the model"
+    )

@@ -214,7 +214,7 @@ def _write(
                 fraction=settings.test_fraction,
                 seed=seed,
                 key="ingest.test_fraction",
-                sides="train and test",
+                sides="both train and test",
             )
         ] = TEST
     kept = _kept(splits, labels, digests, classes, drop_leaks=settings.drop_leaks)

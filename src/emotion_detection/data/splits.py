@@ -37,7 +37,68 @@ class Split:
 
 
 def split(dataset: Dataset, settings: params.Split) -> Split:
-    """Return the train, validation and test rows of a dataset.
+    """Return the rows that the model is trained, validated and tested on.
+
+    With `settings.folds` it is trained on all images that are not for testing, and validated on
+    none.
+
+    Raises:
+        UserError: as `holdout` does.
+
+    """
+    if not settings.folds:
+        return holdout(dataset, settings)
+    train, test = np.flatnonzero(~dataset.is_test), np.flatnonzero(dataset.is_test)
+    return Split(train, train[:0], test, selected_on_test=False)
+
+
+def folds(dataset: Dataset, settings: params.Split) -> list[Split]:
+    """Return a split for each of `settings.folds` parts, which is validated on that part.
+
+    The parts are stratified, and of one size as far as duplicates and near-duplicates, which stay
+    in one of them, allow. None where there are no folds.
+
+    Raises:
+        UserError: if a class is too small to be in every part.
+
+    """
+    whole, parts = split(dataset, settings), []
+    rest = whole.train
+    _check_classes(dataset, rest, settings.folds)
+    for others in range(settings.folds - 1, 0, -1):
+        own = cut(
+            dataset.labels[rest],
+            _at(dataset.drawn_by, rest),
+            _at(dataset.digests, rest),
+            dataset.classes,
+            fraction=1 / (others + 1),
+            seed=settings.seed,
+            key="split.folds",
+            sides=f"all of {settings.folds} folds",
+        )
+        parts.append(rest[own])
+        rest = rest[~own]
+    return [
+        Split(np.setdiff1d(whole.train, part), part, whole.test, selected_on_test=False)
+        for part in ([*parts, rest] if parts else [])
+    ]
+
+
+def _check_classes(dataset: Dataset, rows: np.ndarray, number: int) -> None:
+    """Raise `UserError` where a class of `rows` has too few different images for `number` folds."""
+    digests = np.array(_at(dataset.digests, rows))
+    for label, name in enumerate(dataset.classes):
+        own = digests[dataset.labels[rows] == label]
+        if (distinct := len(set(own.tolist()))) < number:
+            raise UserError(
+                f"class {name!r} is too small for split.folds = {number}: it has {len(own)} images "
+                f"in train, {distinct} of them different; use fewer folds, add images to it, or "
+                "remove the class"
+            )
+
+
+def holdout(dataset: Dataset, settings: params.Split) -> Split:
+    """Return the train, validation and test rows of a dataset, without regard to folds.
 
     `holdout` validates on the source's own validation images where it has some, and otherwise sets
     a stratified `fraction` of the train rows aside for it. `test` validates
@@ -62,7 +123,7 @@ def split(dataset: Dataset, settings: params.Split) -> Split:
         fraction=settings.fraction,
         seed=settings.seed,
         key="split.fraction",
-        sides="train and validation",
+        sides="both train and validation",
     )
     return Split(train[~in_validation], train[in_validation], test, selected_on_test=False)
 
@@ -86,7 +147,7 @@ def cut(
 
     Rows are drawn by `near`, what `Dataset.drawn_by` is; where that leaves all of a class on one
     side, its rows are drawn by their own `digests`, with a warning. `key`, the setting that
-    `fraction` comes from, and `sides` ("train and test") are for the messages.
+    `fraction` comes from, and `sides` ("both train and test") are for the messages.
 
     Raises:
         UserError: if a class is too small for that.
@@ -107,13 +168,13 @@ def cut(
         name, own = classes[label], labels == label
         distinct = len({digests[row] for row in np.flatnonzero(own).tolist()})
         raise UserError(
-            f"class {name!r} is too small to be in both {sides} ({key}): it has "
+            f"class {name!r} is too small to be in {sides} ({key}): it has "
             f"{np.count_nonzero(own)} images there, {distinct} of them different; "
             "add images to it, or remove the class"
         )
     if alike:
         log.warning(
-            "all images of %s are near-duplicates of one another, so that these are in both %s",
+            "all images of %s are near-duplicates of one another, so that these are in %s",
             *(", ".join(classes[label] for label in alike), sides),
         )
     return mask

@@ -112,7 +112,7 @@ def subject(
     settings: Params,
 ) -> Subject:
     """Return what is reported on `model`, which was made and evaluated with `settings`."""
-    trained = history(paths.TRAIN, settings.ensemble.members)
+    trained = history(paths.TRAIN, settings.split.folds or settings.ensemble.members)
     return Subject(
         challenger.result,
         challenger.dataset,
@@ -128,8 +128,8 @@ def subject(
     )
 
 
-def history(folder: Path, members: int) -> pd.DataFrame:
-    """Return the history of each of the model's `members` in train's report `folder`.
+def history(folder: Path, number: int) -> pd.DataFrame:
+    """Return the history of each of the first `number` networks in train's report `folder`.
 
     Raises:
         UserError: if it is not there.
@@ -142,8 +142,8 @@ def history(folder: Path, members: int) -> pd.DataFrame:
         networks = pd.read_csv(several)
     except (OSError, ValueError) as error:
         raise UserError(f"{single}: cannot be read ({error}); run `dvc repro train`") from error
-    own = networks[networks["network"] <= members]
-    return own if members > 1 else own.drop(columns="network")
+    own = networks[networks["network"] <= number]
+    return own if number > 1 else own.drop(columns="network")
 
 
 def origin(run_id: str | None) -> list[tuple[str, str]]:
@@ -236,6 +236,11 @@ def _layers(model: keras.Model, network: Network, members: int) -> str:
 def _validation(split: Split) -> str:
     if split.validation == "test":
         return "the test images themselves, on which the epoch and the network were chosen"
+    if split.folds:
+        return (
+            f"{split.folds} folds of train, a network for each; this model learnt from all of "
+            "them, for as many epochs as these took to their best on average"
+        )
     return (
         f"{_percent(split.fraction)} of train, stratified by class; neither copies nor "
         "near-duplicates are in both"

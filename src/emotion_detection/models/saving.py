@@ -8,12 +8,16 @@ package's others.
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from emotion_detection.data.dataset import Dataset
 
 CLASSES_MEMBER, NOTICE_MEMBER, LINEAGE_MEMBER = "classes.json", "notice.txt", "lineage.json"
 LONGEST_MEMBER = 64 * 2**20
@@ -21,6 +25,8 @@ LONGEST_MEMBER = 64 * 2**20
 
 BATCH_PIXELS = 256 * 48 * 48
 """Of the images that are predicted at once, so that memory does not grow with their size."""
+
+VAL_ACCURACY = "export/val_accuracy"
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Below it a probability counts as this in the loss. A softmax in float32 goes down to it, so that
@@ -136,12 +142,28 @@ def predict(
     return np.concatenate(answers)
 
 
-def validation_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Return what export reports of `probabilities` (N, classes) against `labels` (N,) int64."""
+def validation_scores(
+    model: keras.Model, dataset: "Dataset", rows: np.ndarray, advance: Callable[[int], None]
+) -> dict[str, float]:
+    """Return what export reports of `model` on the validation `rows`, by `predict`: accuracy, loss.
+
+    Nothing where there are no rows.
+    """
+    if not len(rows):
+        return {}
+    probabilities = predict(model, dataset.images, rows, advance)
+    actual = dataset.labels[rows]
     return {
-        "export/val_accuracy": round(float((probabilities.argmax(axis=1) == labels).mean()), 6),
-        "export/val_loss": round(cross_entropy(labels, probabilities), 6),
+        VAL_ACCURACY: round(float((probabilities.argmax(axis=1) == actual).mean()), 6),
+        "export/val_loss": round(cross_entropy(actual, probabilities), 6),
     }
+
+
+def summary(scores: Mapping[str, float]) -> str:
+    """Return `validation_scores` in words."""
+    if VAL_ACCURACY not in scores:
+        return "no image left for validation"
+    return f"validation accuracy {100 * scores[VAL_ACCURACY]:.1f} %"
 
 
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -112,6 +112,18 @@ class Split(Section):
     seed: WholeNumber = 2013
     """draws validation and a cut test split, by the images' pixels"""
 
+    folds: Annotated[int, Field(ge=0, le=100)] = 0
+    """cross-validation: a network for each of so many parts of train, validated on it, and the
+    model on all of them; 0: off"""
+
+    @model_validator(mode="after")
+    def _folds_of_train(self) -> Self:
+        if self.folds == 1:
+            raise ValueError("folds = 1 leaves no image to train on; use 2 or more, or 0 for none")
+        if self.folds and self.validation == "test":
+            raise ValueError("folds are parts of train, and validation is test; set it to holdout")
+        return self
+
 
 class Ensemble(Section):
     """How many networks answer together."""
@@ -373,6 +385,17 @@ class Params(Section):
             raise ValueError(
                 f"tta.shifts = {self.tta.shifts} is more pixels than images of "
                 f"ingest.image_size have a side; use at most {side}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _folds_without_validation(self) -> Self:
+        if self.split.folds and self.train.seeds > 1:
+            raise ValueError("split.folds and train.seeds both give an interval; use one of them")
+        if self.split.folds and self.train.schedule == "plateau" and self.train.reduce_lr_patience:
+            raise ValueError(
+                "with split.folds the model is trained without validation images, on which "
+                "train.reduce_lr_patience waits; set it to null, or train.schedule to one_cycle"
             )
         return self
 

@@ -9,21 +9,31 @@ import numpy as np
 import pandas as pd
 
 from emotion_detection.console import Progress
+from emotion_detection.data.splits import Split
 from emotion_detection.settings.params import Train
 from emotion_detection.training.loader import RESIZED
 
 Row = dict[str, float]
-"""An epoch of the history: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds."""
+"""An epoch of the history: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds.
+
+Without validation images it has no val_loss and no val_accuracy."""
 
 LogEpoch = Callable[[Mapping[str, float], int], None]
 """Called after every epoch with its figures and its number, from 1."""
+
+FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 PLATEAU_FACTOR = 0.5
 """By which `plateau` lowers the learning rate."""
 
 
 def best_epoch(history: pd.DataFrame) -> pd.Series:
-    """Return the row of the epoch that is kept: the first with the highest val_accuracy."""
+    """Return the row of the epoch that is kept: the first with the highest val_accuracy.
+
+    Without validation images it is the last.
+    """
+    if "val_accuracy" not in history.columns:
+        return history.iloc[-1]
     return history.iloc[int(history["val_accuracy"].argmax())]
 
 
@@ -37,9 +47,18 @@ def figures(row: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name != "epoch"}
 
 
-def reacting_to_validation(settings: Train) -> list[keras.callbacks.Callback]:
-    """Return the callbacks that act on how val_loss goes."""
+def accuracy(row: Mapping[str, float]) -> str:
+    """Return the accuracy of an epoch in words: on validation, or on train without."""
+    if "val_accuracy" in row:
+        return f"validation accuracy {100 * row['val_accuracy']:.1f} %"
+    return f"train accuracy {100 * row['accuracy']:.1f} %"
+
+
+def reacting_to_validation(rows: Split, settings: Train) -> list[keras.callbacks.Callback]:
+    """Return the callbacks that act on how val_loss goes; none without validation rows."""
     chosen: list[keras.callbacks.Callback] = []
+    if not len(rows.validation):
+        return chosen
     if settings.schedule == "plateau" and settings.reduce_lr_patience is not None:
         chosen.append(
             keras.callbacks.ReduceLROnPlateau(
@@ -103,14 +122,14 @@ class History(keras.callbacks.Callback):
         values = {name: _shortest(value) for name, value in (logs or {}).items()}
         row = {
             "epoch": epoch + 1,
-            **{name: values[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")},
+            **{name: values[name] for name in FIGURES if name in values},
             "lr": self._lr,
             "seconds": round(time.monotonic() - self._began, 3),
         }
         self._rows.append(row)
         self._note = (
-            f"epoch {min(epoch + 2, self._settings.epochs)}/{self._settings.epochs}, validation "
-            f"accuracy {100 * row['val_accuracy']:.1f} %"
+            f"epoch {min(epoch + 2, self._settings.epochs)}/{self._settings.epochs}, "
+            f"{accuracy(row)}"
         )
         self._log_epoch(figures(row), epoch + 1)
 

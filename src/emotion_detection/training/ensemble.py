@@ -1,10 +1,11 @@
-"""Networks of different seeds, trained one after the other: an ensemble's, or to compare seeds."""
+"""Networks that are trained one after the other: members of an ensemble, seeds, folds."""
 
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import pandas as pd
@@ -12,7 +13,7 @@ import pandas as pd
 from emotion_detection import paths
 from emotion_detection.console import Progress, duration, log
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.data.splits import Split
+from emotion_detection.data.splits import Split, folds
 from emotion_detection.figures.training import learning_curves
 from emotion_detection.files import atomic, write_json
 from emotion_detection.models.layers import plain
@@ -20,13 +21,14 @@ from emotion_detection.models.saving import load, save
 from emotion_detection.settings.params import Params, Train
 from emotion_detection.stage import Stage
 from emotion_detection.tracking import lineage, runs
-from emotion_detection.training.callbacks import LogEpoch, Row, best_epoch, figures
+from emotion_detection.training.callbacks import LogEpoch, Row, accuracy, best_epoch, figures
 from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit, network_to_train
+from emotion_detection.training.folds import out_of_fold
 from emotion_detection.training.pretrained import start
 from emotion_detection.training.seeds import spread
 
-NETWORK, HISTORY = "network.keras", "history.csv"
+TRAINED, NETWORK, HISTORY = "trained", "network.keras", "history.csv"
 
 NOTE = (
     "Curves are under Model metrics, figures under Artifacts, the model under Logged models.\n\n"
@@ -34,82 +36,146 @@ NOTE = (
 )
 
 
-def count(settings: Params) -> int:
-    """Return how many networks are trained."""
-    return max(settings.ensemble.members, settings.train.seeds)
+@dataclass(frozen=True)
+class Job:
+    """A network to train on `rows`: the `number`th, from 1, of its `kind`, of which there are `of`.
+
+    It is the network that it would be alone with its `seed`. `member` says that the model is made
+    of it. It is trained to the epoch `until`, None for train.epochs.
+    """
+
+    kind: Literal["network", "fold"]
+    number: int
+    of: int
+    seed: int
+    rows: Split
+    member: bool
+    until: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in files and in MLflow."""
+        return f"{self.kind}_{self.number}"
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return f"{self.kind} {self.number}/{self.of}"
 
 
-def description(settings: Params, rows: Split) -> str:
+def jobs(settings: Params, dataset: Dataset, rows: Split) -> list[Job]:
+    """Return the networks to train, in their order; with split.folds one a fold comes before.
+
+    Raises:
+        UserError: as `folds` does.
+
+    """
+    parts = folds(dataset, settings.split)
+    members, number = (
+        settings.ensemble.members,
+        max(settings.ensemble.members, settings.train.seeds),
+    )
+    return [
+        *(
+            Job("fold", index + 1, len(parts), settings.seed, part, member=False)
+            for index, part in enumerate(parts)
+        ),
+        *(
+            Job("network", index + 1, number, settings.seed + index, rows, member=index < members)
+            for index in range(number)
+        ),
+    ]
+
+
+def description(planned: Sequence[Job]) -> str:
     """Return a training in words, for the log and MLflow."""
-    number, members = count(settings), settings.ensemble.members
-    networks = "1 network" if number == 1 else f"{number} networks, one after the other,"
+    parts, networks = _by_kind(planned, "fold"), _by_kind(planned, "network")
+    number, members = len(networks), sum(job.member for job in networks)
+    several = "1 network" if number == 1 else f"{number} networks, one after the other,"
+    on = f"on {len(networks[0].rows.train):,} images"
+    if parts:
+        return (
+            f"Training a network for each of {len(parts)} folds, and then {several} {on}, of all "
+            "folds, for the model"
+        )
     used = "first" if members == 1 else f"first {members}"
     which = f"; the model is made of the {used}" if number > members else ""
-    return (
-        f"Training {networks} on {len(rows.train):,} images, validating on "
-        f"{len(rows.validation):,}{which}"
-    )
+    return f"Training {several} {on}, validating on {len(networks[0].rows.validation):,}{which}"
+
+
+def _by_kind(planned: Sequence[Job], kind: str) -> list[Job]:
+    return [job for job in planned if job.kind == kind]
 
 
 def train_networks(
-    settings: Params, rows: Split, *, stage: Stage, folder: Path, run_id: str
+    settings: Params, planned: Sequence[Job], *, stage: Stage, folder: Path, run_id: str
 ) -> list[pd.DataFrame]:
-    """Train networks one after the other, save the members in `folder`; return all histories.
+    """Train networks one after the other, and save the members in `folder`.
 
-    While they train, the stage's report has the tables of `histories` so far.
+    Return the histories of those that are validated: all, or those of the folds. The model's are
+    then trained for as many epochs as the folds took to their best on average. While they train,
+    the stage's report has the tables of `histories` so far.
 
     Raises:
         UserError: as `fit` and `pretrained.start` do.
 
     """
-    trained: list[pd.DataFrame] = []
-    for index in range(count(settings)):
+    validated: list[pd.DataFrame] = []
+    for done, job in enumerate(planned):
+        has_validation = len(job.rows.validation) > 0
         history = train_network(
-            *(index, settings, rows), stage=stage, folder=folder, run_id=run_id, before=trained
+            job if has_validation else replace(job, until=_mean_best_epoch(validated)),
+            settings,
+            stage=stage,
+            folder=folder,
+            run_id=run_id,
+            before=validated,
+            others=len(planned) - done - 1,
         )
-        trained.append(history)
-    return trained
+        if has_validation:
+            validated.append(history)
+    return validated
+
+
+def _mean_best_epoch(trained: Sequence[pd.DataFrame]) -> int:
+    return round(sum(int(best_epoch(history)["epoch"]) for history in trained) / len(trained))
 
 
 def train_network(
-    index: int,
+    job: Job,
     settings: Params,
-    rows: Split,
     *,
     stage: Stage,
     folder: Path,
     run_id: str,
     before: Sequence[pd.DataFrame] = (),
+    others: int = 0,
 ) -> pd.DataFrame:
-    """Train network `index`, from 0, save it in `folder` if it is a member; return its history.
+    """Train the network `job`, save it in `folder` if it is a member, and return its history.
 
-    It is the network that it would be alone with its seed, `seed` + `index`. Its state does not
-    depend on the number of networks, so where there are more of them those that are trained already
-    stay as they are. The epochs that were not logged to the current MLflow run, `run_id`, are
-    logged to it too. `before` are the histories of the networks before it, for the report.
+    Its state does not depend on the number of networks, so where there are more of them those that
+    are trained already stay as they are. The epochs that were not logged to the current MLflow run,
+    `run_id`, are logged to it too. `before` are the histories of the networks before it, for the
+    report, and `others` come after it.
 
     Raises:
         UserError: as `fit` and `pretrained.start` do.
 
     """
-    members, number = settings.ensemble.members, count(settings)
-    name = f"network_{index + 1}"
-    prefix = "epoch" if number == 1 else name
-    state = stage.shared / name
-    trained = state / "trained"
-    logged = stage.folder / f"{name}.json"
+    alone = job.of == 1 and not before
+    prefix = "epoch" if alone else job.name
+    state = stage.shared / job.name
+    trained = state / TRAINED
+    logged = stage.folder / f"{job.name}.json"
     known = _logged(logged)
     reused = trained.exists()
     if not reused:
         write_json(logged, {"run_id": run_id, "complete": False})
         _train(
+            job,
             settings,
-            rows,
-            what="train" if number == 1 else f"train: network {index + 1}/{number}",
+            what="train" if alone else f"train: {job}",
             stage=stage,
             state=state,
-            target=trained,
-            seed=settings.seed + index,
             log_epoch=lambda row, epoch: runs.log_epoch(row, epoch, prefix),
             log_resumed=known.get("run_id") != run_id,
             before=before,
@@ -123,20 +189,21 @@ def train_network(
                 runs.log_epoch(figures(row), int(row["epoch"]), prefix)
     write_json(logged, {"run_id": run_id, "complete": True})
     stage.shared.touch()
-    if index == 0:
-        runs.log_params({"parameters": members * load(trained / NETWORK)[0].count_params()})
-    if index < members:
-        shutil.copyfile(trained / NETWORK, folder / paths.network(index).name)
-    if number > 1:
-        _log_network(history, index, number, reused=reused)
+    if job.member:
+        if job.number == 1:
+            parameters = load(trained / NETWORK)[0].count_params()
+            runs.log_params({"parameters": settings.ensemble.members * parameters})
+        shutil.copyfile(trained / NETWORK, folder / paths.network(job.number - 1).name)
+    if not alone:
+        _log_network(job, history, others, reused=reused)
     return history
 
 
-def _log_network(history: pd.DataFrame, index: int, number: int, *, reused: bool) -> None:
-    seconds, others = float(history["seconds"].sum()), number - index - 1
+def _log_network(job: Job, history: pd.DataFrame, others: int, *, reused: bool) -> None:
+    seconds = float(history["seconds"].sum())
     time = "trained before" if reused else duration(seconds)
     left = f"; about {duration(seconds * others)} left for the others" if others else ""
-    log.info("train: network %d/%d: %s, %s%s", index + 1, number, summary([history]), time, left)
+    log.info("train: %s: %s, %s%s", job, summary([history]), time, left)
 
 
 def _logged(path: Path) -> dict[str, Any]:
@@ -149,35 +216,35 @@ def _logged(path: Path) -> dict[str, Any]:
 
 
 def _train(
+    job: Job,
     settings: Params,
-    rows: Split,
     *,
     what: str,
     stage: Stage,
     state: Path,
-    target: Path,
-    seed: int,
     log_epoch: LogEpoch,
     log_resumed: bool,
     before: Sequence[pd.DataFrame],
 ) -> None:
-    """Train a network with its checkpoints in `state`, and write it and its history to `target`."""
+    """Train a network with its checkpoints in `state`, and leave it and its history in TRAINED."""
     # Keras keeps every graph that it built until it is told not to.
     keras.backend.clear_session()
     dataset, training, checkpoints = stage.dataset, settings.train, Checkpoints(state)
-    options: dict[str, Any] = {"precision": stage.precision, "seed": seed}
-    model = network_to_train(settings.network, dataset, training, **options)
+    model = network_to_train(
+        settings.network, dataset, training, precision=stage.precision, seed=job.seed
+    )
     kept = state / lineage.FILE
     if checkpoints.exist():
         learnt = lineage.from_json(kept.read_text(encoding="utf-8"), kept.name)
     else:
-        learnt = _begun(model, dataset, rows, training, what)
+        learnt = _begun(model, dataset, job.rows, training, what)
         with atomic(kept) as path:
             path.write_text(learnt.to_json(), encoding="utf-8")
     so_far: dict[int, Row] = {int(row["epoch"]): row for row in checkpoints.rows()}
 
     def report() -> None:
-        if so_far:
+        # The report's history has the columns of validation.
+        if so_far and len(job.rows.validation):
             history = pd.DataFrame(list(so_far.values()))
             stage.write_so_far(histories([*before, history]))
 
@@ -192,15 +259,16 @@ def _train(
         history = fit(
             model,
             dataset,
-            rows,
+            job.rows,
             training,
-            seed=seed,
+            seed=job.seed,
+            until=job.until,
             checkpoints=checkpoints,
             log_epoch=log_and_report,
             log_resumed=log_resumed,
             progress=progress,
         )
-    with atomic(target) as finished:
+    with atomic(state / TRAINED) as finished:
         finished.mkdir()
         history.to_csv(finished / HISTORY, index=False)
         copy = plain(model, dataset.images.shape[1:])
@@ -222,13 +290,21 @@ def _begun(
 
 
 def report(
-    trained: Sequence[pd.DataFrame], folder: Path, dataset: Dataset, rows: Split
+    trained: Sequence[pd.DataFrame],
+    planned: Sequence[Job],
+    *,
+    stage: Stage,
+    folder: Path,
+    rows: Split,
 ) -> dict[str, Any]:
     """Return what the stage reports of networks whose members lie in `folder`, by `Stage.write`.
 
-    `trained` are the histories of all networks.
+    `trained` are the histories that `train_networks` returned.
     """
-    tables = histories(trained)
+    tables, dataset = histories(trained), stage.dataset
+    if parts := _by_kind(planned, "fold"):
+        networks = [stage.shared / job.name / TRAINED / NETWORK for job in parts]
+        tables["out_of_fold"] = out_of_fold(networks, [job.rows for job in parts], dataset)
     learnt = lineage.of_files(sorted(folder.glob("*.keras")))
     return {
         "metrics": metrics(trained),
@@ -262,10 +338,7 @@ def summary(trained: Sequence[pd.DataFrame]) -> str:
     if len(best) > 1:
         return f"validation accuracy {spread([row['val_accuracy'] for row in best])}"
     ((row,), (history,)) = best, trained
-    return (
-        f"validation accuracy {100 * row['val_accuracy']:.1f} % (epoch {int(row['epoch'])} of "
-        f"{len(history)})"
-    )
+    return f"{accuracy(row)} (epoch {int(row['epoch'])} of {len(history)})"
 
 
 def interval(trained: Sequence[pd.DataFrame]) -> dict[str, float]:

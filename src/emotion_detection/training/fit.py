@@ -81,9 +81,9 @@ def fit(
 ) -> pd.DataFrame:
     """Train `model` on `rows.train` of `dataset` and return its history, a row per epoch.
 
-    Columns: epoch (from 1), loss, accuracy, val_loss, val_accuracy, lr, seconds. With
-    `checkpoints`, an interrupted training goes on after its last finished epoch, and the model ends
-    with the weights of the best epoch; without, with those of the last. It ends after the epoch
+    A row is a `callbacks.Row`; the best epoch is `best_epoch`. With `checkpoints`, an interrupted
+    training goes on after its last finished epoch, and the model ends with the weights of the best
+    epoch; without, with those of the last. It ends after the epoch
     `until` or where `stop` says so of the rows, and goes on from there when it is called again.
     `log_resumed` logs the epochs before the interruption too, `what` names the training in the log,
     and `progress` begins with the first epoch. What was built under a `strategy` of several devices
@@ -110,7 +110,7 @@ def fit(
         for row in history if log_resumed else []:
             log_epoch(figures(row), int(row["epoch"]))
     if not ended and first_epoch < last_epoch:
-        reacting = reacting_to_validation(settings)
+        reacting = reacting_to_validation(rows, settings)
         callbacks = [
             *reacting,
             keras.callbacks.TerminateOnNaN(),
@@ -193,17 +193,21 @@ def _train(
     batches = training_batches(
         dataset, rows.train, settings, seed=seed, first_epoch=epochs.start, replicas=replicas
     )
-    validation = evaluation_batches(
-        dataset, rows.validation, settings.batch_size, replicas=replicas
-    )
+    validation = None
+    if len(rows.validation):
+        validation = evaluation_batches(
+            dataset, rows.validation, settings.batch_size, replicas=replicas
+        )
     model.fit(
         _spread(batches, devices),
         steps_per_epoch=steps_per_epoch(len(rows.train), settings.batch_size),
         epochs=epochs.stop,
         initial_epoch=epochs.start,
-        validation_data=_spread(validation, devices),
+        validation_data=None if validation is None else _spread(validation, devices),
         validation_steps=(
-            steps_per_epoch(len(rows.validation), settings.batch_size) if replicas > 1 else None
+            steps_per_epoch(len(rows.validation), settings.batch_size)
+            if validation is not None and replicas > 1
+            else None
         ),
         callbacks=callbacks,
         shuffle=False,
@@ -221,10 +225,11 @@ def _spread(batches: tf.data.Dataset, devices: tf.distribute.Strategy) -> Any:
 
 def _checked(history: pd.DataFrame, lr: float) -> pd.DataFrame:
     last, kept = history.iloc[-1], best_epoch(history)
-    if not np.isfinite([kept["loss"], kept["val_loss"]]).all():
+    validated = kept.get("val_loss", 0.0)
+    if not np.isfinite([kept["loss"], validated]).all():
         raise UserError(
             f"lr = {lr:g}: the loss of epoch {kept['epoch']:.0f} is {kept['loss']}, and "
-            f"{kept['val_loss']} on validation; give a lower one"
+            f"{validated} on validation; give a lower one"
         )
     if not np.isfinite(last["loss"]):
         log.warning(
