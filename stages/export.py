@@ -1,7 +1,9 @@
 """Make the model that is used from the trained networks: ensemble, tta, ONNX; and log it."""
 
+from functools import partial
+
 from emotion_detection import paths
-from emotion_detection.console import Progress, UserError, log, quiet, run
+from emotion_detection.console import log, quiet, run
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import split
 from emotion_detection.files import atomic, write_json
@@ -18,21 +20,18 @@ def main() -> None:
     # Imported here, since TensorFlow takes seconds, and wrong params are refused before.
     with quiet():
         from emotion_detection.inference import onnx
-        from emotion_detection.models import saving
-        from emotion_detection.stage import Stage, load_network
+        from emotion_detection.models import calibration, saving
+        from emotion_detection.stage import Stage, load_networks
         from emotion_detection.tracking import lineage, runs
 
     stage = Stage("export", settings, dataset)
     if stage.restore():
         return
     stage.announce(f"{len(rows.validation):,} validation images")
-    members = [load_network(path, "train") for path in paths.networks()]
-    if not members:
-        raise UserError(f"{paths.NETWORKS}: holds no network; run `dvc repro train`")
-    model = saving.combined(members, flips=settings.tta.flips, shifts=settings.tta.shifts)
+    combined = partial(saving.combined, load_networks(), **settings.tta.model_dump())
     about = dataset.classes, dataset.notice, lineage.of_files(paths.networks()).to_json()
-    with Progress("export: predicting", total=len(rows.validation), unit="images") as progress:
-        metrics = saving.validation_scores(model, dataset, rows.validation, progress.advance)
+    temperature, metrics = calibration.fit(combined(), dataset, rows.validation)
+    model = combined(temperature=temperature)
     with atomic(paths.MODEL) as path:
         saving.save(model, path, *about)
     with atomic(paths.ONNX) as folder:
@@ -48,9 +47,8 @@ def main() -> None:
         if run_id is not None:
             runs.set_tags({"weights.digest": saving.digest(model)})
             runs.log_model(model, *about)
-        shown = {name: metrics[name] for name in metrics.keys() & {saving.VAL_ACCURACY}}
-        stage.write(shown, more_metrics=metrics)
-    log.info("export: %s; %s", saving.summary(metrics), paths.MODEL)
+        stage.write(calibration.headlines(metrics), more_metrics=metrics)
+    log.info("export: %s; %s", calibration.summary(metrics), paths.MODEL)
 
 
 if __name__ == "__main__":

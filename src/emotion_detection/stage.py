@@ -435,6 +435,19 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def load_networks() -> list[keras.Model]:
+    """Return the networks that train left for the model, as `load_network` does.
+
+    Raises:
+        UserError: if there is none, or one cannot be read.
+
+    """
+    networks = [load_network(path, "train") for path in paths.networks()]
+    if not networks:
+        raise UserError(f"{paths.NETWORKS}: holds no network; run `dvc repro train`")
+    return networks
+
+
 def load_network(path: Path, stage: str) -> keras.Model:
     """Return the network that `stage` saved at `path`: images (N, H, W, C) uint8 -> (N, classes).
 

@@ -20,6 +20,7 @@ from emotion_detection.evaluation.metrics import evaluate, flat_metrics, headlin
 from emotion_detection.evaluation.report import Subject
 from emotion_detection.figures import style
 from emotion_detection.figures.evaluation import evaluation_figures
+from emotion_detection.models.calibration import with_temperature
 from emotion_detection.settings import params
 from emotion_detection.settings.params import Network, Params
 from emotion_detection.settings.sections import changed
@@ -79,6 +80,20 @@ def subject(toy: Dataset) -> Subject:
         selected_on_test=False,
         synthetic=False,
     )
+
+
+def test_the_report_says_what_the_temperature_does_to_the_calibration_error(
+    subject: Subject,
+) -> None:
+    before = subject.result.calibration_error
+    scaled = replace(
+        subject.result, probabilities=with_temperature(subject.result.probabilities, 0.5)
+    )
+    assert report.calibration(scaled, 0.5) == (
+        "temperature 0.50, fitted on the validation images; the calibration error on test is "
+        f"{100 * scaled.calibration_error:.1f}\u00a0%, without it {100 * before:.1f}\u00a0%"
+    )
+    assert report.calibration(subject.result, 1.0).startswith("none")
 
 
 def drawn(subject: Subject) -> dict[str, Figure]:

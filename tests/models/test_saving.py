@@ -178,6 +178,23 @@ def test_an_ensemble_answers_with_the_mean_and_has_each_member_once(
     assert weights_size(path) < 3.5 * weights_size(tmp_path / "one.keras")
 
 
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_temperature_divides_the_logits_of_the_mean(
+    model: keras.Model, tmp_path: Path, flips: bool
+) -> None:
+    saving.save(
+        saving.combined([model], flips=flips, temperature=0.5), tmp_path / "model.keras", CLASSES
+    )
+    loaded = saving.load(tmp_path / "model.keras")[0]
+    before = mean([model], noise(6), flips=flips)
+    np.testing.assert_allclose(
+        loaded(noise(6)), before**2 / (before**2).sum(axis=1, keepdims=True), rtol=1e-4
+    )
+    assert saving.temperature(loaded) == 0.5
+    assert saving.temperature(model) == 1
+    assert len(saving.single(loaded).layers) == len(model.layers)
+
+
 def test_one_network_without_other_views_stays_as_it_is(model: keras.Model) -> None:
     assert saving.combined([model]) is model
 

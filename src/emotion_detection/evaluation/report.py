@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from emotion_detection.figures import style, svg
 from emotion_detection.figures.evaluation import MISTAKES
 from emotion_detection.figures.training import learning_curves
 from emotion_detection.files import atomic, write_json
+from emotion_detection.models.calibration import with_temperature
+from emotion_detection.models.saving import temperature
 from emotion_detection.settings import recipes
 from emotion_detection.settings.params import Network, Params, Split
 from emotion_detection.settings.sections import Section, changed
@@ -121,7 +123,10 @@ def subject(
         decision,
         trained,
         origin=origin(challenger.run_id),
-        facts=training_facts(model, settings, trained),
+        facts=[
+            *training_facts(model, settings, trained),
+            ("calibration", calibration(challenger.result, temperature(model))),
+        ],
         selected_on_test=settings.split.validation == "test",
         synthetic=challenger.dataset.synthetic,
         seen=challenger.seen,
@@ -221,6 +226,19 @@ def training_facts(
         ("best epoch", _best_epochs(history)),
         *((f"{name} params", text) for name, each in sections.items() if (text := _changed(each))),
     ]
+
+
+def calibration(result: Evaluation, temperature: float) -> str:
+    """Return what the `temperature` of the model that gave `result` does, in words."""
+    if temperature == 1:
+        return "none: there was no image left to fit a temperature on"
+    before = replace(
+        result, probabilities=with_temperature(result.probabilities, 1 / temperature)
+    ).calibration_error
+    return (
+        f"temperature {temperature:.2f}, fitted on the validation images; the calibration error on "
+        f"test is {_percent(result.calibration_error)}, without it {_percent(before)}"
+    )
 
 
 def _layers(model: keras.Model, network: Network, members: int) -> str:

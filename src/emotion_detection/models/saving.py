@@ -8,25 +8,22 @@ package's others.
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-if TYPE_CHECKING:
-    from emotion_detection.data.dataset import Dataset
-
 CLASSES_MEMBER, NOTICE_MEMBER, LINEAGE_MEMBER = "classes.json", "notice.txt", "lineage.json"
+SCALE = "temperature"
+"""The name of the layer that divides by it."""
+
 LONGEST_MEMBER = 64 * 2**20
 """Bytes of one of them; the lineage of a million images has less."""
 
 BATCH_PIXELS = 256 * 48 * 48
 """Of the images that are predicted at once, so that memory does not grow with their size."""
-
-VAL_ACCURACY = "export/val_accuracy"
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Below it a probability counts as this in the loss. A softmax in float32 goes down to it, so that
@@ -142,30 +139,6 @@ def predict(
     return np.concatenate(answers)
 
 
-def validation_scores(
-    model: keras.Model, dataset: "Dataset", rows: np.ndarray, advance: Callable[[int], None]
-) -> dict[str, float]:
-    """Return what export reports of `model` on the validation `rows`, by `predict`: accuracy, loss.
-
-    Nothing where there are no rows.
-    """
-    if not len(rows):
-        return {}
-    probabilities = predict(model, dataset.images, rows, advance)
-    actual = dataset.labels[rows]
-    return {
-        VAL_ACCURACY: round(float((probabilities.argmax(axis=1) == actual).mean()), 6),
-        "export/val_loss": round(cross_entropy(actual, probabilities), 6),
-    }
-
-
-def summary(scores: Mapping[str, float]) -> str:
-    """Return `validation_scores` in words."""
-    if VAL_ACCURACY not in scores:
-        return "no image left for validation"
-    return f"validation accuracy {100 * scores[VAL_ACCURACY]:.1f} %"
-
-
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the mean loss of `probabilities` (N, classes) against `labels` (N,), not smoothed."""
     of_label = probabilities[np.arange(len(labels)), labels]
@@ -173,16 +146,21 @@ def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def combined(
-    members: Sequence[keras.Model], *, flips: bool = False, shifts: int = 0
+    members: Sequence[keras.Model],
+    *,
+    flips: bool = False,
+    shifts: int = 0,
+    temperature: float = 1.0,
 ) -> keras.Model:
     """Return one model whose answer is the mean over `members` and over views of the image.
 
     With `flips` the views are the image and its mirror image, with `shifts` also the image moved by
     so many pixels to each of its four corners; what comes in at an edge is the edge's mirror image.
-    Each member is in the model once, whatever the number of views. Members take images (N, H, W, C)
+    Each member is in the model once, whatever the number of views. The logits of the mean are
+    divided by `temperature`. Members take images (N, H, W, C)
     uint8 of one size and return probabilities (N, classes) float32.
     """
-    if len(members) == 1 and not flips and not shifts:
+    if len(members) == 1 and not flips and not shifts and temperature == 1:
         return members[0]
     images = keras.Input(members[0].input_shape[1:], dtype="uint8", name="images")
     views = [images]
@@ -200,8 +178,20 @@ def combined(
             # Two layers of one name are refused; each member keeps the names of its own layers.
             member.name = f"member_{number}"
         answers += [member(view) for view in views]
-    outputs = keras.layers.Average(dtype="float32", name="mean")(answers)
+    outputs = answers[0]
+    if len(answers) > 1:
+        outputs = keras.layers.Average(dtype="float32", name="mean")(answers)
+    if temperature != 1:
+        logits = keras.ops.log(keras.ops.maximum(outputs, SMALLEST_PROBABILITY))
+        scaled = keras.layers.Rescaling(1 / temperature, dtype="float32", name=SCALE)(logits)
+        outputs = keras.layers.Softmax(dtype="float32", name="calibrated")(scaled)
     return keras.Model(images, outputs, name="emotion_model")
+
+
+def temperature(model: keras.Model) -> float:
+    """Return the temperature that `combined` was given for `model`."""
+    scales = [layer.scale for layer in model.layers if layer.name == SCALE]
+    return 1 / scales[0] if scales else 1.0
 
 
 def single(model: keras.Model) -> keras.Model:
