@@ -282,7 +282,8 @@ def test_the_network_with_the_highest_val_accuracy_wins_and_the_first_of_equals(
 def test_a_failed_trial_is_in_the_table_and_the_search_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, oracle: str
 ) -> None:
-    trouble = MemoryError("no room for\nsuch a network")
+    # TensorFlow ends with the name of an operation of its graph.
+    trouble = MemoryError("no room for\nsuch a network\n\t [[{{node block1a_conv}}]]")
     run = Recorder(dict.fromkeys((1, 2, 3, 4, 5, 8), trouble))
     with caplog.at_level(logging.INFO, "emotion_detection"):
         best, table = look(tmp_path / "search", run, oracle=oracle, trials=9)

@@ -32,7 +32,9 @@ CANDIDATES = 200
 def last_line(message: str | None) -> str:
     """Return the last line of a traceback, which says what was wrong."""
     lines = (message or "").strip().splitlines()
-    return lines[-1] if lines else ""
+    # TensorFlow names the operation of its graph after that.
+    said = [line for line in lines if not line.lstrip().startswith("[[")]
+    return said[-1] if said else ""
 
 
 class Oracle:
