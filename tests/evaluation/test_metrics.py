@@ -176,7 +176,7 @@ def test_mlflow_and_dvc_have_metrics_of_the_same_names(seven: Evaluation) -> Non
 def test_all_tables_are_there_by_name(seven: Evaluation) -> None:
     files = [f"test/im{i}.png" for i in range(len(seven.labels))]
     tables = seven.tables(files)
-    assert list(tables) == ["predictions", "roc", "per_class", "reliability"]
+    assert list(tables) == ["predictions", "roc", "per_class", "reliability", "answered"]
     assert tables["predictions"].equals(seven.predictions(files))
     assert tables["roc"].equals(seven.roc_points())
     assert tables["per_class"]["f1"].tolist() == pytest.approx(
@@ -271,6 +271,19 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
     assert table["confidence"].tolist() == pytest.approx([0.6, 0.95])
     assert table["accuracy"].tolist() == pytest.approx([0.75, 0.6])
     assert found.reliability(bins=1)["accuracy"].tolist() == pytest.approx([9 / 14])
+
+
+def test_the_surest_images_are_answered_first() -> None:
+    confidence = np.array([0.6, 0.9, 0.7, 0.8])
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    table = evaluate([1, 0, 1, 0], probabilities, ("a", "b"), seed=0).answered(parts=4)
+    assert table["images"].tolist() == [1, 2, 3, 4]
+    assert table["share"].tolist() == [0.25, 0.5, 0.75, 1]
+    assert table["confidence"].tolist() == [0.9, 0.8, 0.7, 0.6]
+    assert table["accuracy"].tolist() == pytest.approx([1, 1, 2 / 3, 0.5])
+    assert (table["accuracy_low"] < table["accuracy"]).all()
+    # Of three images twenty shares are three.
+    assert len(evaluate([0, 1, 0], np.eye(2)[[0, 1, 1]], ("a", "b"), seed=0).answered()) == 3
 
 
 def test_a_classifier_that_knows_its_chances_is_calibrated() -> None:

@@ -205,7 +205,7 @@ def test_the_page_is_small_and_says_what_its_figures_show(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert len(page.encode()) < 500_000
     # Learning curves, confusion matrix, ROC curves, calibration, and a panel a corruption.
-    assert page.count("<svg") == 2 + 1 + 1 + 1 + 5
+    assert page.count("<svg") == 2 + 1 + 1 + 1 + 1 + 5
     assert 'aria-label="Calibration error ' in page
     assert 'aria-label="Recall is highest' in page
 

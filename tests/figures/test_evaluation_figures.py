@@ -10,6 +10,7 @@ from emotion_detection.evaluation.corruptions import CORRUPTIONS, NOT_MEASURED
 from emotion_detection.evaluation.metrics import Evaluation, evaluate
 from emotion_detection.figures import style
 from emotion_detection.figures.evaluation import (
+    answered,
     confusion_matrix,
     corruptions,
     evaluation_figures,
@@ -150,6 +151,22 @@ def test_reliability_of_certainty() -> None:
     assert title_of(wrong).endswith("accuracy 0.0 % (overconfident)")
 
 
+def test_the_accuracy_is_drawn_against_the_share_that_is_answered() -> None:
+    evaluation = evaluation_of(EMOTIONS)
+    figure = answered(evaluation)
+    table = evaluation.answered()
+    (axes,) = figure.axes
+    curve = axes.lines[0]
+    np.testing.assert_array_equal(curve.get_xdata(), table["share"])
+    np.testing.assert_array_equal(curve.get_ydata(), table["accuracy"])
+    half = table.iloc[9]
+    assert title_of(figure) == (
+        f"Accuracy {100 * evaluation.accuracy.value:.1f} %; on the surest "
+        f"{100 * half['share']:.0f} % of the images {100 * half['accuracy']:.1f} %"
+    )
+    assert texts(axes) == [f"confidence {100 * half['confidence']:.1f} % or more"]
+
+
 def test_corruptions_have_a_panel_each_from_the_clean_images() -> None:
     table = corruptions_table()
     figure = corruptions(table)
@@ -186,6 +203,7 @@ def test_all_figures_of_an_evaluation_are_there_by_name() -> None:
         "confusion_normalized",
         "per_class",
         "reliability",
+        "answered",
         "roc",
         "mistakes",
         "corruptions",

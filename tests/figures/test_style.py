@@ -16,6 +16,7 @@ from PIL import Image
 from emotion_detection.figures import style
 from emotion_detection.figures.data import class_balance, duplicates_grid, sample_grid
 from emotion_detection.figures.evaluation import (
+    answered,
     confusion_matrix,
     corruptions,
     mistakes,
@@ -52,6 +53,7 @@ def every_figure(classes: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
     yield "per_class_bars", per_class_bars(evaluation)
     yield "roc_curves", roc_curves(evaluation)
     yield "reliability", reliability(evaluation)
+    yield "answered", answered(evaluation)
     yield (
         "mistakes",
         mistakes(

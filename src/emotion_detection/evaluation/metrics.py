@@ -136,6 +136,30 @@ class Evaluation:
         found.insert(1, "confidence_to", (edges + 1) / bins)
         return found.reset_index(drop=True)
 
+    def answered(self, parts: int = 20) -> pd.DataFrame:
+        """Return the accuracy on the surest images alone, for each of `parts` shares up to all.
+
+        Columns: share (from 0 to 1), images, confidence (the lowest of them), accuracy and the ends
+        of its interval. It is the curve of selective classification (El-Yaniv and Wiener, "On the
+        foundations of noise-free selective classification", JMLR 11, 2010).
+        """
+        surest = np.argsort(-self.confidence, kind="stable")
+        right, number = self.correct[surest].cumsum(), len(surest)
+        rows = []
+        for images in np.unique(np.ceil(number * np.arange(1, parts + 1) / parts).astype(np.int64)):
+            accuracy = wilson(int(right[images - 1]), int(images))
+            rows.append(
+                {
+                    "share": images / number,
+                    "images": images,
+                    "confidence": self.confidence[surest[images - 1]],
+                    "accuracy": accuracy.value,
+                    "accuracy_low": accuracy.low,
+                    "accuracy_high": accuracy.high,
+                }
+            )
+        return pd.DataFrame(rows)
+
     def metrics(self) -> dict[str, Any]:
         """Return the scores for a JSON file: those of all images, then `per_class` by name.
 
@@ -175,7 +199,9 @@ class Evaluation:
         }
 
     def tables(self, files: Sequence[str]) -> dict[str, pd.DataFrame]:
-        """Return predictions, roc, per_class and reliability by name; `files` holds N names.
+        """Return predictions, roc, per_class, reliability and answered by name.
+
+        `files` holds N names.
 
         Raises:
             ValueError: unless there is one file an image.
@@ -186,6 +212,7 @@ class Evaluation:
             "roc": self.roc_points(),
             "per_class": self.per_class_table(),
             "reliability": self.reliability().round(DIGITS),
+            "answered": self.answered().round(DIGITS),
         }
 
     def predictions(self, files: Sequence[str]) -> pd.DataFrame:

@@ -39,7 +39,14 @@ from emotion_detection.tracking.lineage import NOTHING_SEEN, Seen
 from emotion_detection.tracking.provenance import provenance
 
 PAGE, CARD = "report.html", "model_card.md"
-FIGURES = ("learning_curves", "confusion_normalized", "roc", "reliability", "corruptions")
+FIGURES = (
+    "learning_curves",
+    "confusion_normalized",
+    "roc",
+    "reliability",
+    "answered",
+    "corruptions",
+)
 # A page of more ROC curves could not be read, and would be large.
 MOST_CURVES = 26
 # A photo in the page, in WebP; its longer side in pixels is at most this.

@@ -70,6 +70,7 @@ def evaluation_figures(
         "confusion_normalized": confusion_matrix(result.confusion, result.classes, normalize=True),
         "per_class": per_class_bars(result),
         "reliability": reliability(result),
+        "answered": answered(result),
         "roc": roc_curves(result),
         "mistakes": mistakes(
             images[rows[wrong]],
@@ -327,6 +328,40 @@ def reliability(evaluation: "Evaluation") -> Figure:
         fontsize=SMALL,
         color=INK,
     )
+    return figure
+
+
+def answered(evaluation: "Evaluation") -> Figure:
+    """Return accuracy against the share of images that are answered, the surest first."""
+    table = evaluation.answered()
+    half, all_of = table.iloc[(table["share"] - 0.5).abs().argmin()], table.iloc[-1]
+    figure = new_figure(
+        5.0,
+        3.4,
+        f"Accuracy {percent(all_of['accuracy'])}; on the surest {percent(half['share'], 0)} of the "
+        f"images {percent(half['accuracy'])}",
+    )
+    (axes,) = add_panels(figure, 1)
+    axes.fill_between(
+        table["share"], table["accuracy_low"], table["accuracy_high"], color=BLUE, alpha=0.18, lw=0
+    )
+    axes.plot(table["share"], table["accuracy"], color=BLUE, linewidth=1.8)
+    axes.plot(half["share"], half["accuracy"], "o", color=ACCENT, markersize=6)
+    axes.annotate(
+        f"confidence {percent(half['confidence'])} or more",
+        (half["share"], half["accuracy"]),
+        xytext=(6, 6),
+        textcoords="offset points",
+        fontsize=SMALL,
+        color=INK,
+    )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(max(0, table["accuracy_low"].min() - 0.05), 1.02)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(percent_tick))
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.set_xlabel("images that are answered, the surest first", fontsize=BODY, color=INK)
+    axes.set_ylabel("accuracy", fontsize=BODY, color=INK)
     return figure
 
 
