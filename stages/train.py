@@ -37,7 +37,9 @@ def main() -> None:
         )
         stage.save_run_id(folder / paths.RUN_FILE)
         stage.write(**ensemble.report(trained, planned, stage=stage, folder=folder, rows=rows))
-    log.info("train: %s; %s", ensemble.summary(trained), paths.NETWORKS)
+    log.info(
+        "train: %s; %s", ensemble.summary(trained, folds=settings.split.folds > 0), paths.NETWORKS
+    )
 
 
 if __name__ == "__main__":

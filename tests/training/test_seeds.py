@@ -11,12 +11,19 @@ from tests.support.project import Project
 
 def test_the_mean_of_seeds_has_the_interval_of_students_t() -> None:
     # The quantile of Student's t for 2 degrees of freedom is 4.303.
-    found = spread([0.64, 0.65, 0.66])
+    found = spread([0.64, 0.65, 0.66], folds=False)
     assert (found.mean, found.deviation) == pytest.approx((0.65, 0.01))
     assert (found.low, found.high) == pytest.approx((0.65 - 0.02484, 0.65 + 0.02484), abs=1e-5)
     assert str(found) == ("65.0 ± 1.0 % over 3 networks (95 % interval of the mean 62.5 to 67.5)")
     # No accuracy is more than all.
-    assert spread([0.99, 1.0]).high == 1.0
+    assert spread([0.99, 1.0], folds=False).high == 1.0
+
+
+def test_the_interval_over_folds_counts_the_images_that_they_share() -> None:
+    # Three folds: 1/3 + 1/2 of the variance instead of 1/3 (Nadeau and Bengio).
+    found = spread([0.64, 0.65, 0.66], folds=True)
+    half = 4.30265 * 0.01 * (1 / 3 + 1 / 2) ** 0.5
+    assert (found.low, found.high) == pytest.approx((0.65 - half, 0.65 + half), abs=1e-5)
 
 
 DVC_FILE = """
@@ -47,7 +54,9 @@ class Trained:
         ):
             self.project.run(*command)
 
-    def __call__(self, *accuracies: float, name: str | None = None, seed: int = 0) -> None:
+    def __call__(
+        self, *accuracies: float, name: str | None = None, seed: int = 0, folds: int = 0
+    ) -> None:
         """Train, commit, and make a branch `name`."""
         # The best epoch counts, which is the first one here.
         rows = [
@@ -57,7 +66,9 @@ class Trained:
         ]
         table = ["epoch,val_accuracy,network", *rows]
         (self.root / "networks.csv").write_text("\n".join(table) + "\n")
-        (self.root / "params.yaml").write_text(f"split: {{seed: {seed}, fraction: 0.2}}\n")
+        (self.root / "params.yaml").write_text(
+            f"split: {{seed: {seed}, fraction: 0.2, folds: {folds}}}\n"
+        )
         self.project.run("dvc", "repro")
         self.project.commit("Train")
         if name is not None:
@@ -79,6 +90,17 @@ def test_two_experiments_are_compared_by_the_means_of_their_networks(train: Trai
     # Welch's interval for 4 degrees of freedom: 2.776 times the error of the difference.
     assert lines[2] == "difference +10.0 points (95 % interval +7.7 to +12.3): new is better"
     assert compared("old", "workspace")[2].endswith("-7.7): workspace is better")
+
+
+def test_folds_are_compared_fold_by_fold(train: Trained) -> None:
+    train(0.50, 0.60, 0.70, name="old", folds=3)
+    train(0.51, 0.615, 0.715, folds=3)
+    # The folds differ by 20 points, and the settings by 1, 1.5 and 1.5 points.
+    half = 4.30265 * 0.288675 * (1 / 3 + 1 / 2) ** 0.5
+    assert compared("workspace", "old")[2] == (
+        f"difference +1.3 points (95 % interval {4 / 3 - half:+.1f} to {4 / 3 + half:+.1f}): "
+        "workspace is better"
+    )
 
 
 def test_a_difference_that_may_be_chance_is_called_so(train: Trained) -> None:

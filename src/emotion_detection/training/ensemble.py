@@ -301,14 +301,14 @@ def report(
 
     `trained` are the histories that `train_networks` returned.
     """
-    tables, dataset = histories(trained), stage.dataset
-    if parts := _by_kind(planned, "fold"):
+    tables, dataset, parts = histories(trained), stage.dataset, _by_kind(planned, "fold")
+    if parts:
         networks = [stage.shared / job.name / TRAINED / NETWORK for job in parts]
         tables["out_of_fold"] = out_of_fold(networks, [job.rows for job in parts], dataset)
     learnt = lineage.of_files(sorted(folder.glob("*.keras")))
     return {
         "metrics": metrics(trained),
-        "more_metrics": interval(trained),
+        "more_metrics": interval(trained, folds=bool(parts)),
         "tables": tables,
         "figures": {"learning_curves": learning_curves(tables.get("networks", tables["history"]))},
         "more_files": learnt.write,
@@ -332,20 +332,25 @@ def histories(trained: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return {"history": mean, "networks": networks}
 
 
-def summary(trained: Sequence[pd.DataFrame]) -> str:
-    """Return what a training came to, in words."""
+def summary(trained: Sequence[pd.DataFrame], *, folds: bool = False) -> str:
+    """Return what a training came to, in words; `folds` is that of `spread`."""
     best = [best_epoch(history) for history in trained]
     if len(best) > 1:
-        return f"validation accuracy {spread([row['val_accuracy'] for row in best])}"
+        found = spread([row["val_accuracy"] for row in best], folds=folds)
+        return f"validation accuracy {found}"
     ((row,), (history,)) = best, trained
     return f"{accuracy(row)} (epoch {int(row['epoch'])} of {len(history)})"
 
 
-def interval(trained: Sequence[pd.DataFrame]) -> dict[str, float]:
-    """Return the ends of the interval of the mean validation accuracy of several networks."""
+def interval(trained: Sequence[pd.DataFrame], *, folds: bool) -> dict[str, float]:
+    """Return the ends of the interval of the mean validation accuracy of several networks.
+
+    `folds` is that of `spread`.
+    """
     if len(trained) == 1:
         return {}
-    found = spread([best_epoch(history)["val_accuracy"] for history in trained])
+    scores = [best_epoch(history)["val_accuracy"] for history in trained]
+    found = spread(scores, folds=folds)
     return {"val_accuracy_low": found.low, "val_accuracy_high": found.high}
 
 

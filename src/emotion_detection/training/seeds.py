@@ -1,4 +1,4 @@
-"""What trainings that differ by their seed alone come to, and whether two settings differ."""
+"""What trainings of several seeds or folds come to, and whether two settings differ."""
 
 import io
 import math
@@ -20,24 +20,23 @@ CONFIDENCE = 0.95
 WORKSPACE = "workspace"
 """The name of what lies in this folder, as `dvc exp show` calls it."""
 
-NO_DEVIATION = 1e-9
-"""Scores that deviate by less are equal, but for how they are rounded."""
+NO_VARIANCE = 1e-18
+"""Scores with less are equal, but for how they are rounded."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean of scores of several networks, and the ends of its interval; all are shares."""
+    """The mean of scores of several networks, and the ends of its interval; all are shares.
+
+    `variance` is that of the mean.
+    """
 
     mean: float
     low: float
     high: float
     deviation: float
+    variance: float
     networks: int
-
-    @property
-    def variance(self) -> float:
-        """That of the mean."""
-        return self.deviation**2 / self.networks
 
     def __str__(self) -> str:
         """Return it in words."""
@@ -47,12 +46,18 @@ class Spread:
         )
 
 
-def spread(scores: Sequence[float]) -> Spread:
-    """Return the mean of two or more `scores`, its interval by Student's t, and their deviation."""
+def spread(scores: Sequence[float], *, folds: bool) -> Spread:
+    """Return the mean of two or more `scores`, its interval by Student's t, and their deviation.
+
+    Those of `folds` come from train images that are the same for the most part, and so differ by
+    less than by chance. The variance of their mean has the correction of Nadeau and Bengio,
+    "Inference for the generalization error", Machine Learning 52, 2003.
+    """
     values = np.asarray(scores, dtype=float)
-    mean, deviation = float(values.mean()), float(values.std(ddof=1))
-    half = _quantile(len(values) - 1) * deviation / len(values) ** 0.5
-    return Spread(mean, max(0.0, mean - half), min(1.0, mean + half), deviation, len(values))
+    number, mean, deviation = len(values), float(values.mean()), float(values.std(ddof=1))
+    variance = deviation**2 * (1 / number + (1 / (number - 1) if folds else 0.0))
+    half = _quantile(number - 1) * math.sqrt(variance)
+    return Spread(mean, max(0.0, mean - half), min(1.0, mean + half), deviation, variance, number)
 
 
 def _quantile(freedom: float) -> float:
@@ -62,27 +67,29 @@ def _quantile(freedom: float) -> float:
 def compared(new: str, old: str) -> list[str]:
     """Return how the networks of two experiments compare by validation accuracy, in lines.
 
-    Each is an experiment's name or another revision of Git; "workspace" is what lies here. The
-    interval of the difference is Welch's (Biometrika 34, 1947), since two settings may scatter
-    differently.
+    Each is an experiment's name or another revision of Git; "workspace" is what lies here. Seeds
+    are compared by Welch's interval (Biometrika 34, 1947), since two settings may scatter
+    differently, and folds fold by fold.
 
     Raises:
         UserError: if one is not there or has one network alone, or they were not validated on the
             same images.
 
     """
-    _check_same_images(new, old)
-    first, second = (spread(_accuracies(name)) for name in (new, old))
+    folds = _check_same_images(new, old)
+    scores, others = _accuracies(new), _accuracies(old)
+    first, second = spread(scores, folds=folds), spread(others, folds=folds)
     lines = [f"{name}: validation accuracy {each}" for name, each in ((new, first), (old, second))]
     difference = first.mean - second.mean
-    if max(first.deviation, second.deviation) < NO_DEVIATION:
+    by_fold = spread(np.subtract(scores, others).tolist(), folds=True) if folds else None
+    variance = by_fold.variance if by_fold else first.variance + second.variance
+    if variance < NO_VARIANCE:
         return [
             *lines,
             f"difference {100 * difference:+.1f} points; the networks of a setting do not differ, "
             "so that chance cannot be told from a gain",
         ]
-    variance = first.variance + second.variance
-    freedom = variance**2 / sum(each.variance**2 / (each.networks - 1) for each in (first, second))
+    freedom = by_fold.networks - 1 if by_fold else _freedom(first, second)
     half = _quantile(freedom) * math.sqrt(variance)
     verdict = "neither is known to be better"
     if abs(difference) > half:
@@ -92,6 +99,12 @@ def compared(new: str, old: str) -> list[str]:
         f"difference {100 * difference:+.1f} points (95 % interval "
         f"{100 * (difference - half):+.1f} to {100 * (difference + half):+.1f}): {verdict}",
     ]
+
+
+def _freedom(first: Spread, second: Spread) -> float:
+    """Return the degrees of freedom of Welch's interval."""
+    parts = [each.variance**2 / (each.networks - 1) for each in (first, second)]
+    return (first.variance + second.variance) ** 2 / sum(parts)
 
 
 def _accuracies(name: str) -> list[float]:
@@ -110,8 +123,13 @@ def _accuracies(name: str) -> list[float]:
     return networks.groupby("network")["val_accuracy"].max().tolist()
 
 
-def _check_same_images(new: str, old: str) -> None:
-    """Raise `UserError` where two experiments were not validated on the same images."""
+def _check_same_images(new: str, old: str) -> bool:
+    """Return whether two experiments were validated on folds, which are the same.
+
+    Raises:
+        UserError: if they were not validated on the same images.
+
+    """
     validated = [_validated_on(name) for name in (new, old)]
     for key in dict.fromkeys([*validated[0], *validated[1]]):
         values = [of.get(key) for of in validated]
@@ -120,6 +138,7 @@ def _check_same_images(new: str, old: str) -> None:
                 f"{new} and {old} were validated on different images ({key} is {values[0]} and "
                 f"{values[1]}), so that their accuracies cannot be compared"
             )
+    return bool(validated[0].get("split.folds"))
 
 
 def _validated_on(name: str) -> dict[str, Any]:
