@@ -29,24 +29,24 @@ def main() -> None:
         return
     stage.announce(f"{len(rows.validation):,} validation images")
     combined = partial(saving.combined, load_networks(), **settings.tta.model_dump())
-    about = dataset.classes, dataset.notice, lineage.of_files(paths.networks()).to_json()
-    temperature, metrics = calibration.fit(combined(), dataset, rows.validation)
-    model = combined(temperature=temperature)
+    calibrated = calibration.fit(combined(), dataset, rows.validation)
+    model, metrics = combined(temperature=calibrated.temperature), dict(calibrated.scores)
+    notes = dataset.notes | lineage.of_files(paths.networks()).notes | calibrated.notes
     with atomic(paths.MODEL) as path:
-        saving.save(model, path, *about)
+        saving.save(model, path, dataset.classes, notes)
     with atomic(paths.ONNX) as folder:
         folder.mkdir()
         # DVC warns of a folder that is empty.
         write_json(folder / "export.json", stage.params)
         if settings.export.onnx:
-            metrics |= onnx.export(model, folder / paths.ONNX_MODEL.name, dataset)
+            metrics |= onnx.export(model, folder / paths.ONNX_MODEL.name, dataset, notes)
     trained = runs.load_run_id(paths.NETWORKS / paths.RUN_FILE)
     exported = runs.exported(trained, key=stage.params_digest, params=stage.params, note=NOTE)
     with stage.logging_to(exported) as run_id:
         stage.save_run_id(paths.EXPORT_RUN)
         if run_id is not None:
             runs.set_tags({"weights.digest": saving.digest(model)})
-            runs.log_model(model, *about)
+            runs.log_model(model, dataset.classes, notes)
         stage.write(calibration.headlines(metrics), more_metrics=metrics)
     log.info("export: %s; %s", calibration.summary(metrics), paths.MODEL)
 

@@ -21,6 +21,7 @@ from emotion_detection.evaluation.report import Subject
 from emotion_detection.figures import style
 from emotion_detection.figures.evaluation import evaluation_figures
 from emotion_detection.models.calibration import with_temperature
+from emotion_detection.models.coverage import Coverage
 from emotion_detection.settings import params
 from emotion_detection.settings.params import Network, Params
 from emotion_detection.settings.sections import changed
@@ -94,6 +95,21 @@ def test_the_report_says_what_the_temperature_does_to_the_calibration_error(
         f"{100 * scaled.calibration_error:.1f}\u00a0%, without it {100 * before:.1f}\u00a0%"
     )
     assert report.calibration(subject.result, 1.0).startswith("none")
+
+
+def test_the_report_says_how_often_the_sets_hold_the_label(subject: Subject) -> None:
+    # The first class is in every set, the second from 0.5, the third never.
+    text = Coverage(((), (0.5,) * 9, (2.0,) * 9)).to_json()
+    labels, probabilities = subject.result.labels, subject.result.probabilities
+    second = probabilities[:, 1] >= 0.5
+    right = (labels == 0) | ((labels == 1) & second)
+    assert report.sets(subject.result, text) == (
+        "made to hold the label of 90.0\u00a0% of the images of each class; of the test images "
+        f"{100 * right.mean():.1f}\u00a0% have it in theirs (lowest: {NAMES[2]}, 0.0\u00a0%); "
+        f"{100 * (~second).mean():.1f}\u00a0% have one class in it, "
+        f"{100 * second.mean():.1f}\u00a0% two"
+    )
+    assert report.sets(subject.result, None).startswith("none")
 
 
 def drawn(subject: Subject) -> dict[str, Figure]:

@@ -259,7 +259,7 @@ def test_a_network_of_synthetic_faces_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "drawn.keras"
-    saving.save(untrained((SIDE, SIDE, 1)), path, CLASSES, SYNTHETIC_NOTICE)
+    saving.save(untrained((SIDE, SIDE, 1)), path, CLASSES, {"notice": SYNTHETIC_NOTICE})
     assert predict.load(str(path), None).notice == SYNTHETIC_NOTICE
     assert caplog.messages == [f"{path}: {SYNTHETIC_NOTICE}"]
 

@@ -35,16 +35,23 @@ def test_a_probability_of_zero_stays_a_number() -> None:
 
 def test_the_scores_are_those_of_the_exported_model(toy: Dataset) -> None:
     model, rows = untrained((16, 16, 3)), np.arange(0, 90, 7)
-    temperature, scores = calibration.fit(model, toy, rows)
-    answers = saving.predict(saving.combined([model], temperature=temperature), toy.images, rows)
+    found = calibration.fit(model, toy, rows)
+    exported = saving.combined([model], temperature=found.temperature)
+    answers = saving.predict(exported, toy.images, rows)
     labels = toy.labels[rows]
-    assert scores == {
+    assert found.scores == {
         "export/val_accuracy": pytest.approx((answers.argmax(axis=1) == labels).mean(), abs=1e-6),
         "export/val_loss": pytest.approx(saving.cross_entropy(labels, answers), abs=1e-4),
-        "export/temperature": temperature,
+        "export/temperature": found.temperature,
     }
-    assert calibration.headlines(scores).keys() == {"export/val_accuracy"}
+    assert calibration.headlines(found.scores).keys() == {"export/val_accuracy"}
+    of_label = answers[np.arange(len(labels)), labels]
+    assert found.coverage is not None
+    for label, scores in enumerate(found.coverage.scores):
+        np.testing.assert_allclose(scores, np.sort(of_label[labels == label]), atol=1e-5)
+    assert found.notes == {"coverage": found.coverage.to_json()}
 
 
 def test_without_validation_images_there_is_no_temperature(toy: Dataset) -> None:
-    assert calibration.fit(untrained((16, 16, 3)), toy, np.arange(0)) == (1.0, {})
+    found = calibration.fit(untrained((16, 16, 3)), toy, np.arange(0))
+    assert (found.temperature, found.scores, found.coverage, found.notes) == (1.0, {}, None, {})

@@ -51,10 +51,10 @@ def test_the_classes_travel_with_the_network(
     tmp_path: Path, model: keras.Model, toy: Dataset
 ) -> None:
     path = tmp_path / "model.keras"
-    saving.save(model, path, CLASSES, lineage="its lineage")
+    saving.save(model, path, CLASSES, {"lineage": "its lineage"})
     expected = model.predict(toy.images[:5], verbose=0)
 
-    assert (saving.notice(path), saving.lineage(path)) == (None, "its lineage")
+    assert saving.notes(path) == {"lineage": "its lineage"}
     loaded, classes = saving.load(path.rename(tmp_path / "other.keras"))
     assert classes == CLASSES
     np.testing.assert_array_equal(loaded.predict(toy.images[:5], verbose=0), expected)

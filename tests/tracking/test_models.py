@@ -123,7 +123,7 @@ def test_a_model_of_synthetic_faces_says_so_wherever_it_is_loaded(
 ) -> None:
     drawn = replace(toy, synthetic=True)
     with start(drawn) as run_id:
-        runs.log_model(model, toy.classes, drawn.notice)
+        runs.log_model(model, toy.classes, drawn.notes)
     uri = f"runs:/{run_id}/{models.MODEL_NAME}"
     assert models.origin(uri).notice == SYNTHETIC_NOTICE
     mlflow.pyfunc.load_model(uri)

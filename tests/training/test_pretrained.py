@@ -44,7 +44,7 @@ def logged(
     tags = {"selected_on_test": selected_on_test}
     with runs.run("train", note="", dataset=dataset, params={}, tags=tags) as run_id:
         text = None if learnt is None else learnt.to_json()
-        runs.log_model(model, dataset.classes, lineage=text)
+        runs.log_model(model, dataset.classes, {"lineage": text} if text else None)
     return f"runs:/{run_id}/{models.MODEL_NAME}"
 
 

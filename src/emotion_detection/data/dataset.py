@@ -124,9 +124,9 @@ class Dataset:
         return self.splits == SPLITS.index("test")
 
     @property
-    def notice(self) -> str | None:
-        """What whoever uses a model of these images has to know; None where there is nothing."""
-        return SYNTHETIC_NOTICE if self.synthetic else None
+    def notes(self) -> dict[str, str]:
+        """What the file of a model of these images has to say of them, by `saving.NOTES`."""
+        return {"notice": SYNTHETIC_NOTICE} if self.synthetic else {}
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:

@@ -30,8 +30,9 @@ from emotion_detection.figures import style, svg
 from emotion_detection.figures.evaluation import MISTAKES
 from emotion_detection.figures.training import learning_curves
 from emotion_detection.files import atomic, write_json
+from emotion_detection.models import coverage
 from emotion_detection.models.calibration import with_temperature
-from emotion_detection.models.saving import temperature
+from emotion_detection.models.saving import notes, temperature
 from emotion_detection.settings import recipes
 from emotion_detection.settings.params import Network, Params, Split
 from emotion_detection.settings.sections import Section, changed
@@ -49,6 +50,7 @@ FIGURES = (
 )
 # A page of more ROC curves could not be read, and would be large.
 MOST_CURVES = 26
+COVERAGE = 0.9
 # A photo in the page, in WebP; its longer side in pixels is at most this.
 QUALITY, LARGEST_PHOTO = 88, 160
 
@@ -133,6 +135,7 @@ def subject(
         facts=[
             *training_facts(model, settings, trained),
             ("calibration", calibration(challenger.result, temperature(model))),
+            ("sets of classes", sets(challenger.result, notes(paths.MODEL).get("coverage"))),
         ],
         selected_on_test=settings.split.validation == "test",
         synthetic=challenger.dataset.synthetic,
@@ -245,6 +248,26 @@ def calibration(result: Evaluation, temperature: float) -> str:
     return (
         f"temperature {temperature:.2f}, fitted on the validation images; the calibration error on "
         f"test is {_percent(result.calibration_error)}, without it {_percent(before)}"
+    )
+
+
+def sets(result: Evaluation, text: str | None) -> str:
+    """Return how the sets of `models.coverage`, of which `text` is a note, do on test, in words."""
+    if text is None:
+        return "none: there was no image left to measure them on"
+    held = coverage.from_json(text, len(result.classes)).sets(result.probabilities, COVERAGE)
+    right, sizes = held[np.arange(len(held)), result.labels], held.sum(axis=1)
+    of_class = {
+        name: right[result.labels == label].mean()
+        for label, name in enumerate(result.classes)
+        if (result.labels == label).any()
+    }
+    lowest = min(of_class, key=lambda name: of_class[name])
+    return (
+        f"made to hold the label of {_percent(COVERAGE)} of the images of each class; of the test "
+        f"images {_percent(right.mean())} have it in theirs (lowest: {lowest}, "
+        f"{_percent(of_class[lowest])}); {_percent((sizes == 1).mean())} have one class in it, "
+        f"{_percent((sizes == 2).mean())} two"
     )
 
 

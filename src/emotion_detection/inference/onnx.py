@@ -10,7 +10,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from emotion_detection.data.dataset import Dataset
 if TYPE_CHECKING:
     import keras
 
-CLASSES_KEY, NOTICE_KEY = "classes", "notice"
+CLASSES_KEY, NOTES_KEYS = "classes", ("notice", "coverage")
 INPUT, OUTPUT = "images", "probabilities"
 BATCH = 256
 TIMED_SECONDS = 1.0
@@ -48,13 +48,16 @@ def _extra() -> Iterator[None]:
 
 
 def save(
-    model: "keras.Model", path: Path, classes: tuple[str, ...], notice: str | None = None
+    model: "keras.Model",
+    path: Path,
+    classes: tuple[str, ...],
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Save `model`, and `classes` in the order of its outputs, as the ONNX file `path`.
 
     The file takes `images` (N, H, W, C) uint8 and returns `probabilities` (N, classes) float32, for
-    any N. The names of the classes are its metadata `classes`, as a JSON list, and `notice` is what
-    whoever uses it has to know.
+    any N. Its metadata are `classes`, their names as a JSON list, and those of `notes` that are
+    needed to use it, by the names of `saving.NOTES`.
 
     Raises:
         UserError: if a package of the extra onnx is missing.
@@ -79,19 +82,25 @@ def save(
     for value in (*file.graph.input, output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     file.metadata_props.add(key=CLASSES_KEY, value=json.dumps(classes, ensure_ascii=False))
-    if notice is not None:
-        file.metadata_props.add(key=NOTICE_KEY, value=notice)
+    for key, value in (notes or {}).items():
+        if key in NOTES_KEYS:
+            file.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(file, full_check=True)
     onnx.save(file, path)
 
 
 def export(
-    model: "keras.Model", path: Path, dataset: Dataset, *, tolerance: float = TOLERANCE
+    model: "keras.Model",
+    path: Path,
+    dataset: Dataset,
+    notes: Mapping[str, str] | None = None,
+    *,
+    tolerance: float = TOLERANCE,
 ) -> dict[str, float]:
     """Save `model` as the ONNX file `path`, and return how it compares with Keras on test images.
 
-    The metrics are the largest difference in a probability, and the images per second of each, in
-    batches of `BATCH` and one by one.
+    `notes` are those of `save`. The metrics are the largest difference in a probability, and the
+    images per second of each, in batches of `BATCH` and one by one.
 
     Raises:
         UserError: if a package of the extra onnx is missing, or if a probability differs by more
@@ -100,7 +109,7 @@ def export(
     """
     from emotion_detection.models import saving
 
-    save(model, path, dataset.classes, dataset.notice)
+    save(model, path, dataset.classes, notes)
     networks: dict[str, Probabilities] = {"keras": saving.compiled(model), "onnx": load(path)[0]}
     rows = dataset.is_test.nonzero()[0]
     difference = largest_difference(networks["keras"], networks["onnx"], dataset.images, rows)
@@ -150,10 +159,10 @@ class OnnxNetwork:
             clock.cancel()
 
     @property
-    def notice(self) -> str | None:
-        """What the file says to whoever uses it, None if it says nothing."""
-        said: str | None = self.session.get_modelmeta().custom_metadata_map.get(NOTICE_KEY)
-        return said
+    def notes(self) -> dict[str, str]:
+        """What the file says besides the names of its classes, by `saving.NOTES`."""
+        said = self.session.get_modelmeta().custom_metadata_map
+        return {key: said[key] for key in NOTES_KEYS if key in said}
 
 
 def load(path: Path) -> tuple[OnnxNetwork, tuple[str, ...] | None]:

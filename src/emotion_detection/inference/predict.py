@@ -271,7 +271,7 @@ def _saved(
     is_onnx = path.suffix.lower() == ".onnx"
     try:
         network, names = (onnx if is_onnx else _saving()).load(path)
-        notice = network.notice if is_onnx else _saving().notice(path)
+        notice = (network.notes if is_onnx else _saving().notes(path)).get("notice")
         # Keras raises here where a network was never built.
         _check_takes_images(path, network.input_shape)
     except UserError:

@@ -1,6 +1,7 @@
-"""The temperature that makes a model's probabilities as sure as it is right, and its scores."""
+"""How sure a model is: its temperature, its scores and what its sets of classes rest on."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import keras
 import numpy as np
@@ -8,6 +9,8 @@ from scipy.optimize import minimize_scalar
 
 from emotion_detection.console import Progress
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.models import coverage
+from emotion_detection.models.coverage import Coverage
 from emotion_detection.models.saving import SMALLEST_PROBABILITY, cross_entropy, predict
 
 VAL_ACCURACY, TEMPERATURE = "export/val_accuracy", "export/temperature"
@@ -15,23 +18,38 @@ BOUNDS = 0.1, 10.0
 """Of a temperature; those of networks lie well between them."""
 
 
-def fit(model: keras.Model, dataset: Dataset, rows: np.ndarray) -> tuple[float, dict[str, float]]:
-    """Return the temperature for `model`, and its scores with it, both on the validation `rows`.
+@dataclass(frozen=True)
+class Calibration:
+    """The temperature for a model, and with it its scores and what its sets rest on.
 
-    The scores are what export reports. Without rows the temperature is 1, and there are none.
+    All are of validation images; without any the temperature is 1, and there is nothing else.
     """
+
+    temperature: float = 1.0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    coverage: Coverage | None = None
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a file says of it, by `saving.NOTES`."""
+        return {} if self.coverage is None else {"coverage": self.coverage.to_json()}
+
+
+def fit(model: keras.Model, dataset: Dataset, rows: np.ndarray) -> Calibration:
+    """Return the calibration of `model` on the validation `rows`; its scores are export's."""
     if not len(rows):
-        return 1.0, {}
+        return Calibration()
     with Progress("export: predicting", total=len(rows), unit="images") as progress:
         probabilities = predict(model, dataset.images, rows, progress.advance)
     labels = dataset.labels[rows]
     temperature = fit_temperature(labels, probabilities)
     scaled = with_temperature(probabilities, temperature)
-    return temperature, {
+    scores = {
         VAL_ACCURACY: round(float((scaled.argmax(axis=1) == labels).mean()), 6),
         "export/val_loss": round(cross_entropy(labels, scaled), 6),
         TEMPERATURE: temperature,
     }
+    return Calibration(temperature, scores, coverage.measured(labels, scaled))
 
 
 def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -8,14 +8,18 @@ package's others.
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-CLASSES_MEMBER, NOTICE_MEMBER, LINEAGE_MEMBER = "classes.json", "notice.txt", "lineage.json"
+CLASSES_MEMBER = "classes.json"
+NOTES = {"notice": "notice.txt", "lineage": "lineage.json", "coverage": "coverage.json"}
+"""The members of what else a file says: a sentence for whoever uses the network, what it learnt
+from (tracking.lineage), and what its sets of classes rest on (models.coverage)."""
+
 SCALE = "temperature"
 """The name of the layer that divides by it."""
 
@@ -37,20 +41,17 @@ def save(
     model: keras.Model,
     path: Path,
     classes: Sequence[str],
-    notice: str | None = None,
-    lineage: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Save `model`, and `classes` in the order of its outputs, as the .keras file `path`.
 
-    `notice` is a sentence for whoever uses it, None if there is nothing to say, and `lineage` a
-    text on what it learnt from, by `tracking.lineage`.
+    `notes` are texts by the names of NOTES.
     """
     model.save(path)
     with zipfile.ZipFile(path, "a") as file:
         file.writestr(CLASSES_MEMBER, json.dumps(classes))
-        for member, text in ((NOTICE_MEMBER, notice), (LINEAGE_MEMBER, lineage)):
-            if text is not None:
-                file.writestr(member, text)
+        for name, text in (notes or {}).items():
+            file.writestr(NOTES[name], text)
 
 
 def load(path: Path) -> tuple[keras.Model, tuple[str, ...] | None]:
@@ -69,14 +70,10 @@ def load(path: Path) -> tuple[keras.Model, tuple[str, ...] | None]:
     return model, tuple(classes)
 
 
-def notice(path: Path) -> str | None:
-    """Return what the .keras file `path` says to whoever uses it, None if it says nothing."""
-    return _text(path, NOTICE_MEMBER)
-
-
-def lineage(path: Path) -> str | None:
-    """Return what the .keras file `path` says on what it learnt from, None if it says nothing."""
-    return _text(path, LINEAGE_MEMBER)
+def notes(path: Path) -> dict[str, str]:
+    """Return the notes of the .keras file `path` by the names of NOTES; those that it has."""
+    found = {name: _text(path, member) for name, member in NOTES.items()}
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _text(path: Path, member: str) -> str | None:

@@ -54,7 +54,7 @@ class EmotionModel(PythonModel):
         saving = importlib.import_module("saving")
         path = Path(context.artifacts["network"])
         model, self._classes = saving.load(path)
-        if notice := saving.notice(path):
+        if notice := saving.notes(path).get("notice"):
             log.warning("%s", notice)
         self._shape: tuple[int, int, int] = model.input_shape[1:]
         self._network = saving.compiled(model)

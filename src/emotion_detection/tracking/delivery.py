@@ -290,4 +290,4 @@ def _log_model(run_id: str, kept: Path) -> None:
     path = kept / paths.MODEL.name
     model, classes = saving.load(path)
     assert classes is not None
-    models.log_model(model, classes, run_id, saving.notice(path), saving.lineage(path))
+    models.log_model(model, classes, run_id, saving.notes(path))

@@ -99,6 +99,11 @@ class Lineage:
         }
         return json.dumps(values, indent=2) + "\n"
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a file says of it, by `saving.NOTES`."""
+        return {"lineage": self.to_json()}
+
     def write(self, folder: Path) -> None:
         """Write it to `folder` as FILE."""
         (folder / FILE).write_text(self.to_json(), encoding="utf-8", newline="\n")
@@ -146,7 +151,7 @@ def of_files(files: Iterable[Path]) -> Lineage:
     """Return the lineage of the networks in the .keras `files` together."""
     from emotion_detection.models import saving  # It imports TensorFlow, which takes seconds.
 
-    return joined(from_json(saving.lineage(file), file.name) for file in files)
+    return joined(from_json(saving.notes(file).get("lineage"), file.name) for file in files)
 
 
 def _known(digests: Iterable[str]) -> npt.NDArray[np.uint64]:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,13 +77,12 @@ def log_model(
     model: "keras.Model",
     classes: tuple[str, ...],
     run_id: str,
-    notice: str | None = None,
-    lineage: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Log `model` to the run `run_id` in the form that `serving.py` serves, with all that it needs.
 
-    `classes`, `notice` and `lineage` are what `saving.save` takes. Its input example is two
-    synthetic faces, as PNG files in base64: no image of the data set leaves the project.
+    `classes` and `notes` are what `saving.save` takes. Its input example is two synthetic faces, as
+    PNG files in base64: no image of the data set leaves the project.
     """
     from emotion_detection.models import saving
 
@@ -94,9 +93,9 @@ def log_model(
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / paths.MODEL.name
-        saving.save(model, path, classes, notice, lineage)
+        saving.save(model, path, classes, notes)
         # As mlflow.pyfunc.log_model does, which logs to MLflow's active run alone.
-        with _without(notice):
+        with _without((notes or {}).get("notice")):
             Model.log(
                 artifact_path=None,
                 flavor=mlflow.pyfunc,
@@ -178,7 +177,7 @@ def load_with_lineage(model_uri: str) -> "tuple[keras.Model, tuple[str, ...], st
             model, classes = saving.load(path)
             # A model that was not saved by saving.save has the names in MLflow's metadata alone.
             classes = classes or tuple(Model.load(logged).metadata["classes"])
-            return model, classes, saving.lineage(path)
+            return model, classes, saving.notes(path).get("lineage")
         except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
             raise GoneError(f"{failed} ({first_line(error)})") from error
 

@@ -407,21 +407,18 @@ def _end(outbox: Outbox, run: str, status: str) -> None:
 
 
 def log_model(
-    model: "keras.Model",
-    classes: tuple[str, ...],
-    notice: str | None = None,
-    lineage: str | None = None,
+    model: "keras.Model", classes: tuple[str, ...], notes: Mapping[str, str] | None = None
 ) -> None:
     """Log `model` to the current run, or keep it in the outbox until the store is back.
 
-    `classes`, `notice` and `lineage` are what `saving.save` takes.
+    `classes` and `notes` are what `saving.save` takes.
     """
     outbox, run = _current[-1]
     try:
         # What was logged before comes first; this also shows whether the store can be reached.
         if outbox.flush(timeout()):
             with raising_outages():
-                models.log_model(model, classes, outbox.known(run), notice, lineage)
+                models.log_model(model, classes, outbox.known(run), notes)
             return
     except UnreachableError as error:
         log.warning("%s; the model is kept on disk until it is back", error)
@@ -432,7 +429,7 @@ def log_model(
         from emotion_detection.models import saving
 
         folder.mkdir()
-        saving.save(model, folder / paths.MODEL.name, classes, notice, lineage)
+        saving.save(model, folder / paths.MODEL.name, classes, notes)
 
     _keep("model", models.MODEL_NAME, write)
 

@@ -272,7 +272,7 @@ def _train(
         finished.mkdir()
         history.to_csv(finished / HISTORY, index=False)
         copy = plain(model, dataset.images.shape[1:])
-        save(copy, finished / NETWORK, dataset.classes, lineage=learnt.to_json())
+        save(copy, finished / NETWORK, dataset.classes, learnt.notes)
     checkpoints.remove()
     kept.unlink()
 
