@@ -40,16 +40,16 @@ COLD = """
 import json, sys, time
 times = [time.perf_counter()]
 from pathlib import Path
-from emotion_detection.inference import faces, predict
+from emotion_detection.inference import detector, pictures, predict
 times.append(time.perf_counter())
 from emotion_detection.models import saving
 times.append(time.perf_counter())
 network = predict.load(sys.argv[1], None)
 times.append(time.perf_counter())
-found = predict.pictures([Path(sys.argv[2])])
-faces.FaceFinder()(found[0].open())
+found = pictures.listed([Path(sys.argv[2])])
+detector.load("haar", network.classes)(found[0].open())
 times.append(time.perf_counter())
-list(predict.predict(found, network, detect=False, keep=False))
+list(predict.predict(found, network, None, keep=False))
 times.append(time.perf_counter())
 steps = (
     *("NumPy, OpenCV and Pillow are imported", "TensorFlow and Keras are"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from emotion_detection.data.dataset import (
     write_near_pairs,
 )
 from emotion_detection.data.splits import Split, split
+from emotion_detection.inference import detector
+from emotion_detection.inference.faces import YuNetFinder
 from emotion_detection.settings import params
 from tests.support import servers, session
 from tests.support.stores import alone
@@ -40,6 +43,8 @@ LONGEST = (
     "test_devices.py",
     "test_ensemble.py",
 )
+# As whoever runs the tests named it.
+YUNET = os.environ.get(detector.VARIABLE, "")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 # A shell's job in the background ignores Ctrl-C, and so would whatever a test interrupts.
@@ -112,6 +117,27 @@ def _draw_toy(folder: Path, train: int, test: int) -> None:
 def _frozen_afterwards() -> Iterator[None]:
     yield
     _freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_fetched() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(detector.VARIABLE, detector.HAAR)
+        yield
+
+
+@pytest.fixture(scope="session")
+def yunet_file() -> Path:
+    """Return the path of YuNet's file; a test without one is skipped."""
+    if not Path(YUNET).is_file():
+        pytest.skip(f"needs YuNet: {detector.VARIABLE}=FILE")
+    return Path(YUNET).resolve()
+
+
+@pytest.fixture(scope="session")
+def yunet(yunet_file: Path) -> YuNetFinder:
+    """Return YuNet as it is by default."""
+    return YuNetFinder(yunet_file.read_bytes(), detector.MIN_CONFIDENCE, detector.MIN_FACE)
 
 
 @pytest.fixture(scope="session")

@@ -222,7 +222,7 @@ def test_a_name_cannot_move_the_cursor_or_become_a_formula(
 def test_without_detection_a_photo_is_one_face(command: Command, album: Path) -> None:
     status, out, _ = command(
         *("predict", album / "photo.jpg", "--model", paths.MODEL),
-        *("--no-detect", "--format", "json"),
+        *("--detector", "none", "--format", "json"),
     )
     assert status == 0
     assert json.loads(out)["box"] == {"left": 0, "top": 0, "width": 1024, "height": 512}

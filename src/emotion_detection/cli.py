@@ -1,8 +1,6 @@
 """The command `emotion-detection`."""
 
 import argparse
-import csv
-import json
 import math
 import os
 import sys
@@ -12,17 +10,18 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import emotion_detection
 from emotion_detection import paths
-from emotion_detection.console import UserError, call, log, printable, progress, quiet, run
+from emotion_detection.console import UserError, call, log, progress, quiet, run
+from emotion_detection.inference import detector
+from emotion_detection.inference.formats import WRITERS
 
 # What the help does not need is imported where it is: TensorFlow alone takes seconds.
 if TYPE_CHECKING:
     from PIL import Image
 
-    from emotion_detection.inference.predict import Picture, Prediction
+    from emotion_detection.inference.faces import FaceFinder
+    from emotion_detection.inference.pictures import Picture
+    from emotion_detection.inference.predict import Prediction
 
-DIGITS = 6
-
-Write = Callable[["Prediction"], None]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -42,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--version", action=_Version, nargs=0, help="print the version of the project, and exit"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    network = _network_arguments()
+    network = [_network_arguments(), _detector_arguments()]
     _add_recipe(commands)
     _add_stages(commands)
     _add_report(commands)
@@ -83,6 +82,47 @@ def _network_arguments() -> argparse.ArgumentParser:
         help="what a .keras file from elsewhere has its pixels multiplied by, from 0 to 255",
     )
     return network
+
+
+def _detector_arguments() -> argparse.ArgumentParser:
+    faces = argparse.ArgumentParser(add_help=False)
+    faces.add_argument(
+        "--detector",
+        metavar="DETECTOR",
+        help="what finds the faces: yunet, haar, or the path of YuNet's file; none takes each "
+        "picture whole (default: yunet if the network's classes are emotions, else none)",
+    )
+    faces.add_argument(
+        "--min-confidence",
+        type=_confidence,
+        default=detector.MIN_CONFIDENCE,
+        metavar="P",
+        help="leave out faces of which YuNet is less sure, from 0 to 1 (default: %(default)s)",
+    )
+    faces.add_argument(
+        "--min-face",
+        type=_pixels,
+        default=detector.MIN_FACE,
+        metavar="PIXELS",
+        help="leave out faces that are less high (default: %(default)s)",
+    )
+    return faces
+
+
+def _confidence(text: str) -> float:
+    try:
+        confidence = float(text)
+    except ValueError:
+        confidence = math.nan
+    if not 0 <= confidence <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number from 0 to 1")
+    return confidence
+
+
+def _pixels(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
+    return int(text)
 
 
 def _scale(text: str) -> float:
@@ -167,10 +207,10 @@ def _add_compare(commands: Commands) -> None:
     command.set_defaults(act=_compare)
 
 
-def _add_predict(commands: Commands, network: argparse.ArgumentParser) -> None:
+def _add_predict(commands: Commands, network: list[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "predict",
-        parents=[network],
+        parents=network,
         help="label the faces in pictures",
         description="Find the faces in pictures and label each with its emotion.",
         epilog="Exits with 0 if anything was labelled, else with 1.",
@@ -180,12 +220,6 @@ def _add_predict(commands: Commands, network: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--camera", type=int, metavar="N", help="take a picture with camera N (0 is the first)"
-    )
-    command.add_argument(
-        "--detect",
-        action=argparse.BooleanOptionalAction,
-        help="look for faces in every picture, or take each whole (default: look if the network's "
-        "classes are emotions and the picture is no cropped face)",
     )
     command.add_argument(
         "--format",
@@ -202,10 +236,10 @@ def _add_predict(commands: Commands, network: argparse.ArgumentParser) -> None:
     command.set_defaults(act=_predict, error=command.error)
 
 
-def _add_demo(commands: Commands, network: argparse.ArgumentParser) -> None:
+def _add_demo(commands: Commands, network: list[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "demo",
-        parents=[network],
+        parents=network,
         help="show a page that labels the faces in a photo",
         description="Serve a page, on this machine alone, that labels the faces in a photo or "
         "before the camera and shows what the network looked at.",
@@ -325,23 +359,25 @@ def _predict(arguments: argparse.Namespace) -> None:
         arguments.error("give a PATH or --camera")
 
     from emotion_detection.data.dataset import BadFile
-    from emotion_detection.inference import predict
+    from emotion_detection.inference import pictures, predict
 
     if arguments.camera is None and not any(path.exists() for path in arguments.paths):
         raise UserError(f"{', '.join(map(str, arguments.paths))}: there is no such file or folder")
-    found = predict.pictures(arguments.paths)
+    detector.check(arguments.detector)
+    found = pictures.listed(arguments.paths)
     if arguments.camera is not None:
-        found.append(predict.camera(arguments.camera))
+        found.append(pictures.camera(arguments.camera))
     if not found:
         raise UserError(f"{', '.join(map(str, arguments.paths))}: there is no picture in it")
     if arguments.annotate is not None:
         _refuse_overwriting(found, arguments.annotate)
     network = predict.load(arguments.model, arguments.classes, arguments.scale)
+    finder = _finder(arguments, network.classes)
     # A name may hold any bytes, and the terminal may know few characters.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     write = WRITERS[arguments.format](network.classes)
     results: Iterator[Prediction | BadFile] = predict.predict(
-        found, network, detect=arguments.detect, keep=arguments.annotate is not None
+        found, network, finder, keep=arguments.annotate is not None
     )
     if not sys.stdout.isatty():
         # Shown at once, since lines that come between would show it anyhow.
@@ -360,20 +396,26 @@ def _predict(arguments: argparse.Namespace) -> None:
             _annotate(result, result.image, network.classes, arguments.annotate)
     if crops:
         log.info(
-            "%d of %d pictures were taken for cropped faces, and whole; --detect looks for faces",
+            "%d of %d pictures were taken for cropped faces, and whole",
             *(crops, labelled),
         )
     if not labelled:
         raise UserError(f"nothing was labelled in {len(found):,} pictures")
 
 
+def _finder(arguments: argparse.Namespace, classes: Sequence[str]) -> "FaceFinder | None":
+    return detector.load(arguments.detector, classes, arguments.min_confidence, arguments.min_face)
+
+
 def _demo(arguments: argparse.Namespace) -> None:
+    detector.check(arguments.detector)
     with quiet():
         from emotion_detection.inference import demo, predict
 
     model = predict.pinned(arguments.model)
     network = predict.load(model, arguments.classes, arguments.scale)
-    demo.serve(network, predict.origin(model), arguments.port)
+    finder = _finder(arguments, network.classes)
+    demo.serve(network, predict.origin(model), arguments.port, finder)
 
 
 def _send(_: argparse.Namespace) -> None:
@@ -394,7 +436,7 @@ def _clean(arguments: argparse.Namespace) -> None:
 def _refuse_overwriting(found: "Sequence[Picture]", folder: Path) -> None:
     """Refuse to write annotated pictures over any file that is none."""
     from emotion_detection.inference.annotate import check_free
-    from emotion_detection.inference.predict import annotated_name
+    from emotion_detection.inference.pictures import annotated_name
 
     read = {os.path.realpath(picture.path): picture.path for picture in found if picture.path}
     for picture in found:
@@ -411,88 +453,6 @@ def _annotate(
 
     drawn = annotate.annotated(image, prediction.faces, classes)
     annotate.save(drawn, folder, prediction.picture.file)
-
-
-# --- Formats: each gives what writes a prediction to stdout, and may write a header first.
-
-
-def _table(classes: Sequence[str]) -> Write:
-    names = [printable(name) for name in classes]
-    width = max(map(len, ("label", *names)))
-
-    def line(label: str, confidence: str, face: str, box: str, file: str) -> None:
-        print(f"{label:<{width}}  {confidence:>10}  {face:>4}  {box:<19}  {file}", flush=True)
-
-    line("label", "confidence", "face", "left,top size", "file")
-
-    def write(prediction: "Prediction") -> None:
-        for number, face in enumerate(prediction.faces, start=1):
-            left, top, box_width, box_height = face.box
-            line(
-                names[face.label],
-                f"{face.confidence:.1%}",
-                str(number),
-                f"{left},{top} {box_width}x{box_height}",
-                printable(prediction.picture.name),
-            )
-
-    return write
-
-
-def _json(classes: Sequence[str]) -> Write:
-    def write(prediction: "Prediction") -> None:
-        for number, face in enumerate(prediction.faces, start=1):
-            value = {
-                "file": prediction.picture.name,
-                "face": number,
-                "box": face.box._asdict(),
-                "label": classes[face.label],
-                "confidence": round(face.confidence, DIGITS),
-                "probabilities": {
-                    name: round(float(probability), DIGITS)
-                    for name, probability in zip(classes, face.probabilities, strict=True)
-                },
-            }
-            print(json.dumps(value), flush=True)
-
-    return write
-
-
-def _csv(classes: Sequence[str]) -> Write:
-    from emotion_detection.files import cell
-
-    # A terminal would act on what a name holds.
-    shown = printable if sys.stdout.isatty() else str
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(
-        (
-            *("file", "face", "left", "top", "width", "height", "label", "confidence"),
-            *(shown(f"probability_{name}") for name in classes),
-        )
-    )
-
-    def write(prediction: "Prediction") -> None:
-        for number, face in enumerate(prediction.faces, start=1):
-            writer.writerow(
-                (
-                    *(cell(shown(prediction.picture.name)), number, *face.box),
-                    cell(shown(classes[face.label])),
-                    *(
-                        f"{value:.{DIGITS}f}"
-                        for value in (face.confidence, *face.probabilities.tolist())
-                    ),
-                )
-            )
-        sys.stdout.flush()
-
-    return write
-
-
-WRITERS: dict[str, Callable[[Sequence[str]], Write]] = {
-    "table": _table,
-    "json": _json,
-    "csv": _csv,
-}
 
 
 if __name__ == "__main__":

@@ -81,3 +81,9 @@ def outboxes() -> Path:
 def networks() -> list[Path]:
     """Return the paths of the trained networks that there are, in the order of their members."""
     return sorted(NETWORKS.glob("member_*.keras"), key=lambda path: int(path.stem.split("_")[1]))
+
+
+def cache() -> Path:
+    """Return the folder of what is fetched once for all projects of a person."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "emotion-detection"

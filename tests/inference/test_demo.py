@@ -27,7 +27,8 @@ from starlette.applications import Starlette
 from emotion_detection import paths
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import Dataset
-from emotion_detection.inference import demo, predict
+from emotion_detection.inference import demo, detector, pictures, predict
+from emotion_detection.inference.faces import HaarFinder
 from emotion_detection.inference.predict import Network
 from emotion_detection.tracking.models import Origin
 from tests.support.environment import without_settings
@@ -67,7 +68,10 @@ def serving(network: Network, gate: Gate, *, timeout: float) -> Iterator[int]:
         return network.probabilities(images)
 
     with socket.create_server((demo.HOST, 0)) as listening:
-        app = demo.app(replace(network, probabilities=probabilities), ORIGIN, timeout=timeout)
+        finder = detector.load(None, network.classes)
+        app = demo.app(
+            replace(network, probabilities=probabilities), ORIGIN, finder, timeout=timeout
+        )
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -161,7 +165,7 @@ def test_every_face_of_a_photo_is_shown_with_what_it_is_taken_for(
     seen.give(album / "photo.jpg")
     expect(page.get_by_role("status")).to_have_text("2 faces, from left to right")
     (found,) = predict.predict(
-        predict.pictures([album / "photo.jpg"]), network, detect=True, keep=False
+        pictures.listed([album / "photo.jpg"]), network, HaarFinder(20), keep=False
     )
     assert isinstance(found, predict.Prediction)
     picture = page.get_by_alt_text("the picture").bounding_box()
@@ -421,7 +425,7 @@ def test_half_an_upload_and_a_client_that_leaves_hold_nothing(
     monkeypatch.setattr(demo, "PIECE_TIMEOUT", 0.01)
     monkeypatch.setattr(demo, "AT_ONCE", 1)
     network = Network(lambda images: images, ("a", "b"), (16, 16), "rgb")
-    app = demo.app(network, ORIGIN)
+    app = demo.app(network, ORIGIN, None)
     assert [posted(app, *pieces) for _ in range(2)] == [status] * 2
 
 
@@ -429,16 +433,16 @@ def test_few_pictures_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(demo, "AT_ONCE", 0)
     network = Network(lambda images: images, ("a", "b"), (16, 16), "rgb")
     # The answer says that it is busy, without a byte of the picture being read.
-    assert posted(demo.app(network, ORIGIN, timeout=0.01)) == 200
+    assert posted(demo.app(network, ORIGIN, None, timeout=0.01)) == 200
 
 
 def test_a_port_that_is_taken_or_none_is_told(network: Network) -> None:
     with socket.create_server((demo.HOST, 0)) as other:
         taken = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"--port {taken}: .*in use.*; give another"):
-            demo.serve(network, ORIGIN, taken)
+            demo.serve(network, ORIGIN, taken, None)
     with pytest.raises(UserError, match=r"--port 70000: .*65535"):
-        demo.serve(network, ORIGIN, 70000)
+        demo.serve(network, ORIGIN, 70000, None)
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_each_picture_has_a_list_of_labelled_faces(model: Model, tmp_path: Path)
     assert tuple(face.probabilities) == model.classes
     assert face.confidence == face.probabilities[face.label] == max(face.probabilities.values())
     assert sum(face.probabilities.values()) == pytest.approx(1, abs=1e-5)
-    ((whole,),) = model.predict(blank, detect=False)
+    ((whole,),) = model.predict(blank, detector="none")
     assert whole.box == Box(0, 0, 120, 90)
 
 

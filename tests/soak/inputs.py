@@ -35,7 +35,9 @@ from emotion_detection.data import image
 from emotion_detection.data.image import BadImageError, decode, open_image
 from emotion_detection.data.ingest import ingest
 from emotion_detection.inference import annotate, demo, onnx, predict
-from emotion_detection.inference.predict import Picture, Prediction
+from emotion_detection.inference.faces import HaarFinder
+from emotion_detection.inference.pictures import Picture
+from emotion_detection.inference.predict import Prediction
 from emotion_detection.models import saving, serving
 from emotion_detection.settings import params
 from tests.support.fuzzing import IMAGES, INGEST, ZIPS, anything, changed_params, damaged, texts
@@ -44,6 +46,7 @@ from tests.support.untrained import untrained
 
 LONGEST = 120.0
 EXAMPLES = 40
+HAAR = HaarFinder(20)
 """Of each kind, in a round."""
 
 
@@ -133,7 +136,7 @@ class Inputs:
         saving.save(network, folder / "sound.keras", ("angry", "happy", "sad"))
         onnx.save(network, folder / "sound.onnx", ("angry", "happy", "sad"))
         self.network = predict.load(str(folder / "sound.keras"))
-        self.page = demo.app(self.network, predict.origin("sound.keras"))
+        self.page = demo.app(self.network, predict.origin("sound.keras"), HAAR)
         mlflow.pyfunc.save_model(
             folder / "served",
             python_model=serving.__file__,
@@ -191,8 +194,8 @@ class Inputs:
 
     def picture(self, data: bytes) -> None:
         picture = Picture("picture", Path("picture.png"), lambda: open_image(data))
-        for detect in (True, False):
-            for found in predict.predict([picture], self.network, detect=detect, keep=True):
+        for finder in (HAAR, None):
+            for found in predict.predict([picture], self.network, finder, keep=True):
                 if isinstance(found, Prediction) and found.image is not None:
                     annotate.annotated(found.image, found.faces, self.network.classes)
 

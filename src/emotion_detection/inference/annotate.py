@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from emotion_detection.console import UserError
 from emotion_detection.figures.style import INK, class_colour, font_file
 from emotion_detection.files import atomic
-from emotion_detection.inference.predict import Face, annotated_name
+from emotion_detection.inference.pictures import annotated_name
+from emotion_detection.inference.predict import Face
 
 # A face that was cut out is enlarged to so many pixels, else its label would not fit.
 SMALLEST_SIDE = 240
@@ -85,7 +86,7 @@ def check_free(path: Path) -> None:
 
 
 def save(image: Image.Image, folder: Path, file: Path) -> None:
-    """Write a picture to `folder`, as `predict.annotated_name` calls it.
+    """Write a picture to `folder`, as `pictures.annotated_name` calls it.
 
     Raises:
         UserError: if what has its name there was not written by this.

@@ -34,7 +34,9 @@ from emotion_detection.data.image import BadImageError, decode, open_image, prep
 from emotion_detection.evaluation.report import environment, limits
 from emotion_detection.figures.style import class_colour
 from emotion_detection.inference import predict, saliency
-from emotion_detection.inference.predict import Network, Picture, Prediction
+from emotion_detection.inference.faces import FaceFinder, cut
+from emotion_detection.inference.pictures import Picture
+from emotion_detection.inference.predict import Face, Network, Prediction
 from emotion_detection.tracking.models import Origin
 
 HOST = "127.0.0.1"
@@ -60,7 +62,7 @@ HEADERS = {
 }
 
 
-def serve(network: Network, origin: Origin, port: int) -> None:
+def serve(network: Network, origin: Origin, port: int, finder: FaceFinder | None) -> None:
     """Answer at `port` of the loopback address, any free one if 0, until Ctrl-C.
 
     Raises:
@@ -74,7 +76,7 @@ def serve(network: Network, origin: Origin, port: int) -> None:
     with listening:
         log.info("Ctrl-C ends it; open http://%s:%d", *listening.getsockname())
         config = uvicorn.Config(
-            app(network, origin),
+            app(network, origin, finder),
             log_level="warning",
             lifespan="off",
             timeout_graceful_shutdown=CLOSING,
@@ -87,14 +89,16 @@ def serve(network: Network, origin: Origin, port: int) -> None:
             return  # as the line above says
 
 
-def app(network: Network, origin: Origin, *, timeout: float = TIMEOUT) -> Starlette:
+def app(
+    network: Network, origin: Origin, finder: FaceFinder | None, *, timeout: float = TIMEOUT
+) -> Starlette:
     """Make the web application: a page at /, and what its script asks at /faces and /saliency.
 
     Both take the bytes of an image file and answer with JSON: {"error": why} where they can make
     nothing of it, or after they waited `timeout` seconds for another. With /faces?whole=1 the
     picture is taken for a face.
     """
-    answers = _Answers(network, _page(network, origin), timeout)
+    answers = _Answers(network, finder, _page(network, origin), timeout)
     return Starlette(
         routes=[
             Route("/", answers.page),
@@ -132,8 +136,11 @@ def _page(network: Network, origin: Origin) -> str:
 class _Answers:
     """Answers requests with one network, which looks at one picture at a time."""
 
-    def __init__(self, network: Network, html: str, timeout: float) -> None:
-        self._network, self._html, self._timeout = network, html, timeout
+    def __init__(
+        self, network: Network, finder: FaceFinder | None, html: str, timeout: float
+    ) -> None:
+        self._network, self._finder = network, finder
+        self._html, self._timeout = html, timeout
         self._turn = threading.Lock()
         self._places = asyncio.Semaphore(AT_ONCE)
 
@@ -141,8 +148,8 @@ class _Answers:
         return HTMLResponse(self._html, headers=HEADERS)
 
     async def faces(self, request: Request) -> Response:
-        detect = False if "whole" in request.query_params else None
-        return await self._answer(request, lambda data: self._faces(data, detect))
+        finder = None if "whole" in request.query_params else self._finder
+        return await self._answer(request, lambda data: self._faces(data, finder))
 
     async def saliency(self, request: Request) -> Response:
         return await self._answer(request, self._saliency)
@@ -187,11 +194,11 @@ class _Answers:
         finally:
             self._turn.release()
 
-    def _faces(self, data: bytes, detect: bool | None) -> dict[str, Any]:
+    def _faces(self, data: bytes, finder: FaceFinder | None) -> dict[str, Any]:
         network = self._network
         image = open_image(data)
         picture = Picture("", Path(), lambda: image)
-        (found,) = predict.predict([picture], network, detect=detect, keep=False)
+        (found,) = predict.predict([picture], network, finder, keep=False)
         # A picture that opened can lack nothing but a face.
         faces = found.faces if isinstance(found, Prediction) else ()
         shown = image.copy()
@@ -205,16 +212,19 @@ class _Answers:
                     "box": face.box._asdict(),
                     "label": face.label,
                     "probabilities": [round(float(p), 6) for p in face.probabilities],
-                    "pixels": _data_uri(self._crop(image.crop(face.box.corners)), "PNG"),
+                    "detection_confidence": face.detection_confidence,
+                    "pixels": _data_uri(self._crop(image, face), "PNG"),
                 }
                 for face in faces
             ],
         }
 
-    def _crop(self, face: Image.Image) -> Image.Image:
+    def _crop(self, image: Image.Image, face: Face) -> Image.Image:
         """Return a face as the network gets it."""
         mode = "L" if self._network.color_mode == "grayscale" else "RGB"
-        pixels = prepare(face, self._network.image_size, self._network.color_mode)
+        pixels = prepare(
+            cut(image, face.box, face.angle), self._network.image_size, self._network.color_mode
+        )
         return Image.frombytes(mode, self._network.image_size[::-1], pixels)
 
     def _saliency(self, data: bytes) -> dict[str, Any]:

@@ -14,9 +14,12 @@ from PIL import Image
 from emotion_detection.console import UserError
 from emotion_detection.data.dataset import CHANNELS, BadFile, ColorMode
 from emotion_detection.data.image import open_image
+from emotion_detection.inference import detector as detectors
+from emotion_detection.inference import pictures as files
 from emotion_detection.inference import predict
-from emotion_detection.inference.faces import Box
-from emotion_detection.inference.predict import NO_FACE, Face, Network, Picture
+from emotion_detection.inference.faces import Box, FaceFinder
+from emotion_detection.inference.pictures import Picture
+from emotion_detection.inference.predict import NO_FACE, Face, Network
 
 CHAMPION = "champion"
 
@@ -29,12 +32,16 @@ PictureLike: TypeAlias = str | os.PathLike[str] | bytes | np.ndarray
 
 @dataclass(frozen=True)
 class LabelledFace:
-    """A face: its most probable class, the probability of each class, and where it is."""
+    """A face: its most probable class, the probability of each class, and where it is.
+
+    `detection_confidence` is how sure the detector is that it is a face, None if it does not say.
+    """
 
     label: str
     confidence: float
     probabilities: dict[str, float] = field(repr=False)
     box: Box
+    detection_confidence: float | None = None
 
 
 class Model:
@@ -43,6 +50,7 @@ class Model:
     def __init__(self, network: Network, name: str) -> None:
         """Take a loaded network; `name` says which it is, for people."""
         self._network, self.name = network, name
+        self._finders: dict[tuple[str | None, float, int], FaceFinder | None] = {}
 
     def __repr__(self) -> str:
         """Return its name and classes."""
@@ -64,7 +72,12 @@ class Model:
         return self._network.color_mode
 
     def predict(
-        self, pictures: PictureLike | Sequence[PictureLike], *, detect: bool | None = None
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        *,
+        detector: str | None = None,
+        min_confidence: float = detectors.MIN_CONFIDENCE,
+        min_face: int = detectors.MIN_FACE,
     ) -> list[list[LabelledFace]]:
         """Return the faces of each picture, from left to right: a list for each picture.
 
@@ -72,17 +85,23 @@ class Model:
         pixels (H, W), (H, W, 1) or (H, W, 3), integers from 0 to 255; or pixels of several, (N, H,
         W) or (N, H, W, C). The list of a picture without a face is empty.
 
-        With `detect` true faces are looked for in each picture, with false each is taken whole. By
-        default they are looked for if the classes are emotions, but not in a picture that seems to
-        be a cropped face: a square one of at most 256 pixels, or ten and more of one size.
+        Faces are found by `detector`: yunet, haar or the path of YuNet's file; none takes each
+        picture whole. By default it is yunet if the classes are emotions, else none. A picture that
+        is a cropped face already is taken whole: its one face fills it, or no face is found in a
+        square one of at most 256 pixels, or in ten and more of one size. Faces of which YuNet is
+        less sure than `min_confidence`, or of less than `min_face` pixels, are left out.
 
         Raises:
-            UserError: if a picture cannot be read, or is none of these.
+            UserError: if a picture cannot be read, or is none of these, or there is no such
+                detector.
 
         """
         listed = [_picture(item, number) for number, item in enumerate(_items(pictures))]
+        chosen = (detector, min_confidence, min_face)
+        if chosen not in self._finders:
+            self._finders[chosen] = detectors.load(detector, self.classes, min_confidence, min_face)
         found: list[list[LabelledFace]] = []
-        for result in predict.predict(listed, self._network, detect=detect, keep=False):
+        for result in predict.predict(listed, self._network, self._finders[chosen], keep=False):
             if isinstance(result, BadFile):
                 if result.reason != NO_FACE:
                     raise UserError(f"{result.path}: {result.reason}")
@@ -119,6 +138,7 @@ class Model:
             confidence=face.confidence,
             probabilities=dict(zip(self.classes, face.probabilities.tolist(), strict=True)),
             box=face.box,
+            detection_confidence=face.detection_confidence,
         )
 
 
@@ -163,7 +183,7 @@ def _picture(item: PictureLike, number: int) -> Picture:
     name = f"picture {number}"
     if isinstance(item, str | os.PathLike):
         path = Path(item)
-        return Picture(str(path), path, partial(predict.open_file, path), path)
+        return Picture(str(path), path, partial(files.open_file, path), path)
     if isinstance(item, bytes):
         return Picture(name, Path(name), partial(open_image, item))
     if not isinstance(item, np.ndarray):

@@ -19,34 +19,34 @@ import numpy as np
 from PIL import Image
 
 from emotion_detection.console import UserError, first_line, log, quiet
-from emotion_detection.data.dataset import CHANNELS, BadFile, ColorMode, are_emotions
-from emotion_detection.data.image import FORMATS, NO_MEMORY, BadImageError, open_image, prepare
-from emotion_detection.data.source import FolderSource, natural_key
+from emotion_detection.data.dataset import CHANNELS, BadFile, ColorMode
+from emotion_detection.data.image import NO_MEMORY, BadImageError, prepare
 from emotion_detection.inference import onnx
 from emotion_detection.inference.faces import (
     CROP_FACTOR,
     LARGEST_CROP,
     Box,
+    Detection,
     FaceFinder,
-    is_crop,
+    cut,
+    look,
     whole,
 )
+from emotion_detection.inference.pictures import Picture
 
 if TYPE_CHECKING:
     import keras
 
     from emotion_detection.tracking.models import Origin
 
-ANNOTATED_SUFFIXES = (".jpg", ".jpeg", ".png")
 BATCH_FACES = 64
 # Pictures are kept only to be annotated, and a batch ends where they become so many pixels.
 BATCH_PIXELS = 100_000_000
-CAMERA_FRAMES = 10
 # So many pictures of one size at the beginning are the images of a set, and no photos.
 SAME_SIZE = 10
 # As evaluation.metrics has it: wide enough for a softmax in bfloat16, far too narrow for logits.
 ROW_SUM_TOLERANCE = 0.01
-NO_FACE = "no face found; --no-detect takes a picture whole"
+NO_FACE = "no face found; --detector none takes a picture whole"
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,15 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A face and the probability of each class, (classes,) float32."""
+    """A face and the probability of each class, (classes,) float32.
+
+    `detection_confidence` and `angle` are as `Detection` has them.
+    """
 
     box: Box
     probabilities: np.ndarray
+    detection_confidence: float | None = None
+    angle: float = 0.0
 
     @property
     def label(self) -> int:
@@ -80,19 +85,6 @@ class Face:
     def confidence(self) -> float:
         """The most probable class's probability."""
         return float(self.probabilities.max())
-
-
-class Picture(NamedTuple):
-    """A picture still to be read.
-
-    `name` is for people, and `file` for what is written of it: no two of a list have the same
-    `annotated_name`. `path` is where it is, if it is a file.
-    """
-
-    name: str
-    file: Path
-    open: Callable[[], Image.Image]
-    path: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,83 +294,6 @@ def _saved(
     return network, tuple(classes or names or ()), notice
 
 
-# --- Pictures: files, folders and a camera.
-
-
-def annotated_name(file: Path) -> Path:
-    """Return the name of a picture with boxes on it: JPEG stays JPEG, all else becomes PNG."""
-    return file if file.suffix.lower() in ANNOTATED_SUFFIXES else Path(f"{file}.png")
-
-
-def pictures(paths: Sequence[Path]) -> list[Picture]:
-    """Return files, and of folders every image file at any depth, in natural name order.
-
-    Hidden files and folders are passed over, links to folders are not followed, and a folder that
-    cannot be listed is warned of.
-    """
-
-    def tell(error: OSError) -> None:
-        log.warning("%s left out: cannot be listed (%s)", error.filename, error.strerror)
-
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS}
-    found: list[Picture] = []
-    taken: set[Path] = set()
-
-    def add(path: Path, file: Path) -> None:
-        stem, number = file.stem, 1
-        while annotated_name(file) in taken:
-            number += 1
-            file = file.with_stem(f"{stem}-{number}")
-        taken.add(annotated_name(file))
-        found.append(Picture(str(path), file, partial(open_file, path), path))
-
-    for path in paths:
-        if not path.is_dir():
-            add(path, Path(path.name))
-            continue
-        inside: list[Path] = []
-        for folder, folder_names, file_names in os.walk(path, onerror=tell):
-            folder_names[:] = [name for name in folder_names if not name.startswith(".")]
-            inside += [
-                Path(folder, name)
-                for name in file_names
-                if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-            ]
-        for file in sorted(inside, key=lambda file: natural_key(str(file))):
-            add(file, file.relative_to(path))
-    return found
-
-
-def open_file(path: Path) -> Image.Image:
-    """Return the picture at `path` as `open_image` does, which says what it raises."""
-    return open_image(FolderSource(path.parent).read(path.name))
-
-
-def camera(source: int | str) -> Picture:
-    """Take a picture with a camera, by its number, or the path of a video.
-
-    Raises UserError if none comes.
-    """
-    if isinstance(source, int) and not 0 <= source < 2**31:
-        raise UserError(f"--camera {source}: must be 0, the first, or more")
-    # Its own lines tell which drivers it tried.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    capture = cv2.VideoCapture(source)
-    taken = None
-    # A camera needs some frames to find out how bright it is.
-    for _ in range(CAMERA_FRAMES):
-        came, frame = capture.read()
-        if not came:
-            break
-        taken = frame
-    capture.release()
-    if taken is None:
-        raise UserError(f"--camera: no picture comes from camera {source}: is it there and free?")
-    image = Image.fromarray(cv2.cvtColor(taken, cv2.COLOR_BGR2RGB))
-    return Picture(f"camera {source}", Path(f"camera_{source}.png"), lambda: image)
-
-
 # --- From pictures to predictions.
 
 
@@ -386,30 +301,27 @@ class _Examined(NamedTuple):
     """A picture's faces, prepared for the network; and itself, if it is to be kept."""
 
     picture: Picture
-    boxes: list[Box]
+    faces: list[Detection]
     pixels: list[bytes]
     image: Image.Image | None
     guessed_crop: bool
 
 
 def predict(
-    listed: Sequence[Picture], network: Network, *, detect: bool | None, keep: bool
+    listed: Sequence[Picture], network: Network, finder: FaceFinder | None, *, keep: bool
 ) -> Generator[Prediction | BadFile]:
     """Predict the faces of pictures, one after the other, in their order.
 
-    With `detect` true faces are looked for in each picture, with false each is taken whole. With
-    None they are looked for if the network's classes are emotions, but not in a picture that is
-    cropped already, as those that it was trained on: by `is_crop`, or of a size that all pictures
-    of a set have. Of one that cannot be read, or shows no face, the reason comes. `keep` gives the
+    Faces are looked for by `finder`, see `detector.load`, but a picture that is cropped already, as
+    those that the network was trained on, is taken whole, see `faces.look`; so is every picture if
+    it is None. Of one that cannot be read, or shows no face, the reason comes. `keep` gives the
     pictures too. Memory does not grow with their number.
     """
-    choose = detect is None and are_emotions(network.classes)
-    size_of_crops = _size_of_crops(listed) if choose else None
-    finder = FaceFinder() if detect or choose else None
+    size_of_crops = _size_of_crops(listed) if finder else None
 
     def examine(picture: Picture) -> _Examined | BadFile:
         try:
-            return look_at(picture, picture.open())
+            return found_in(picture, picture.open())
         except BadImageError as error:
             return BadFile(picture.name, str(error))
         except MemoryError:
@@ -417,14 +329,18 @@ def predict(
         except cv2.error as error:
             return BadFile(picture.name, first_line(error))
 
-    def look_at(picture: Picture, image: Image.Image) -> _Examined | BadFile:
-        crop = choose and (image.size == size_of_crops or is_crop(image, network.image_size))
-        found = whole(image) if crop or finder is None else finder(image)
+    def found_in(picture: Picture, image: Image.Image) -> _Examined | BadFile:
+        of_a_set = image.size == size_of_crops
+        found, crop = (
+            look(image, finder, network.image_size, of_a_set=of_a_set)
+            if finder
+            else (whole(image), False)
+        )
         if not found:
             return BadFile(picture.name, NO_FACE)
         pixels = [
-            prepare(image.crop(box.corners), network.image_size, network.color_mode)
-            for box in found
+            prepare(cut(image, face.box, face.angle), network.image_size, network.color_mode)
+            for face in found
         ]
         guessed = crop and max(image.size) > CROP_FACTOR * max(network.image_size)
         return _Examined(picture, found, pixels, image if keep else None, guessed)
@@ -435,7 +351,7 @@ def predict(
         for result in results:
             batch.append(result)
             if isinstance(result, _Examined):
-                faces += len(result.boxes)
+                faces += len(result.faces)
                 kept += result.image.width * result.image.height if result.image else 0
             if faces >= BATCH_FACES or kept >= BATCH_PIXELS or len(batch) >= BATCH_FACES:
                 yield from _labelled(batch, network)
@@ -496,5 +412,7 @@ def _labelled(
         if isinstance(item, BadFile):
             yield item
         else:
-            faces = tuple(Face(box, next(rows)) for box in item.boxes)
+            faces = tuple(
+                Face(face.box, next(rows), face.confidence, face.angle) for face in item.faces
+            )
             yield Prediction(item.picture, faces, item.image, item.guessed_crop)
