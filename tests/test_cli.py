@@ -20,9 +20,12 @@ from PIL import Image
 from emotion_detection import cli, paths
 from emotion_detection.console import log
 from emotion_detection.data.dataset import Dataset
+from emotion_detection.models import saving
+from emotion_detection.models.coverage import Coverage
 from tests.support import warm
 from tests.support.project import ROOT
 from tests.support.stores import alone
+from tests.support.untrained import untrained
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -267,6 +270,44 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(store: Path, album: Path)
     _, err = running.communicate()
     assert running.returncode == 1
     assert "error" not in err.lower()
+
+
+NEVER = (2.0,) * 9
+"""Scores of a class that is in no prediction set for a coverage of 0.9; () is in every one."""
+
+
+@pytest.mark.parametrize(
+    ("scores", "held"),
+    [(((), NEVER, NEVER), {"angry"}), (((), NEVER, ()), {"angry", "sad"}), (((), (), ()), None)],
+)
+def test_a_coverage_answers_with_the_classes_that_it_takes(
+    command: Command, tmp_path: Path, scores: tuple[tuple[float, ...], ...], held: set[str] | None
+) -> None:
+    model, photo = tmp_path / "model.keras", tmp_path / "face.png"
+    notes = {"coverage": Coverage(scores).to_json()}
+    saving.save(untrained((16, 16, 3)), model, ("angry", "happy", "sad"), notes)
+    Image.new("RGB", (16, 16), 90).save(photo)
+    options = (photo, "--model", model, "--coverage", "0.9")
+    out = {name: command("predict", *options, "--format", name)[1] for name in ("json", "csv")}
+    found = json.loads(out["json"])
+    likely = sorted(found["probabilities"], key=found["probabilities"].get, reverse=True)
+    expected = [name for name in likely if held is None or name in held]
+    assert found["prediction_set"] == expected
+    (row,) = csv.DictReader(io.StringIO(out["csv"]))
+    assert row["prediction_set"] == ";".join(expected)
+    assert row["probability_sad"] == f"{found['probabilities']['sad']:.6f}"
+    (_, line) = command("predict", *options)[1].splitlines()
+    assert line.startswith("not sure " if held is None else " or ".join(expected) + " ")
+
+
+def test_a_coverage_is_a_share_and_rests_on_something(command: Command, album: Path) -> None:
+    for text in ("0", "1", "90", "x"):
+        status, _, err = command("predict", album, f"--coverage={text}")
+        assert status == 2
+        assert f"{text}: must be " in err
+    status, out, err = command("predict", album, "--coverage", "0.9")
+    assert (status, out) == (1, "")
+    assert "--coverage: this model has no validation images to go by" in err
 
 
 def test_a_scale_is_a_number_or_a_fraction(command: Command) -> None:

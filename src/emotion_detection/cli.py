@@ -125,6 +125,13 @@ def _pixels(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    share = _confidence(text)
+    if share in (0, 1):
+        raise argparse.ArgumentTypeError(f"{text}: must be between 0 and 1, as 0.9")
+    return share
+
+
 def _scale(text: str) -> float:
     try:
         numerator, _, denominator = text.partition("/")
@@ -226,6 +233,13 @@ def _add_predict(commands: Commands, network: list[argparse.ArgumentParser]) -> 
         choices=WRITERS,
         default="table",
         help="table, json (an object a line) or csv; the last two give every class's probability",
+    )
+    command.add_argument(
+        "--coverage",
+        type=_share,
+        metavar="SHARE",
+        help="answer with as many classes as it takes to hold the right one for SHARE of the faces "
+        "of each class, as 0.9; a table says 'not sure' where they are more than two",
     )
     command.add_argument(
         "--annotate",
@@ -375,7 +389,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     finder = _finder(arguments, network.classes)
     # A name may hold any bytes, and the terminal may know few characters.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    write = WRITERS[arguments.format](network.classes)
+    sets = None if arguments.coverage is None else network.sets(arguments.coverage)
+    write = WRITERS[arguments.format](network.classes, sets)
     results: Iterator[Prediction | BadFile] = predict.predict(
         found, network, finder, keep=arguments.annotate is not None
     )

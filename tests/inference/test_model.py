@@ -21,6 +21,7 @@ from emotion_detection.evaluation import metrics
 from emotion_detection.inference.faces import Box
 from emotion_detection.inference.model import Model
 from emotion_detection.models import saving
+from emotion_detection.models.coverage import Coverage
 from emotion_detection.settings import params
 from tests.support.astronaut import around_the_face, astronaut
 from tests.support.datasets import make
@@ -145,6 +146,17 @@ def test_grey_pixels_need_no_axis_for_channels(grey: Model) -> None:
         for (face,), (same,) in zip(grey.predict(given), expected, strict=True):
             assert face.probabilities == pytest.approx(same.probabilities, rel=1e-4)
     assert len(grey.predict(images[0])) == 1
+
+
+def test_a_face_has_the_classes_that_a_coverage_takes(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    known = Coverage(((), (2.0,) * 9, ()))
+    saving.save(untrained((SIDE, SIDE, 1)), path, CLASSES, {"coverage": known.to_json()})
+    loaded = ed.load_model(path)
+    ((face,),) = loaded.predict(np.zeros((SIDE, SIDE), np.uint8), detector="none", coverage=0.9)
+    assert face.prediction_set in (("angry", "sad"), ("sad", "angry"))
+    ((face,),) = loaded.predict(np.zeros((SIDE, SIDE), np.uint8), detector="none")
+    assert face.prediction_set is None
 
 
 def test_nothing_gives_nothing(grey: Model) -> None:

@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,8 @@ from emotion_detection.inference.faces import (
     whole,
 )
 from emotion_detection.inference.pictures import Picture
+from emotion_detection.models import coverage
+from emotion_detection.models.coverage import Coverage
 
 if TYPE_CHECKING:
     import keras
@@ -54,7 +56,8 @@ class Network:
     """A network that is ready to label faces, and what it was trained on.
 
     `probabilities` takes (N, H, W, C) uint8 and gives (N, classes) float32. `notice` is what
-    whoever uses it has to know, None if there is nothing.
+    whoever uses it has to know, None if there is nothing. `coverage` is what prediction sets rest
+    on, None if that is not known.
     """
 
     probabilities: Callable[[np.ndarray], np.ndarray]
@@ -62,6 +65,31 @@ class Network:
     image_size: tuple[int, int]
     color_mode: ColorMode
     notice: str | None = None
+    coverage: Coverage | None = None
+
+    def sets(self, share: float) -> Callable[[np.ndarray], tuple[int, ...]]:
+        """Return what gives the prediction set for the probabilities (classes,) of a face.
+
+        It holds the numbers of classes, the most probable first: the face's own class for `share`
+        or more of the faces of each class, see `models.coverage`.
+
+        Raises:
+            UserError: if what they rest on is not known.
+
+        """
+        known = self.coverage
+        if known is None:
+            raise UserError(
+                "--coverage: this model has no validation images to go by; take one that `dvc "
+                "repro` exported with a validation split, or leave it out"
+            )
+
+        def found(probabilities: np.ndarray) -> tuple[int, ...]:
+            (held,) = known.sets(probabilities[np.newaxis], share)
+            order = np.argsort(-probabilities, kind="stable")
+            return tuple(order[held[order]].tolist())
+
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +154,11 @@ def load(
                 "--classes and --scale: only for a file, since a model in MLflow has its own"
             )
         uri = pinned(model)
-        network, names = _logged(uri)
+        network, names, notes = _logged(uri)
         notice = origin(uri).notice
     else:
-        network, names, notice = _saved(Path(where), classes, scale)
+        network, names, notes = _saved(Path(where), classes, scale)
+        notice = notes.get("notice")
     shape, outputs = network.input_shape, (network.output_shape or [None])[-1]
     _check_takes_images(where, shape)
     named = all(isinstance(name, str) and name.strip() for name in names)
@@ -154,7 +183,17 @@ def load(
         image_size=shape[1:3],
         color_mode="grayscale" if shape[3] == CHANNELS["grayscale"] else "rgb",
         notice=notice,
+        coverage=_coverage(notes, where, len(names)),
     )
+
+
+def _coverage(notes: Mapping[str, str], where: str, classes: int) -> Coverage | None:
+    if "coverage" not in notes:
+        return None
+    try:
+        return coverage.from_json(notes["coverage"], classes)
+    except ValueError as error:
+        raise UserError(f"{where}: what it says of its coverage is damaged ({error})") from error
 
 
 def _probabilities(
@@ -233,12 +272,12 @@ def _absent(*packages: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-def _logged(uri: str) -> tuple["keras.Model", tuple[str, ...]]:
+def _logged(uri: str) -> tuple["keras.Model", tuple[str, ...], dict[str, str]]:
     _saving()
-    from emotion_detection.tracking.models import CHAMPION, load_network
+    from emotion_detection.tracking.models import CHAMPION, load_with_notes
 
     try:
-        return load_network(uri)
+        return load_with_notes(uri)
     except UserError as error:
         if uri != CHAMPION:
             raise
@@ -250,7 +289,7 @@ def _logged(uri: str) -> tuple["keras.Model", tuple[str, ...]]:
 
 def _saved(
     path: Path, classes: Sequence[str] | None, scale: float | None
-) -> tuple["keras.Model | onnx.OnnxNetwork", tuple[str, ...], str | None]:
+) -> tuple["keras.Model | onnx.OnnxNetwork", tuple[str, ...], dict[str, str]]:
     if path.suffix.lower() in (".h5", ".hdf5"):
         raise UserError(
             f"{path}: HDF5 files are not taken; save it as a .keras file, with "
@@ -263,7 +302,7 @@ def _saved(
     is_onnx = path.suffix.lower() == ".onnx"
     try:
         network, names = (onnx if is_onnx else _saving()).load(path)
-        notice = (network.notes if is_onnx else _saving().notes(path)).get("notice")
+        notes = network.notes if is_onnx else _saving().notes(path)
         # Keras raises here where a network was never built.
         _check_takes_images(path, network.input_shape)
     except UserError:
@@ -291,7 +330,7 @@ def _saved(
         )
     else:
         network = _saving().scaled(network, scale)
-    return network, tuple(classes or names or ()), notice
+    return network, tuple(classes or names or ()), notes
 
 
 # --- From pictures to predictions.

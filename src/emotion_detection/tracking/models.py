@@ -148,14 +148,11 @@ def load_network(model_uri: str = CHAMPION) -> "tuple[keras.Model, tuple[str, ..
         UserError: if the store cannot be reached.
 
     """
-    return load_with_lineage(model_uri)[:2]
+    return load_with_notes(model_uri)[:2]
 
 
-def load_with_lineage(model_uri: str) -> "tuple[keras.Model, tuple[str, ...], str | None]":
-    """Return what `load_network` does, and the text on what the network learnt from.
-
-    The text is that of `tracking.lineage`, None if the model has none. Raises as `load_network`.
-    """
+def load_with_notes(model_uri: str) -> "tuple[keras.Model, tuple[str, ...], dict[str, str]]":
+    """Return what `load_network` does, and the `saving.notes` of its file; raise as it does."""
     from emotion_detection.models import saving
 
     try:
@@ -177,7 +174,7 @@ def load_with_lineage(model_uri: str) -> "tuple[keras.Model, tuple[str, ...], st
             model, classes = saving.load(path)
             # A model that was not saved by saving.save has the names in MLflow's metadata alone.
             classes = classes or tuple(Model.load(logged).metadata["classes"])
-            return model, classes, saving.notes(path).get("lineage")
+            return model, classes, saving.notes(path)
         except (MlflowException, OSError, ValueError, TypeError, LookupError) as error:
             raise GoneError(f"{failed} ({first_line(error)})") from error
 

@@ -6,7 +6,7 @@ from emotion_detection.console import UserError, log
 from emotion_detection.data.dataset import Dataset
 from emotion_detection.models.saving import single
 from emotion_detection.tracking.lineage import Lineage, from_json, joined
-from emotion_detection.tracking.models import load_with_lineage, origin
+from emotion_detection.tracking.models import load_with_notes, origin
 
 
 def start(model: keras.Model, uri: str, *, dataset: Dataset) -> Lineage:
@@ -19,7 +19,7 @@ def start(model: keras.Model, uri: str, *, dataset: Dataset) -> Lineage:
     """
     key = f"train.init_from: {uri}"
     try:
-        loaded, classes, text = load_with_lineage(uri)
+        loaded, classes, notes = load_with_notes(uri)
         found = single(loaded)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from error
@@ -33,7 +33,7 @@ def start(model: keras.Model, uri: str, *, dataset: Dataset) -> Lineage:
             "trained with, and tune.trials=0"
         )
     model.set_weights(found.get_weights())
-    return joined([from_json(text, uri)], ancestors=[uri])
+    return joined([from_json(notes.get("lineage"), uri)], ancestors=[uri])
 
 
 def _check_origin(key: str, uri: str, dataset: Dataset) -> None:
