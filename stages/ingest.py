@@ -13,8 +13,9 @@ def main() -> None:
     from emotion_detection.data.ingest import ingest  # its SciPy may not fit into memory
 
     values = params.load()
-    keep_out_of_git(Path(values.ingest.source))
-    ingest(Path(values.ingest.source), paths.DATASET, values.ingest, seed=values.split.seed)
+    source, seed = Path(values.ingest.source), values.split.seed
+    keep_out_of_git(source)
+    ingest(source, paths.DATASET, values.ingest, seed=seed, corrections=paths.CORRECTIONS)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ SAMPLE = DATA / "sample"
 SYNTHETIC_MARK = "SYNTHETIC.txt"
 """The name of a file beside train/ that says that a program drew the images, wherever they go."""
 
+CORRECTIONS = DATA / "corrections.csv"
+"""What is known of wrong labels, in Git; ingest applies it."""
+
 DATASET = DATA / "dataset"
 DOWNLOADS = DATA / ".download"
 """What came of a data set so far; gone once it is there."""

@@ -89,7 +89,14 @@ def tarred(files: Files) -> bytes:
     return buffer.getvalue()
 
 
-def ingested(source: Path, target: Path, *, seed: int = 0, **changes: Any) -> IngestReport:
+def ingested(
+    source: Path,
+    target: Path,
+    *,
+    seed: int = 0,
+    corrections: Path | None = None,
+    **changes: Any,
+) -> IngestReport:
     """Ingest a source with settings for few images, of which `changes` are others."""
     settings: dict[str, Any] = {
         "image_size": (HEIGHT, WIDTH),
@@ -97,7 +104,8 @@ def ingested(source: Path, target: Path, *, seed: int = 0, **changes: Any) -> In
         "max_unpacked_gib": 1.0,
         "test_fraction": 0.34,
     }
-    return ingest(source, target, params.Ingest(**(settings | changes)), seed=seed)
+    ingest_settings = params.Ingest(**(settings | changes))
+    return ingest(source, target, ingest_settings, seed=seed, corrections=corrections)
 
 
 def broken(data: bytes, at: int) -> bytes:

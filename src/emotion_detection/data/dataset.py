@@ -30,7 +30,7 @@ IMAGES_FILE = "images.npy"
 INDEX_FILE = "index.csv"
 NEAR_FILE = "near_duplicates.csv"
 SUMMARY_FILE = "dataset.json"
-INDEX_COLUMNS = ("row", "file", "class", "split", "digest", "group", "near_group")
+INDEX_COLUMNS = ("row", "file", "class", "given", "split", "digest", "group", "near_group")
 SPLITS = ("train", "validation", "test")
 ColorMode = Literal["grayscale", "rgb"]
 CHANNELS: dict[ColorMode, int] = {"grayscale": 1, "rgb": 3}
@@ -65,7 +65,7 @@ class BadFile:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Packed images and their index. Rows run by split, class and file name.
+    """Packed images and their index. Rows run by split, class as the set gives it, and file name.
 
     `classes` is sorted. The test split is the source's own, or a part of its train split where
     `test_is_cut`. Validation images are there where the source has its own; otherwise they are
@@ -87,11 +87,20 @@ class Dataset:
     left_out: Mapping[str, int] = field(default_factory=dict)  # files that are in no row, by reason
     dropped_leaks: int = 0  # train images that were left out since they are also in test
     synthetic: bool = False  # drawn by a program, no photographs
+    relabelled: Mapping[int, int] = field(default_factory=dict)  # corrected rows: label they had
+    corrections: Mapping[str, int] = field(default_factory=dict)  # see `corrections.Corrected`
     pixels: str = ""  # hex SHA-256 of the file of packed images, as ingest wrote it
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
+
+    @property
+    def given(self) -> np.ndarray:
+        """Return the labels that the set gives, before any correction: (N,) int64."""
+        labels = self.labels.copy()
+        labels[list(self.relabelled)] = list(self.relabelled.values())
+        return labels
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -192,13 +201,17 @@ class Dataset:
                 "left_out": {str(k): int(v) for k, v in summary["left_out"].items()},
                 "dropped_leaks": int(summary["dropped_leaks"]),
                 "synthetic": bool(summary["synthetic"]),
+                "corrections": {str(k): int(v) for k, v in summary["corrections"].items()},
                 "pixels": str(summary["pixels"]),
             }
         with _reading(folder / INDEX_FILE) as path:
             index = _read_index(path, classes)
             labels, splits, digests = index["labels"], index["splits"], index["digests"]
+            given = index.pop("given")
+            changed = np.flatnonzero(given != labels).tolist()
+            rest["relabelled"] = {row: int(given[row]) for row in changed}
             _expect(
-                set_digest(digests, labels, splits, classes, shape) == rest["digest"],
+                set_digest(digests, labels, splits, classes, shape, given) == rest["digest"],
                 f"its digest is not the one in {SUMMARY_FILE}",
             )
         with _reading(folder / IMAGES_FILE) as path:
@@ -216,11 +229,13 @@ class Dataset:
         with path.open("w", encoding="utf-8", errors=_TEXT_ERRORS, newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(INDEX_COLUMNS)
+            given = self.given
             for row, name in enumerate(self.files):
                 class_name = self.classes[self.labels[row]]
                 split = SPLITS[self.splits[row]]
                 groups = (self.groups[row], self.near_groups[row])
-                writer.writerow((row, name, class_name, split, self.digests[row], *groups))
+                names = (name, class_name, self.classes[given[row]], split)
+                writer.writerow((row, *names, self.digests[row], *groups))
         summary = {
             "source": self.source,
             "digest": self.digest,
@@ -233,6 +248,7 @@ class Dataset:
             "bad_files": [[bad.path, bad.reason] for bad in self.bad_files],
             "left_out": dict(self.left_out),
             "dropped_leaks": self.dropped_leaks,
+            "corrections": dict(self.corrections),
             "synthetic": self.synthetic,
             "pixels": _file_digest(folder / IMAGES_FILE),
         }
@@ -286,17 +302,22 @@ def set_digest(
     splits: np.ndarray,
     classes: Sequence[str],
     shape: Sequence[int],
+    given: np.ndarray | None = None,
 ) -> str:
     """Return the hex digest of a whole set: which images, in which split, class and shape.
 
     `digests` are those of the images, `splits` (N,) int64 into `SPLITS`, and `shape` is what they
-    are packed in, (H, W, C). File names and the order of rows make no difference, so the same
+    are packed in, (H, W, C). `given` (N,) int64 are the labels before corrections, by default the
+    same. File names and the order of rows make no difference, so the same
     pictures in a zip or a folder, on any machine, have the same digest; packed in another size or
     colour mode they have another.
     """
     lines = sorted(
         f"{SPLITS[split]} {classes[label]} {digest}"
-        for digest, label, split in zip(digests, labels, splits, strict=True)
+        + (f" {classes[before]}" if before != label else "")
+        for digest, label, split, before in zip(
+            digests, labels, splits, labels if given is None else given, strict=True
+        )
     )
     content = json.dumps([list(shape), lines])
     return hashlib.blake2b(content.encode(), digest_size=DIGEST_BYTES).hexdigest()
@@ -319,13 +340,13 @@ def _read_index(path: Path, classes: Sequence[str]) -> dict[str, Any]:
         "its rows are not numbered 0, 1, 2, ...",
     )
     label_of = {name: label for label, name in enumerate(classes)}
-    digests = [row[4] for row in table]
+    digests = [row[5] for row in table]
     groups = group_by_digest(digests)
     _expect(
-        [row[5] for row in table] == [str(group) for group in groups],
+        [row[6] for row in table] == [str(group) for group in groups],
         "its groups are not those of its digests",
     )
-    near_groups = np.array([int(row[6]) for row in table], np.int64)
+    near_groups = np.array([int(row[7]) for row in table], np.int64)
     pairs = np.unique(np.stack([groups, near_groups], axis=1), axis=0)
     _expect(
         len(pairs) == len(np.unique(groups))
@@ -335,7 +356,8 @@ def _read_index(path: Path, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "files": [row[1] for row in table],
         "labels": np.array([label_of[row[2]] for row in table], np.int64),
-        "splits": np.array([SPLITS.index(row[3]) for row in table], np.int64),
+        "given": np.array([label_of[row[3]] for row in table], np.int64),
+        "splits": np.array([SPLITS.index(row[4]) for row in table], np.int64),
         "digests": digests,
         "groups": groups,
         "near_groups": near_groups,

@@ -17,6 +17,7 @@ import numpy as np
 from joblib import cpu_count
 
 from emotion_detection.console import UserError, log, progress
+from emotion_detection.data import corrections as corrected_labels
 from emotion_detection.data import near_duplicates
 from emotion_detection.data.dataset import (
     IMAGES_FILE,
@@ -60,21 +61,29 @@ class IngestReport:
     digest: str
 
 
-def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) -> IngestReport:
+def ingest(
+    source: Path,
+    target: Path,
+    settings: params.Ingest,
+    *,
+    seed: int,
+    corrections: Path | None = None,
+) -> IngestReport:
     """Write the images of `source`, a folder or archive, as a dataset to the folder `target`.
 
     Images become `image_size` (height, width), stretched where their proportions differ, and
     `color_mode`. A source without a test split has `test_fraction` of train, drawn with `seed` by
     the images' digests, made its test split; images with the same digest stay on one side. With
-    `drop_leaks`, train images that are also in test are left out. `target` is replaced once the
-    dataset is complete. Large sets are decoded in processes of their own, so the script that calls
+    `drop_leaks`, train images that are also in test are left out. The file `corrections` relabels
+    and drops images, after the splits are drawn. `target` is replaced once the dataset is complete.
+    Large sets are decoded in processes of their own, so the script that calls
     this needs its `if __name__ == "__main__"`.
 
     Raises:
         UserError: if the source has another layout, is unsafe or damaged, would unpack to more than
             `max_unpacked_gib`, has a class without images, has more than `max_bad_fraction` of its
             files bad, has a class that `drop_leaks` leaves without a train image, or changes while
-            it is read.
+            it is read; if `corrections` cannot be read, or leaves a class without an image.
 
     """
     source = Path(os.path.expanduser(source))  # noqa: PTH111 (it leaves a ~ that is no home)
@@ -99,7 +108,7 @@ def ingest(source: Path, target: Path, settings: params.Ingest, *, seed: int) ->
         # A name is shown and logged as text, whatever its bytes are.
         name = os.fsencode(Path(os.path.realpath(source)).name).decode(errors="replace")
         origin = Origin(name, drawn, arrangement.left_out)
-        report = _write(packed, folder, origin, settings, seed)
+        report = _write(packed, folder, origin, settings, seed, corrections)
         check_unchanged(source, before)
     _log_report(report, target)
     return report
@@ -192,7 +201,12 @@ class Origin(NamedTuple):
 
 
 def _write(
-    packed: Packed, folder: Path, source: Origin, settings: params.Ingest, seed: int
+    packed: Packed,
+    folder: Path,
+    source: Origin,
+    settings: params.Ingest,
+    seed: int,
+    corrections: Path | None,
 ) -> IngestReport:
     """Write the index beside the packed images, after the changes of the splits asked for."""
     items, digests = packed.items, packed.digests
@@ -205,22 +219,17 @@ def _write(
     splits = np.array([SPLITS.index(item.split) for item in items], np.int64)
     test_is_cut = TEST not in splits
     if test_is_cut:
-        splits[
-            cut(
-                labels,
-                drawn_by(digests, near_groups),
-                digests,
-                classes,
-                fraction=settings.test_fraction,
-                seed=seed,
-                key="ingest.test_fraction",
-                sides="both train and test",
-            )
-        ] = TEST
+        near = drawn_by(digests, near_groups)
+        splits[_cut(labels, near, digests, classes, settings.test_fraction, seed)] = TEST
     kept = _kept(splits, labels, digests, classes, drop_leaks=settings.drop_leaks)
+    dropped_leaks = len(items) - len(kept)
+    # After the splits are drawn, so that a correction moves no image from one to another.
+    given = labels
+    labels, kept, counts = _corrected(corrections, labels, splits, kept, digests, classes)
     if not np.array_equal(kept, np.arange(len(items))):
         _rearrange(packed.images_path, kept)
     digests, labels, splits = [digests[row] for row in kept], labels[kept], splits[kept]
+    given = given[kept]
     near_groups = near_duplicates.grouped(near_groups[kept], np.empty((0, 2), np.int64))
     images = np.lib.format.open_memmap(packed.images_path, mode="r")
     dataset = Dataset(
@@ -232,17 +241,31 @@ def _write(
         digests=digests,
         groups=group_by_digest(digests),
         near_groups=near_groups,
-        digest=set_digest(digests, labels, splits, classes, images.shape[1:]),
+        digest=set_digest(digests, labels, splits, classes, images.shape[1:], given),
         source=source.name,
         synthetic=source.synthetic,
         test_is_cut=test_is_cut,
         bad_files=packed.bad_files,
         left_out=source.left_out,
-        dropped_leaks=len(items) - len(kept),
+        dropped_leaks=dropped_leaks,
+        relabelled={int(row): int(given[row]) for row in np.flatnonzero(given != labels)},
+        corrections=counts,
     )
     dataset.write_index(folder)
     _write_pairs(folder, pairs, scores, kept)
     return _report(dataset)
+
+
+def _cut(
+    labels: np.ndarray,
+    near: Sequence[str],
+    digests: Sequence[str],
+    classes: Sequence[str],
+    fraction: float,
+    seed: int,
+) -> np.ndarray:
+    key, sides = "ingest.test_fraction", "train and test"
+    return cut(labels, near, digests, classes, fraction=fraction, seed=seed, key=key, sides=sides)
 
 
 def _report(dataset: Dataset) -> IngestReport:
@@ -273,6 +296,29 @@ def _kept(
     leaks = np.array([digest in in_test for digest in digests]) & (splits == TRAIN)
     _check_left(classes, labels[(splits == TRAIN) & ~leaks])
     return kept[~leaks[kept]]
+
+
+def _corrected(
+    path: Path | None,
+    labels: np.ndarray,
+    splits: np.ndarray,
+    kept: np.ndarray,
+    digests: Sequence[str],
+    classes: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Return labels (N,) int64, the rows that stay of `kept`, and what the file `path` did."""
+    known = {} if path is None else corrected_labels.read(path)
+    if path is None or not known:
+        return labels, kept, {}
+    of = [digests[row] for row in kept]
+    found = corrected_labels.apply(known, labels[kept], of, classes)
+    names = [SPLITS[split] for split in splits[kept]]
+    before = zip(names, labels[kept].tolist(), strict=True)
+    corrected_labels.check_left(path, classes, before, found)
+    corrected_labels.report(found.counts, path)
+    labels = labels.copy()
+    labels[kept] = found.labels
+    return labels, kept[~found.dropped], found.counts
 
 
 def _write_pairs(folder: Path, pairs: np.ndarray, scores: np.ndarray, kept: np.ndarray) -> None:

@@ -78,6 +78,9 @@ class Profile:
     left_out: dict[str, int]
     """Number of other files that ingest left out, by the reason."""
 
+    corrections: dict[str, int]
+    """What corrections of labels did, see `corrections.Corrected`; empty where there are none."""
+
     duplicates: tuple[Duplicate, ...]
     """Every image that has a duplicate, by group."""
 
@@ -100,6 +103,7 @@ class Profile:
             },
             "blank_images": len(self.blank_files),
             "bad_files": len(self.bad_files),
+            **({"corrections": self.corrections} if self.corrections else {}),
         }
 
     def tables(self) -> dict[str, Table]:
@@ -121,6 +125,8 @@ class Profile:
         reasons = Counter(self.left_out)
         if self.dropped_leaks:
             reasons["a train image that is also in test"] = self.dropped_leaks
+        if self.corrections.get("dropped"):
+            reasons["a correction drops it"] = self.corrections["dropped"]
         reasons.update(f"bad: {bad.reason}" for bad in self.bad_files)
         return [*reasons.most_common()]
 
@@ -136,11 +142,17 @@ class Profile:
             if self.leaked_validation_images
             else ""
         )
+        done = self.corrections
+        corrected = (
+            f"; {done['relabelled']:,} labels are corrected and {done['dropped']:,} images dropped"
+            if done
+            else ""
+        )
         return (
             f"{self.train_duplicates:,} exact duplicates in train, {self.test_duplicates:,} in "
             f"test; {self.leaked_test_images:,} test images are also in train{dropped}, and "
             f"{self.near_leaked_test_images:,} with near-duplicates{validation}"
-            f"; {self.conflicting_groups:,} pictures have two labels"
+            f"; {self.conflicting_groups:,} pictures have two labels{corrected}"
         )
 
 
@@ -174,6 +186,7 @@ def measure(dataset: Dataset) -> Profile:
         blank_files=tuple(dataset.files[row] for row in blank),
         bad_files=dataset.bad_files,
         left_out=dict(dataset.left_out),
+        corrections=dict(dataset.corrections),
         duplicates=tuple(_duplicates(dataset)),
     )
 

@@ -115,8 +115,9 @@ def holdout(dataset: Dataset, settings: params.Split) -> Split:
         return Split(train, test, test, selected_on_test=True)
     if len(own):
         return Split(train, own, test, selected_on_test=False)
+    # By the labels as the set gives them: a correction moves no image to the other side.
     in_validation = cut(
-        dataset.labels[train],
+        dataset.given[train],
         _at(dataset.drawn_by, train),
         _at(dataset.digests, train),
         dataset.classes,

@@ -1,7 +1,7 @@
 """Scores of a classifier on labelled images, with their intervals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,8 @@ class Evaluation:
     actual classes in rows and predicted ones in columns; `macro_auc` is NaN where no class has a
     ROC curve, and `without_leaks` is None where every image is also in train.
     `without_near_duplicates` leaves out those that look like one in train as well; it is None where
-    these are none or all.
+    these are none or all. `as_labelled` is by the labels that the set gives, on the same images; it
+    is None where no label of them is corrected, and `corrected_labels` says how many are.
     """
 
     classes: tuple[str, ...]
@@ -84,6 +85,8 @@ class Evaluation:
     confusion: Ints
     per_class: tuple[ClassScores, ...]
     without_near_duplicates: Totals | None = None
+    as_labelled: Totals | None = None
+    corrected_labels: int = 0
 
     @property
     def predicted(self) -> Ints:
@@ -180,6 +183,10 @@ class Evaluation:
             totals["near_leaked_images"] = len(self.labels) - near.images
             totals |= _flat("accuracy_without_near_duplicates", near.accuracy)
             totals |= _flat("macro_f1_without_near_duplicates", near.macro_f1)
+        if self.as_labelled:
+            totals["corrected_labels"] = self.corrected_labels
+            totals |= _flat("accuracy_as_labelled", self.as_labelled.accuracy)
+            totals |= _flat("macro_f1_as_labelled", self.as_labelled.macro_f1)
         return {
             **_rounded(totals),
             "per_class": {
@@ -348,7 +355,7 @@ def evaluate_dataset(
     dataset: Dataset, rows: Ints, probabilities: npt.ArrayLike, *, seed: int
 ) -> Evaluation:
     """Return `evaluate` of the probabilities (n, K) for `rows` (n,) int64 of a dataset."""
-    return evaluate(
+    result = evaluate(
         dataset.labels[rows],
         probabilities,
         dataset.classes,
@@ -356,6 +363,12 @@ def evaluate_dataset(
         near_leaked=dataset.near_leaked[rows],
         seed=seed,
     )
+    before = dataset.given[rows]
+    if corrected := int(np.count_nonzero(before != dataset.labels[rows])):
+        other = evaluate(before, probabilities, dataset.classes, seed=seed)
+        totals = Totals(len(rows), other.accuracy, other.macro_f1)
+        return replace(result, as_labelled=totals, corrected_labels=corrected)
+    return result
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

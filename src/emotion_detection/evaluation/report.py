@@ -457,6 +457,9 @@ def _data_facts(dataset: Dataset) -> list[tuple[str, str]]:
     if dataset.dropped_leaks:
         left_out = f"{dataset.dropped_leaks:,} train images that are also in test are left out"
         facts.append(("leaks", left_out))
+    if done := dataset.corrections:
+        corrected = f"{done['relabelled']:,} labels corrected, {done['dropped']:,} images dropped"
+        facts.append(("corrections", corrected))
     return facts
 
 

@@ -455,7 +455,7 @@ def _log_dataset(run_id: str, dataset: Dataset) -> None:
         digest=_short_digest(dataset),
         source_type="local",
         source=json.dumps({"uri": dataset.source}),
-        profile=json.dumps(images),
+        profile=json.dumps(images | dict(dataset.corrections)),
     )
     tag = InputTag(key="mlflow.data.context", value="train, test")
     mlflow.MlflowClient().log_inputs(run_id, [DatasetInput(entity, [tag])])
