@@ -21,13 +21,14 @@ ORDER = (
     ("training",),
     ("tuning",),
     ("evaluation",),
+    ("labels",),
     ("inference",),
     ("cli",),
 )
 """Each may import from those before it, and from its own group."""
 KNOWS_MLFLOW = ("emotion_detection/tracking/", "emotion_detection/models/serving.py")
 LONGEST_FUNCTION, LONGEST_FILE = 60, 500
-LONGEST_STAGE, ALL_STAGES = 60, 300
+LONGEST_STAGE, ALL_STAGES = 60, 340
 
 MODULES = {
     ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path

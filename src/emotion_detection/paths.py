@@ -20,6 +20,10 @@ PROFILE = REPORTS / "profile"
 TUNE = REPORTS / "tune"
 TRAIN = REPORTS / "train"
 EVALUATE = REPORTS / "evaluate"
+LABELS = REPORTS / "labels"
+
+OUT_OF_FOLD = TRAIN / "out_of_fold.csv"
+"""Probabilities of every image by networks that did not learn from it."""
 
 METRICS = "metrics.json"
 """The name, in each report folder, of what `dvc metrics show` reads."""
