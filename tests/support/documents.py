@@ -53,7 +53,6 @@ ELSEWHERE = {
     "emotion-detection clean cache models": "test_clean.py",
     "dvc exp run -S ingest.source=PATH": "test_other_sets.py: the photos, by params.yaml",
     "dvc repro labels/dvc.yaml": "test_suspects.py runs its stage",
-    "dvc exp run -S split.folds=5": "the tests of the folds",
     "dvc exp run -S deterministic=true": "test_ensemble.py, by its stage",
     "dvc exp run -S ensemble.members=3": "test_pipeline.py",
     "dvc queue status": "test_pipeline.py",
