@@ -30,7 +30,7 @@ gpu: .venv/.repro  ## take the TensorFlow that computes on an NVIDIA GPU (Linux,
 data: .venv/.repro  ## download the faces from Kaggle into data/; DATASET=owner/name takes another data set
 	python -m emotion_detection.data.kaggle $(if $(DATASET),--dataset $(DATASET))
 
-tune-workers: has-git .venv/.repro  ## search for a network with N=2 processes
+tune-workers: has-git .venv/.extras  ## search for a network with N=2 processes
 	dvc exp run -S tune.workers=$(or $(N),2) tune
 
 compare: has-git .venv/.repro  ## compare the experiments: what was changed, validation and test accuracy, macro F1
@@ -49,11 +49,10 @@ send: .venv/.repro  ## send MLflow what it missed during an outage
 test: .venv/.dev  ## run all tests but the slow ones
 	python -m pytest
 
-soak: .venv/.dev  ## test for an hour: the slow tests; kill stages and workers, crowd the store, give bad inputs
+soak: .venv/.dev  ## test for an hour: the slow tests; kill stages, crowd the store, give bad inputs
 	python -m pytest -m slow
 	python -m tests.soak.faults --kills 50
 	python -m tests.soak.together --minutes 10
-	python -m tests.soak.workers
 	python -m tests.soak.coverage
 	python -m tests.soak.inputs --minutes 10
 
@@ -70,8 +69,8 @@ bench: .venv/.dev  ## measure the speed and write docs/benchmarks.md; SOURCE=arc
 
 lock:  ## resolve requirements*.txt again, with uv
 	uv pip compile pyproject.toml --universal $(LOCK) --output-file requirements.txt
-	uv pip compile pyproject.toml --universal $(LOCK) --extra onnx --extra scale --constraint requirements.txt --output-file requirements-extras.txt
-	uv pip compile pyproject.toml --universal $(LOCK) --extra onnx --extra scale --extra dev --constraint requirements-extras.txt --output-file requirements-dev.txt
+	uv pip compile pyproject.toml --universal $(LOCK) --extra onnx --extra scale --extra ray --constraint requirements.txt --output-file requirements-extras.txt
+	uv pip compile pyproject.toml --universal $(LOCK) --extra onnx --extra scale --extra ray --extra dev --constraint requirements-extras.txt --output-file requirements-dev.txt
 	echo 'tensorflow[and-cuda]' | uv pip compile - --python-platform x86_64-manylinux_2_28 $(LOCK) --constraint requirements.txt --output-file requirements-gpu.txt
 
 clean:  ## say what takes space; WHAT="states models runs copies cache" removes some of it

@@ -1,9 +1,5 @@
-"""Search for better settings; with tune.trials 0, take those in params.yaml.
+"""Search for better settings; with tune.trials 0, take those in params.yaml."""
 
-With more tune.workers than one, this is the chief of as many processes that run the same.
-"""
-
-import sys
 from functools import partial
 
 from emotion_detection import paths
@@ -28,27 +24,25 @@ def main() -> None:
         from emotion_detection.tuning import report, search
         from emotion_detection.tuning.task import Task, varying
         from emotion_detection.tuning.trial import run_trial
-        from emotion_detection.tuning.workers import worker_id
+        from emotion_detection.tuning.workers import placed
 
-    tune, seed, worker = settings.tune, settings.seed, worker_id()
+    tune, seed = settings.tune, settings.seed
     dataset = Dataset.open(paths.DATASET)
     rows = part(dataset, holdout(dataset, settings.split), tune.images, settings.split.seed)
     stage = Stage("tune", settings, dataset, shared_over=varying(settings), also=["train"])
-    if worker is None and stage.restore():
+    if stage.restore():
         return
     of = dataset.images.shape[1:], len(dataset.classes)
     task = Task(tune, settings.network, settings.train, *of, seed)
-    train = partial(run_trial, dataset=dataset, rows=rows, precision=stage.precision)
-    folder, records = stage.folder, stage.shared / "trials"
-    if worker is not None:
-        with stage.joined(worker):
-            search.work(task, worker, folder=folder, records=records, run=train)
-        return
     about = report.description(tune, rows)
     stage.announce(about)
-    with stage.run(note=f"{about} of **{{data}}**.\n\n{report.NOTE}", rows=rows):
-        command = (sys.executable, "-m", "stages.tune")
-        found = search.search(task, folder=folder, records=records, run=train, command=command)
+    fixed = seed if settings.deterministic else None
+    with (
+        placed(tune.workers, dataset, rows, precision=stage.precision, seed=fixed) as train,
+        stage.run(note=f"{about} of **{{data}}**.\n\n{report.NOTE}", rows=rows),
+    ):
+        run = partial(run_trial, dataset=dataset, rows=rows, train=train)
+        found = search.search(task, folder=stage.folder, records=stage.shared / "trials", run=run)
         save_hyperparameters(settings, found.drawn, paths.HYPERPARAMETERS)
         stage.write(**report.report(found, tune))
     log.info("tune: %s; %s", report.summary(found), paths.HYPERPARAMETERS)

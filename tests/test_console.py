@@ -198,8 +198,6 @@ def test_a_stage_waits_for_another_process_that_runs_it(tmp_path: Path) -> None:
     first = begin()
     assert first.stdout is not None
     assert first.stdout.readline() == "began\n"
-    # The worker of a search runs the stage beside its chief.
-    assert begin(KERASTUNER_TUNER_ID="tuner0").communicate()[0] == "began\n"
     second = begin()
     assert second.stderr is not None
     assert second.stderr.readline() == (

@@ -32,7 +32,10 @@ NOT_AN_OUTPUT = (
 )
 """What no output depends on, or what the stage's params stand for."""
 
-NOT_WEIGHTS_OR_CHOICES = (*NOT_AN_OUTPUT, "figures/", "models/saving", "tuning/workers")
+NOT_WEIGHTS_OR_CHOICES = (
+    *(*NOT_AN_OUTPUT, "figures/", "models/saving"),
+    *("tuning/post", "tuning/workers"),
+)
 """What a search and a training do not depend on either: hours of work are not done again for a
 figure, a file format, or how processes are supervised."""
 

@@ -44,9 +44,6 @@ UNPRINTABLE = re.compile(
 )
 """Characters that move the cursor, break a line, turn the direction of text or are none."""
 
-SEARCH_WORKER = "KERASTUNER_TUNER_ID"
-"""Set for a process of a search; all but its chief work beside others of the stage tune."""
-
 NO_ROOM = "failed to map segment"
 """What the import of a library says where memory is short."""
 
@@ -346,7 +343,7 @@ def run(main: Callable[[], None], *, stage: str = "") -> None:
 @contextlib.contextmanager
 def _alone(stage: str) -> Iterator[None]:
     """Keep other processes from running `stage` in this folder while the block lasts."""
-    if not stage or "chief" not in os.environ.get(SEARCH_WORKER, "chief"):
+    if not stage:
         yield
         return
     # Imported here, since help needs none.

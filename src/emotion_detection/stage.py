@@ -267,23 +267,6 @@ class Stage:
             yield run_id
         self.complete()
 
-    @contextlib.contextmanager
-    def joined(self, worker: str) -> Iterator[None]:
-        """Log children of the run of the process that leads this stage while the block lasts.
-
-        Raises:
-            UserError: if there is no such run.
-
-        """
-        run_id = runs.load_run_id(self.folder / paths.RUN_FILE)
-        if run_id is None:
-            raise UserError(
-                f"{self.folder}: no search to work for; start its chief first, with the same "
-                "params, data and code in a folder that both see, and precision set"
-            )
-        with runs.joined(run_id, worker):
-            yield
-
     def save_run_id(self, path: Path) -> None:
         """Write down at `path` which run the stage logs to, if it logs to one."""
         if self._run_id is None:

@@ -62,7 +62,6 @@ ELSEWHERE = {
     ),
     "dvc exp run -S tune.workers=2": "test_scaling.py runs its stage",
     "dvc exp run -S tune.workers=4": "likewise",
-    "KERASTUNER_TUNER_ID=machine-b python -m stages.tune": "test_workers.py, by a smaller script",
     "python -m emotion_detection.data.kaggle": "test_kaggle.py",
     "dvc add data/emotion-detection-fer.zip": "test_data.py",
     "dvc remote add --default storage s3://BUCKET/PATH": "test_data.py",
@@ -100,10 +99,9 @@ NOT_RUN = {
     "dvc exp run --queue -S ingest.source=data/emotion-detection-fer.zip": (
         "test_data.py runs it with --temp, in the same kind of copy"
     ),
-    "KERASTUNER_TUNER_ID=chief dvc repro": "test_workers.py runs its stage",
-    "export KERASTUNER_ORACLE_IP=10.0.0.5 KERASTUNER_ORACLE_PORT=8000": (
-        "test_workers.py sets them to loopback"
-    ),
+    "ray start --head --port 6379": "test_workers.py starts a cluster by Ray's own helper",
+    "ray start --address 10.0.0.5:6379": "likewise",
+    "RAY_ADDRESS=10.0.0.5:6379 dvc exp run -S tune.workers=8": "likewise, and searches there",
     "TF_NUM_INTRAOP_THREADS=4 TF_NUM_INTEROP_THREADS=4 dvc queue start --jobs 2": (
         "needs 8 cores; test_pipeline.py starts the queue"
     ),
@@ -190,7 +188,6 @@ NOT_RUN = {
     "python -m tests.soak.together --minutes 10 --store postgresql": "likewise",
     "python -m tests.soak.together --minutes 10 --store sqlite": "likewise",
     "python -m tests.soak.coverage": "takes minutes; test_intervals.py looks at fewer shares",
-    "python -m tests.soak.workers": "takes minutes; test_scaling.py kills a worker too",
     "mlflow models serve": "a name, not a command",
     "make ui": "makes an environment; then test_store.py's address, and `mlflow ui`",
     "make send": "makes an environment; then `emotion-detection send`",

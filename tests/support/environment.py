@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-SETTINGS = ("AWS_", "DVC_", "GIT_", "KERASTUNER_", "MLFLOW_", "_MLFLOW_")
+SETTINGS = ("AWS_", "DVC_", "GIT_", "MLFLOW_", "_MLFLOW_", "RAY_")
 
 
 def without_settings() -> dict[str, str]:

@@ -70,7 +70,7 @@ def test_what_is_logged_while_the_store_is_overwritten_is_kept(
     (tmp_path / "other").mkdir()
     store = tmp_path / "mlflow.db"
     with start(toy) as run_id:
-        assert runs._current[-1][0].flush(60)
+        assert runs._current.get()[-1][0].flush(60)
         shutil.copyfile(store, tmp_path / "copy.db")
         overwrite(store)
         runs.log_metrics({"val_accuracy": 0.5})
@@ -104,7 +104,7 @@ def test_only_sound_entries_are_sent_and_the_others_are_told(
     toy: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with start(toy) as run_id:
-        folder = runs._current[-1][0].folder
+        folder = runs._current.get()[-1][0].folder
         (tmp_path / "secret").mkdir()
         (tmp_path / "secret/key.txt").write_text("hunter2")
         (folder / "linked").symlink_to(tmp_path / "secret")
@@ -124,7 +124,7 @@ def test_only_sound_entries_are_sent_and_the_others_are_told(
             {**log, "run": "never made", "tags": {"a": "b"}},
         ]
         for entry in damaged:
-            runs._current[-1][0].append(entry)
+            runs._current.get()[-1][0].append(entry)
         runs.log_metrics({"val_accuracy": 0.5})
     run = found(tmp_path, run_id)
     assert (run.info.status, run.data.metrics["val_accuracy"]) == ("FINISHED", 0.5)

@@ -4,7 +4,11 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -620,3 +624,52 @@ def test_what_mattered_is_told_of_enough_trials(tmp_path: Path) -> None:
     assert table["importance"].sum() == pytest.approx(1, abs=1e-3)
     assert "## What mattered\n\nOf 20 trials: " in page(found)
     assert find(tmp_path / "few", curve, space=space, trials=7).importance.empty
+
+
+@pytest.mark.parametrize("oracle", ["random", "hyperband"])
+def test_trials_side_by_side_are_those_of_one_worker_and_go_on_with_any(
+    tmp_path: Path, oracle: str
+) -> None:
+    settings: dict[str, Any] = {"oracle": oracle, "trials": 8, "epochs": 3}
+    best, in_turn = look(tmp_path / "in turn", **settings)
+    both = threading.Barrier(2, timeout=60)
+
+    def beside(trial: Trial) -> Outcome:
+        # Only two at once come past it.
+        if trial.number < 3 and trial.known is None:
+            both.wait()
+        return pretend(trial)
+
+    found, table = look(tmp_path / "two", beside, **settings, workers=2)
+    if oracle == "random":
+        assert decided(table) == decided(in_turn)
+        assert found == best
+    assert table["trial"].tolist() == list(range(1, 9))
+    begun: list[int] = []
+
+    def held(trial: Trial) -> Outcome:
+        begun.append(trial.number)
+        if trial.number < 3:
+            return pretend(trial)
+        if trial.number == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        while not trial.interrupted():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look(tmp_path / "search", held, **settings, workers=3)
+    assert {1, 2, 3, 4} <= set(begun)
+    run = Recorder()
+    _, table = look(tmp_path / "search", run, **settings)
+    assert table["status"].tolist() == ["COMPLETED"] * 8
+    assert sorted(run.numbers) == list(range(3, 9))
+    if oracle == "random":
+        assert decided(table) == decided(in_turn)
+
+
+def test_repeats_side_by_side_are_those_of_one_worker(tmp_path: Path) -> None:
+    one = find(tmp_path / "one", repeats=2)
+    two = find(tmp_path / "two", repeats=2, workers=2)
+    assert two.drawn == one.drawn
+    assert two.repeats.drop(columns="seconds").equals(one.repeats.drop(columns="seconds"))

@@ -19,8 +19,8 @@ from emotion_detection.settings.params import Network, Train, Tune
 from emotion_detection.tracking import runs
 from emotion_detection.tuning import trial as tuning_trial
 from emotion_detection.tuning.search import search
-from emotion_detection.tuning.task import Task, Trial
-from emotion_detection.tuning.trial import run_trial
+from emotion_detection.tuning.task import Outcome, Task, Trial
+from emotion_detection.tuning.trial import run_trial, train_trial
 from tests.support.stores import alone
 
 SPACE: dict[str, Any] = {
@@ -56,6 +56,11 @@ def trial(folder: Path, **changes: Any) -> Trial:
     return Trial(**settings | changes)
 
 
+def running(dataset: Dataset, rows: Split) -> Callable[[Trial], Outcome]:
+    train = partial(train_trial, dataset=dataset, rows=rows, precision="float32")
+    return partial(run_trial, dataset=dataset, rows=rows, train=train)
+
+
 def children(run_id: str) -> list[Run]:
     client = mlflow.MlflowClient()
     return list(
@@ -79,7 +84,7 @@ def test_networks_are_trained_and_the_best_go_on_from_where_they_stopped(
 
     monkeypatch.setattr(tuning_trial, "fit", noted)
     task = Task(TUNE, BASELINE, TRAIN, SHAPE, classes=3, seed=7)
-    run = partial(run_trial, dataset=toy, rows=rows, precision="float32")
+    run = running(toy, rows)
     with runs.run("tune", note="", dataset=toy, params={}, tags={}) as run_id:
         folder = tmp_path / "search"
         found = search(task, folder=folder, records=tmp_path / "trials", run=run)
@@ -112,12 +117,7 @@ def test_a_trial_is_a_child_run_with_its_network_and_its_cost(
     tmp_path: Path, toy: Dataset, rows: Split
 ) -> None:
     with runs.run("tune", note="", dataset=toy, params={}, tags={}) as run_id:
-        outcome = run_trial(
-            trial(tmp_path),
-            toy,
-            dataclasses.replace(rows, selected_on_test=True),
-            precision="float32",
-        )
+        outcome = running(toy, dataclasses.replace(rows, selected_on_test=True))(trial(tmp_path))
     (child,) = children(run_id)
     model = build(BASELINE, image_shape=SHAPE, classes=3)
     assert outcome.parameters == model.count_params()
@@ -140,7 +140,7 @@ def test_a_trial_that_fails_is_a_failed_run_and_its_reason_is_given(
 ) -> None:
     deep = BASELINE.model_copy(update={"filters": (2,) * 9, "kernel_sizes": (3,) * 9})
     with runs.run("tune", note="", dataset=toy, params={}, tags={}) as run_id:
-        run = partial(run_trial, dataset=toy, rows=rows, precision="float32")
+        run = running(toy, rows)
         with pytest.raises(UserError, match="9 blocks is too deep"):
             run(trial(tmp_path, network=deep))
     (child,) = children(run_id)
@@ -150,7 +150,7 @@ def test_a_trial_that_fails_is_a_failed_run_and_its_reason_is_given(
 def test_an_interrupted_trial_goes_on_after_its_last_epoch(
     tmp_path: Path, toy: Dataset, rows: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = partial(run_trial, dataset=toy, rows=rows, precision="float32")
+    run = running(toy, rows)
 
     def interrupt(row: object, epoch: int) -> None:
         if epoch == 2:

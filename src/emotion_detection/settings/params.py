@@ -174,13 +174,13 @@ class Tune(Section):
     """time of the search, as 90s, 30m or 8h; what interrupted parts took counts; null: no limit"""
 
     pruning: bool = False
-    """true: a trial ends early where it is behind the median of the others, with one worker"""
+    """true: a trial ends early where it is behind the median of the others"""
 
     repeats: WholeNumber = 0
     """further seeds, by which the best two trials and params.yaml are compared; 0: by one"""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
-    """processes that share the trials and this machine's cores"""
+    """trials side by side, in processes that share the cores; more than 1 needs Ray"""
 
     epochs: Count = 1
     """of a trial, at most"""

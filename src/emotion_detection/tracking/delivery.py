@@ -40,8 +40,8 @@ from emotion_detection.tracking.store import (
 )
 
 
-def open_outbox(run_id: str, folder: str | None = None) -> Outbox:
-    """Open the outbox of a run, in the folder of that name instead of `run_id` if one is given.
+def open_outbox(run_id: str) -> Outbox:
+    """Open the outbox of a run.
 
     Raises:
         UserError: if another process has it open for longer than `timeout()`.
@@ -50,7 +50,7 @@ def open_outbox(run_id: str, folder: str | None = None) -> Outbox:
 
     def attempt() -> Outbox:
         try:
-            return Outbox(outbox_folder() / (folder or run_id), _deliverer())
+            return Outbox(outbox_folder() / run_id, _deliverer())
         except BusyError:
             raise UnreachableError(f"run {run_id} is logged to by another process") from None
 
@@ -131,7 +131,7 @@ def _deliverer() -> Deliver:
                 if error.error_code in NOT_THERE:
                     # The run of the outbox itself; one of its entries may be of a run that never
                     # was, or was deleted.
-                    name = folder.name.partition(".")[0]
+                    name = folder.name
                     _ask_for(client, entry.get("training") or known.get(name) or _run_of(name))
                 raise
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Container, Iterator, Mapping
+from contextvars import ContextVar
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,8 +61,8 @@ from emotion_detection.tracking.tags import (
 if TYPE_CHECKING:  # It imports TensorFlow, which takes seconds.
     import keras
 
-# The run that is logged to, after its parent if it has one.
-_current: list[tuple[Outbox, str]] = []
+# The run that is logged to, after its parent if it has one; trials side by side have one each.
+_current: ContextVar[tuple[tuple[Outbox, str], ...]] = ContextVar("current", default=())
 
 
 @contextlib.contextmanager
@@ -135,32 +136,11 @@ def _started(run_id: str, name: str | None, tags: Mapping[str, str]) -> Iterator
 
 
 @contextlib.contextmanager
-def joined(run_id: str, worker: str) -> Iterator[str]:
-    """Log children of `run_id`, a run of another process, while the block lasts.
-
-    What the same `worker` left unsent when it was killed is sent, and its open runs are ended.
-    """
-    try:
-        connect()
-        send_abandoned(keep=run_id)
-    except UserError as error:
-        # The outbox keeps what is logged until MLflow is back.
-        log.warning("%s", error)
-    outbox = open_outbox(run_id, f"{run_id}.{worker}")
-
-    def end(status: str) -> None:
-        close_outbox(outbox, run_id, hurried=status == "KILLED")
-
-    with _ending(end), _into(outbox, run_id):
-        yield run_id
-
-
-@contextlib.contextmanager
 def child(
     name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], note: str = ""
 ) -> Iterator[None]:
     """Log to a child of the current run while the block lasts."""
-    outbox, parent = _current[-1]
+    outbox, parent = _current.get()[-1]
     run = uuid.uuid4().hex
     noted = {MLFLOW_RUN_NOTE: note} if note else {}
     outbox.append(
@@ -315,11 +295,11 @@ def exported(
 
 @contextlib.contextmanager
 def _into(outbox: Outbox, run: str) -> Iterator[None]:
-    _current.append((outbox, run))
+    before = _current.set((*_current.get(), (outbox, run)))
     try:
         yield
     finally:
-        _current.pop()
+        _current.reset(before)
 
 
 def log_params(params: Mapping[str, Any]) -> None:
@@ -389,13 +369,13 @@ def _log(**what: Any) -> None:
 
 
 def _append(do: str, **what: Any) -> None:
-    outbox, run = _current[-1]
+    outbox, run = _current.get()[-1]
     outbox.append({"do": do, "run": run, "at": now(), **what})
 
 
 def _keep(do: str, name: str, copy: Callable[[Path], object], **what: Any) -> None:
     """Log files, of which the outbox keeps a copy until they are sent."""
-    outbox, run = _current[-1]
+    outbox, run = _current.get()[-1]
     kept = Path(uuid.uuid4().hex, name)
     with atomic(outbox.folder / kept) as temporary:
         copy(temporary)
@@ -413,7 +393,7 @@ def log_model(
 
     `classes` and `notes` are what `saving.save` takes.
     """
-    outbox, run = _current[-1]
+    outbox, run = _current.get()[-1]
     try:
         # What was logged before comes first; this also shows whether the store can be reached.
         if outbox.flush(timeout()):

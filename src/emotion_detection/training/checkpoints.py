@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import keras
@@ -78,6 +78,27 @@ class Checkpoints:
         """Set `model` to the weights, or their EMA, of the best epoch of `rows`."""
         model.load_weights(self._path(best_epoch_of(rows)) / WEIGHTS)
         model.optimizer.finalize_variable_values(model.trainable_variables)
+
+    def pack(self, without: Container[str] = ()) -> dict[str, dict[str, bytes]]:
+        """Return the epochs by name, each as the content of its files; none of those `without`."""
+        return {
+            epoch.name: {}
+            if epoch.name in without
+            else {file.name: file.read_bytes() for file in epoch.iterdir()}
+            for epoch in self._epochs()
+        }
+
+    def unpack(self, packed: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Keep exactly the epochs that `packed` names; it has the files of those that are new."""
+        for name, files in packed.items():
+            if files:
+                with atomic(self._folder / name) as folder:
+                    folder.mkdir()
+                    for file, content in files.items():
+                        (folder / file).write_bytes(content)
+        for epoch in self._epochs():
+            if epoch.name not in packed:
+                shutil.rmtree(epoch)
 
     def remove(self) -> None:
         """Remove them, where the training is over and its network kept."""

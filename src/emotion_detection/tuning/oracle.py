@@ -15,10 +15,6 @@ import numpy as np
 from emotion_detection.console import Progress, duration, log
 from emotion_detection.files import atomic
 
-MESSAGE = "message.txt"
-"""The name, in a trial's folder, of what its worker says of its failure: KerasTuner's protocol has
-no place for it."""
-
 OUTSIDE = "outside"
 """Among a trial's values: it has the settings of params.yaml, which tune.space does not have."""
 
@@ -41,17 +37,14 @@ class Oracle:
     """An oracle that looks at params.yaml first, and draws no network above a cost.
 
     It says how the search stands when a trial ends, and logs what is news; it writes its state
-    atomically, and lets trials be taken from workers that are gone.
+    atomically. Several threads may ask it.
     """
 
     # KerasTuner's, by the class that this one is mixed into.
     trials: dict[str, Any]
-    ongoing_trials: dict[str, Any]
     start_order: list[str]
     end_order: list[str]
-    tuner_ids: set[str]
     max_trials: int
-    _retry_queue: list[str]
 
     def __init__(
         self,
@@ -77,8 +70,6 @@ class Oracle:
         self._max_collisions = 2_000
         self.verbose = 0
         self.trouble: Exception | None = None
-        self.callers: set[str] = set()
-        # KerasTuner's own lock stays closed after an exception.
         self._turn = threading.RLock()
         self._began, self._ended_before = time.monotonic(), 0
         self.progress: Progress | None = None
@@ -115,6 +106,9 @@ class Oracle:
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:
         with self._turn:
+            if self.trouble is not None:
+                # KerasTuner's own lock stays closed after an exception.
+                raise self.trouble
             try:
                 yield
             except Exception as error:
@@ -122,9 +116,8 @@ class Oracle:
                 raise
 
     def create_trial(self, tuner_id: str) -> Any:
-        """Return the next trial for the process `tuner_id`."""
+        """Return the next trial for `tuner_id`, one of those who ask."""
         with self._in_turn():
-            self.callers.add(tuner_id)
             if self.is_over():
                 self.max_trials = len(self.trials)
             return super().create_trial(tuner_id)  # type: ignore[misc]
@@ -132,25 +125,13 @@ class Oracle:
     def update_trial(self, trial_id: str, metrics: Mapping[str, float], step: int = 0) -> Any:
         """Note the `metrics` of a trial."""
         with self._in_turn():
-            if trial_id in self.end_order:
-                return self.trials[trial_id]
             return super().update_trial(trial_id, metrics, step)  # type: ignore[misc]
 
     def end_trial(self, trial: Any) -> None:
         """End `trial`, and say what is news."""
         with self._in_turn():
-            trial_id = trial.trial_id
-            if trial_id in self.end_order:
-                # Its worker was taken for dead, and another has run it.
-                return
-            if trial_id in self._retry_queue:
-                self._retry_queue.remove(trial_id)
-            if trial.status != "COMPLETED" and trial.message is None:
-                with contextlib.suppress(OSError):
-                    message = Path(self._get_trial_dir(trial_id)) / MESSAGE  # type: ignore[attr-defined]
-                    trial.message = message.read_text(encoding="utf-8")
             super().end_trial(trial)  # type: ignore[misc]
-            self._tell(self.trials[trial_id])
+            self._tell(self.trials[trial.trial_id])
 
     def _tell(self, ended: Any) -> None:
         done, left = len(self.end_order), self._time_left()
@@ -186,27 +167,6 @@ class Oracle:
             mean = (time.monotonic() - self._began) / max(1, done - self._ended_before)
             left = min(left, mean * (self.total - done))
         return left
-
-    @property
-    def waiting(self) -> bool:
-        """Whether trials that were begun wait for a worker."""
-        return bool(self._retry_queue)
-
-    def give_back(self, worker: str) -> None:
-        """Let another worker run the trial of `worker`."""
-        with self._in_turn():
-            self.tuner_ids.discard(worker)
-            trial = self.ongoing_trials.pop(worker, None)
-            if trial is not None:
-                self._retry_queue.append(trial.trial_id)
-                self.save()
-
-    def fail(self, worker: str, message: str) -> None:
-        """End the trial of `worker` as FAILED."""
-        with self._in_turn():
-            trial = self.ongoing_trials[worker]
-            trial.status, trial.message = "FAILED", message
-            self.end_trial(trial)
 
     def save(self) -> None:
         """Write the state as a whole."""

@@ -1,19 +1,19 @@
 """The search: KerasTuner's oracles over tune.space, trial by trial, and a choice among the best.
 
 What was trained is kept on disk, every epoch of it, so an interrupted search goes on with the next
-epoch, and one whose space, oracle or number of trials changed takes over the trials that fit. It
-runs in this process, or in the workers of which this process is the chief or one.
+epoch, and one whose space, oracle or number of trials changed takes over the trials that fit.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import keras_tuner
 import pandas as pd
-from keras_tuner.src import config
 
 from emotion_detection.console import Progress, UserError, log
 from emotion_detection.tuning.importance import importance
@@ -27,10 +27,6 @@ from emotion_detection.tuning.oracle import (
 from emotion_detection.tuning.records import Records
 from emotion_detection.tuning.task import COMPLETE, RunTrial, Task
 from emotion_detection.tuning.tuner import FINALISTS, Tuner, end_of, metric
-from emotion_detection.tuning.workers import at_work, hushed, is_chief, lead
-
-# It would print the traceback of a trial that fails, of which `search` logs the reason.
-config.DEBUG = False
 
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
 
@@ -56,71 +52,52 @@ class Found:
     importance: pd.DataFrame
 
 
-def search(
-    task: Task, *, folder: Path, records: Path, run: RunTrial, command: Sequence[str] = ()
-) -> Found:
+def search(task: Task, *, folder: Path, records: Path, run: RunTrial) -> Found:
     """Look at tune.trials settings, those of params.yaml first, and choose among the best.
 
-    Where tune.workers is more than one, processes of `command`, which call `work` with the same
-    arguments, run the trials while this one is their chief.
+    As many trials as tune.workers says are run at once, each by a call of `run` in a thread of its
+    own; one alone is run in this thread.
 
     What is already in `folder` is not done again: the caller names it after all of tune, and
     `records` after all that a trial's outcome depends on.
 
     Raises:
-        UserError: if every trial failed, what is in `folder` is damaged, or a worker cannot be
-            started.
+        UserError: if every trial failed, or what is in `folder` is damaged.
 
     """
-    tuner = _tuner(task, folder, records, run, quiet=False)
-    oracle, settings, workers = tuner.oracle, task.settings, task.settings.workers
+    tuner = _tuner(task, folder, records, run)
+    oracle, settings = tuner.oracle, task.settings
     if oracle.end_order:
         log.info("tune: goes on with a search of %d finished trials", len(oracle.end_order))
-    with Progress("tune", bar=is_chief(workers)) as oracle.progress:
+    with Progress("tune", bar=settings.workers > 1) as oracle.progress:
         oracle.progress.begin(settings.trials, len(oracle.end_order))
-        if is_chief(workers):
-            tuner.save()
-            lead(oracle, workers=workers, command=command, folder=folder)
-        else:
-            tuner.search()
+        tuner.search()
     return _found(tuner, task, folder)
 
 
-def work(task: Task, worker: str, *, folder: Path, records: Path, run: RunTrial) -> None:
-    """Run trials of the search in `folder` as `worker`, until its chief has none left.
-
-    Raises:
-        UserError: if what is in `folder` is damaged.
-
-    """
-    tuner = _tuner(task, folder, records, run, quiet=True)
-    with at_work(worker, folder):
-        tuner.search()
-
-
-def _tuner(task: Task, folder: Path, records: Path, run: RunTrial, *, quiet: bool) -> Tuner:
-    """Return KerasTuner's tuner, which goes on with what is in `folder`."""
+def _tuner(task: Task, folder: Path, records: Path, run: RunTrial) -> Tuner:
+    """Return the tuner, whose oracle goes on with what is in `folder`."""
     kept = Records(records)
-    oracle = _oracle(task, kept, quiet=quiet)
-    place = {"directory": str(folder.parent), "project_name": folder.name}
+    oracle = _oracle(task, kept)
+    oracle._set_project_dir(str(folder.parent), folder.name)
     try:
-        with hushed():
-            tuner = Tuner(run, task, kept, oracle=oracle, **place)
+        if (folder / "oracle.json").exists():
+            oracle.reload()
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        # KerasTuner writes its state in place, and a killed search can leave half of it.
         raise UserError(
             f"{folder}: damaged state of a search ({error}); remove it to search anew"
         ) from error
+    tuner = Tuner(oracle, run, task, kept)
     oracle.is_over, oracle.seconds_left = tuner.is_over, tuner.seconds_left
     oracle.total = task.settings.trials
     return tuner
 
 
-def _oracle(task: Task, records: Records, *, quiet: bool) -> Any:
-    """Return KerasTuner's oracle for `task`; `quiet` where another process says what there is."""
+def _oracle(task: Task, records: Records) -> Any:
+    """Return KerasTuner's oracle for `task`."""
     settings = task.settings
     incumbent = task.space.values_of(task.own)
-    if incumbent is None and not quiet:
+    if incumbent is None:
         log.info("tune: the settings of params.yaml, which trial 1 has, are outside tune.space")
     fitting = [task.space.values_of(record.settings) for record in records.all()]
     most = UNLIMITED if settings.trials is None else settings.trials
@@ -145,7 +122,7 @@ def _oracle(task: Task, records: Records, *, quiet: bool) -> Any:
     oracle = HyperbandOracle(max_epochs=settings.epochs, hyperband_iterations=0, **common)
     oracle.max_trials = most
     drawn, first_epochs = oracle.first_round()
-    if most <= drawn and first_epochs < settings.epochs and not quiet:
+    if most <= drawn and first_epochs < settings.epochs:
         log.warning(
             "hyperband first looks at %d settings for %d of tune.epochs = %d epochs each, and "
             "tune.trials = %d leaves none to train the best of them further; raise tune.trials",
@@ -207,20 +184,19 @@ def _repeated(tuner: Tuner, task: Task, finalists: Mapping[int, Mapping[str, Any
     The highest of many scores is too high: what a trial is worth is told by scores that did not
     choose it.
     """
-    rows = []
+    columns = ["trial", "seed", "val_accuracy", "seconds"]
+    rows: dict[tuple[int, int], Mapping[str, Any]] = {}
+
+    def train(repeat: int, number: int) -> None:
+        found = tuner.train(
+            number, finalists[number], until=task.settings.epochs, repeat=repeat
+        ) | {"trial": number, "seed": task.seed + repeat}
+        rows[repeat, number] = {name: found[name] for name in columns}
+
     # A choice among one needs none.
-    for repeat in range(1, task.settings.repeats + 1) if len(finalists) > 1 else ():
-        for number, values in finalists.items():
-            found = tuner.train(number, values, until=task.settings.epochs, repeat=repeat)
-            rows.append(
-                {
-                    "trial": number,
-                    "seed": task.seed + repeat,
-                    "val_accuracy": found["val_accuracy"],
-                    "seconds": found["seconds"],
-                }
-            )
-    return pd.DataFrame(rows, columns=["trial", "seed", "val_accuracy", "seconds"])
+    repeats = range(1, task.settings.repeats + 1) if len(finalists) > 1 else ()
+    tuner.side_by_side([partial(train, *each) for each in product(repeats, finalists)])
+    return pd.DataFrame([rows[each] for each in sorted(rows)], columns=columns)
 
 
 def _row(trial: Any, task: Task) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from emotion_detection.console import UserError
 from emotion_detection.models.network import forward_gflops
 from emotion_detection.settings.params import Network, Params, Train, Tune, seconds
 from emotion_detection.settings.sections import flat, updated
 from emotion_detection.settings.space import Space
 from emotion_detection.training.callbacks import Row
 from emotion_detection.tuning.oracle import OUTSIDE
-from emotion_detection.tuning.workers import is_chief
 
 ENDS = COMPLETE, PRUNED, OUT_OF_TIME = "complete", "pruned", "out of time"
 """How a trial may end: after its epochs, behind the others, or at tune.budget."""
@@ -37,7 +37,7 @@ class Trial:
     `drawn` is what is searched, by dotted name. It trains until the epoch `until`, or where `stop`
     gives a reason to end after its epochs so far, one of ENDS or "", and goes on from the
     checkpoints in `folder`. What it came to is `known` where it was trained before. `standing` says
-    how the search stands, for who watches it.
+    how the search stands, for who watches it, and `interrupted` whether the trial ends at once.
     """
 
     name: str
@@ -52,9 +52,20 @@ class Trial:
     stop: Callable[[Sequence[Row]], str]
     known: Outcome | None = None
     standing: str = ""
+    interrupted: Callable[[], bool] = bool
 
 
 RunTrial = Callable[[Trial], Outcome]
+
+Told = Callable[[Sequence[Row]], bool]
+"""Takes the epochs of a trial so far, after each, and returns whether it ends there."""
+
+TrainTrial = Callable[[Trial, Told], Outcome]
+"""Trains a trial, in this process or another."""
+
+
+class SearchError(UserError):
+    """An error that ends a search, and not only a trial."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +135,7 @@ class Task:
     @property
     def prunes(self) -> bool:
         """Whether trials may end early: hyperband has a rule of its own."""
-        settings = self.settings
-        return (
-            settings.pruning and settings.oracle != "hyperband" and not is_chief(settings.workers)
-        )
+        return self.settings.pruning and self.settings.oracle != "hyperband"
 
 
 def shortened(training: Train, epochs: int) -> Train:

@@ -1,7 +1,8 @@
 """One trial of a search: a network is trained, and logged as a child run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import keras
 import pandas as pd
 
 from emotion_detection.console import Progress
@@ -9,24 +10,32 @@ from emotion_detection.data.dataset import Dataset
 from emotion_detection.data.splits import Split
 from emotion_detection.models.network import forward_gflops
 from emotion_detection.tracking import runs, tags
-from emotion_detection.training.callbacks import best_epoch, figures
+from emotion_detection.training.callbacks import Row, best_epoch, figures
 from emotion_detection.training.checkpoints import Checkpoints
 from emotion_detection.training.fit import fit, network_to_train
 from emotion_detection.training.pretrained import start
 from emotion_detection.tuning.search import shown
-from emotion_detection.tuning.task import COMPLETE, Outcome, Trial
+from emotion_detection.tuning.task import COMPLETE, Outcome, Told, TrainTrial, Trial
 
 
-def run_trial(trial: Trial, dataset: Dataset, rows: Split, *, precision: str) -> Outcome:
-    """Train the network of `trial` on `rows` of `dataset`, and return what it came to.
+def run_trial(trial: Trial, dataset: Dataset, rows: Split, *, train: TrainTrial) -> Outcome:
+    """Have `train` train `trial` on `rows` of `dataset`, and return what it came to.
 
-    It is a child of the current MLflow run. Its epochs so far are in its folder, from which it goes
-    on.
+    It is a child of the current MLflow run.
 
     Raises:
         UserError: if the network does not fit the images, or its loss is not a number.
 
     """
+    logged = 0
+
+    def told(so_far: Sequence[Row]) -> bool:
+        nonlocal logged
+        for row in so_far[logged:]:
+            runs.log_epoch(figures(row), int(row["epoch"]))
+        logged = max(logged, len(so_far))
+        return bool(trial.stop(so_far))
+
     with runs.child(
         trial.name,
         params=_logged_params(trial, dataset),
@@ -42,10 +51,8 @@ def run_trial(trial: Trial, dataset: Dataset, rows: Split, *, precision: str) ->
             "`val_accuracy` is what the search maximizes, `epoch/` has the curves behind it."
         ),
     ):
-        outcome = trial.known or _trained(trial, dataset, rows, precision)
-        if trial.known:
-            for row in outcome.rows:
-                runs.log_epoch(figures(row), int(row["epoch"]))
+        outcome = trial.known or train(trial, told)
+        told(outcome.rows)
         best = best_epoch(pd.DataFrame(outcome.rows))
         runs.log_params({"parameters": outcome.parameters})
         runs.log_metrics(
@@ -76,16 +83,27 @@ def _logged_params(trial: Trial, dataset: Dataset) -> Mapping[str, object]:
     }
 
 
-def _trained(trial: Trial, dataset: Dataset, rows: Split, precision: str) -> Outcome:
+def train_trial(
+    trial: Trial, told: Told, *, dataset: Dataset, rows: Split, precision: str
+) -> Outcome:
+    """Train the network of `trial` on `rows` of `dataset`, and return what it came to.
+
+    `told` takes the epochs so far after each, once its checkpoint is written, and says whether the
+    trial ends there. Its epochs so far are in its folder, from which it goes on.
+
+    Raises:
+        UserError: if the network does not fit the images, or its loss is not a number.
+
+    """
+    # Keras keeps every graph ever built until it is told not to.
+    keras.backend.clear_session()
     training, checkpoints = trial.training, Checkpoints(trial.folder)
     model = network_to_train(trial.network, dataset, training, precision=precision, seed=trial.seed)
     if training.init_from and not checkpoints.exist():
         start(model, training.init_from, dataset=dataset)
     so_far = checkpoints.rows()
-    if so_far and trial.stop(so_far):
-        # It was killed between the epoch and its end.
-        for row in so_far:
-            runs.log_epoch(figures(row), int(row["epoch"]))
+    # It may have been killed between the epoch and its end.
+    if so_far and told(so_far):
         return Outcome(so_far, model.count_params())
     total = "" if trial.total is None else f"/{trial.total}"
     what = f"tune: trial {trial.number}{total}"
@@ -97,10 +115,8 @@ def _trained(trial: Trial, dataset: Dataset, rows: Split, precision: str) -> Out
             training,
             seed=trial.seed,
             checkpoints=checkpoints,
-            log_epoch=runs.log_epoch,
-            log_resumed=True,
             until=trial.until,
-            stop=lambda rows: bool(trial.stop(rows)),
+            stop=told,
             what=what,
             progress=progress,
         )

@@ -1,17 +1,21 @@
-"""KerasTuner's loop over trials: what is known of each, when it ends, and what is kept of it."""
+"""The loop over trials: what is known of each, when it ends, and what is kept of it."""
 
+import contextlib
+import contextvars
+import copy
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import keras
-import keras_tuner
 import pandas as pd
 
 from emotion_detection.training.callbacks import Row, best_epoch
 from emotion_detection.training.checkpoints import Checkpoints
-from emotion_detection.tuning.oracle import MESSAGE
 from emotion_detection.tuning.pruning import estimate, is_behind
 from emotion_detection.tuning.records import Record, Records
 from emotion_detection.tuning.task import (
@@ -21,6 +25,7 @@ from emotion_detection.tuning.task import (
     PRUNED,
     Outcome,
     RunTrial,
+    SearchError,
     Task,
     Trial,
 )
@@ -28,82 +33,137 @@ from emotion_detection.tuning.task import (
 FINALISTS = 3
 """Trials that are repeated with other seeds, that of params.yaml among them."""
 
+PAUSE = 0.2
+"""Seconds until a worker asks again for a trial, where the oracle had none yet."""
 
-class Tuner(keras_tuner.Tuner):
-    """KerasTuner's loop around `run`, a trial at a time."""
 
-    def __init__(self, run: RunTrial, task: Task, records: Records, **kwargs: Any) -> None:
-        """Go on with what is in the folder that `kwargs` name."""
-        super().__init__(**kwargs)
+class Tuner:
+    """Runs the trials of an oracle by `run`, as many at once as tune.workers says."""
+
+    def __init__(self, oracle: Any, run: RunTrial, task: Task, records: Records) -> None:
+        """Go on with the trials that `oracle` has begun."""
+        self.oracle = oracle
         self._run, self._task, self._records = run, task, records
+        self._began: dict[str, float] = {}
+        self._turn, self._interrupted = threading.Lock(), threading.Event()
 
-    def pre_create_trial(self) -> None:
-        """Wait a moment."""
-        if self._is_worker():
-            # Hyperband has workers wait for each other, and KerasTuner asks again at once.
-            time.sleep(0.2)
+    def search(self) -> None:
+        """Run trials until the oracle has none left.
 
-    def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the metrics of a trial of the oracle."""
-        number, values = int(trial.trial_id) + 1, trial.hyperparameters.values
-        until = values.get("tuner/epochs", self._task.settings.epochs)
-        return self.train(number, values, until=until)
+        A trial that fails is one of the results, and a SearchError ends the search.
+        """
+        names = [f"worker {number + 1}" for number in range(self._task.settings.workers)]
+        self.side_by_side([partial(self._work, name) for name in names])
+
+    def side_by_side(self, jobs: Sequence[Callable[[], object]]) -> None:
+        """Do all `jobs`, as many at once as tune.workers says."""
+        workers = self._task.settings.workers
+        if workers == 1:
+            for job in jobs:
+                job()
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            # What each logs goes to a child of this thread's run.
+            waiting = [pool.submit(contextvars.copy_context().run, job) for job in jobs]
+            try:
+                for each in as_completed(waiting):
+                    each.result()
+            except BaseException:
+                self._interrupted.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _work(self, name: str) -> None:
+        while (trial := self.oracle.create_trial(name)).status != "STOPPED":
+            if self._interrupted.is_set():
+                raise KeyboardInterrupt
+            if trial.status == "IDLE":
+                # Hyperband waits for what others train.
+                time.sleep(PAUSE)
+                continue
+            number, values = int(trial.trial_id) + 1, trial.hyperparameters.values
+            until = values.get("tuner/epochs", self._task.settings.epochs)
+            # The oracle has the trial too, and others see it.
+            ended = copy.copy(trial)
+            try:
+                metrics = self.train(number, values, until=until)
+            except SearchError:
+                raise
+            except Exception:
+                ended.status, ended.message = "FAILED", traceback.format_exc()
+            else:
+                self.oracle.update_trial(trial.trial_id, metrics)
+                ended.status = "COMPLETED"
+            self.oracle.end_trial(ended)
 
     def train(
         self, number: int, values: Mapping[str, Any], *, until: int, repeat: int = 0
     ) -> dict[str, float]:
-        """Return KerasTuner's metrics of a trial; what was trained of it before is not done again.
+        """Return the metrics of a trial; what was trained of it before is not done again.
 
         A `repeat` has another seed, and ends with its last epoch only.
         """
         task, seed = self._task, self._task.seed + repeat
         key = task.key(values, seed)
         record, folder = self._records.load(key), self._records.folder(key)
-        peers = [] if repeat or not task.prunes else self._earlier(number)
+        peers = self._earlier(number) if task.prunes and not repeat else None
 
         def is_pruned(rows: Sequence[Row]) -> bool:
-            return is_behind(rows, peers, task.settings.epochs)
+            return is_behind(rows, peers or [], task.settings.epochs)
 
         known = None if record is None else _known(record, until, is_pruned)
         before = _seconds_before(record, folder)
         began = time.monotonic()
+        reason = ""
 
         def stop(rows: Sequence[Row]) -> str:
-            if len(rows) >= until or repeat:
-                return ""
+            nonlocal reason
+            if reason or len(rows) >= until or repeat:
+                return reason
+            if task.settings.workers > 1 and known is None and peers is not None:
+                # Others have ended since this one began.
+                peers[:] = self._earlier(number)
             if is_pruned(rows):
-                return PRUNED
-            left = self.seconds_left() - before - (time.monotonic() - began)
-            return OUT_OF_TIME if known is None and left <= 0 else ""
+                reason = PRUNED
+            elif known is None and self.seconds_left() <= 0:
+                reason = OUT_OF_TIME
+            return reason
 
-        # Keras keeps every graph ever built until it is told not to.
-        keras.backend.clear_session()
-        outcome = self._run(
-            Trial(
-                name=f"trial {number:02d}" + (f", seed {seed}" if repeat else ""),
-                number=number,
-                total=task.settings.trials,
-                network=task.network_of(values),
-                training=task.training_of(values),
-                drawn=task.drawn(values),
-                until=until,
-                seed=seed,
-                folder=folder,
-                stop=stop,
-                known=known,
-                # A worker's oracle is its chief, which says so itself.
-                standing=getattr(self.oracle, "standing", ""),
-            )
+        trial = Trial(
+            name=f"trial {number:02d}" + (f", seed {seed}" if repeat else ""),
+            number=number,
+            total=task.settings.trials,
+            network=task.network_of(values),
+            training=task.training_of(values),
+            drawn=task.drawn(values),
+            until=until,
+            seed=seed,
+            folder=folder,
+            stop=stop,
+            known=known,
+            standing=self.oracle.standing,
+            interrupted=self._interrupted.is_set,
         )
-        rows = outcome.rows
-        end = stop(rows) or COMPLETE
+        with self._running(key, before) if known is None else contextlib.nullcontext():
+            outcome = self._run(trial)
+        end = stop(outcome.rows) or COMPLETE
         took = before + (time.monotonic() - began if known is None else 0.0)
         if known is None:
+            rows = outcome.rows
             is_whole = end == COMPLETE and (until == task.settings.epochs or len(rows) < until)
             self._keep(key, record, values, outcome, took, is_whole=is_whole)
             if is_whole or end == PRUNED:
                 Checkpoints(folder).remove()
         return self._metrics(outcome, end, took)
+
+    @contextlib.contextmanager
+    def _running(self, key: str, before: float) -> Iterator[None]:
+        """Count the time of the trial `key`, which took `before` already, while the block lasts."""
+        self._began[key] = time.monotonic() - before
+        try:
+            yield
+        finally:
+            del self._began[key]
 
     def _keep(
         self,
@@ -116,9 +176,10 @@ class Tuner(keras_tuner.Tuner):
         is_whole: bool,
     ) -> None:
         settings = self._task.settings_of(values)
-        order = len(self._records.all()) if earlier is None else earlier.order
-        record = Record(settings, order, outcome.rows, outcome.parameters, took, is_whole)
-        self._records.save(key, record)
+        with self._turn:
+            order = len(self._records.all()) if earlier is None else earlier.order
+            record = Record(settings, order, outcome.rows, outcome.parameters, took, is_whole)
+            self._records.save(key, record)
 
     def _metrics(self, outcome: Outcome, end: str, took: float) -> dict[str, float]:
         best = best_epoch(pd.DataFrame(outcome.rows))
@@ -139,7 +200,7 @@ class Tuner(keras_tuner.Tuner):
     def _earlier(self, number: int | None = None, *, whole: bool = False) -> list[Sequence[Row]]:
         """Return the epochs of the trials that ended, those before `number`, or the whole ones."""
         found = []
-        for name in () if self._is_worker() else self.oracle.end_order:
+        for name in list(self.oracle.end_order):
             trial = self.oracle.trials[name]
             record = self._records.load(self._task.key(trial.hyperparameters.values))
             is_before = number is None or int(name) + 1 < number
@@ -150,18 +211,18 @@ class Tuner(keras_tuner.Tuner):
         return found
 
     def seconds_left(self) -> float:
-        """Return how long trials may still take, without the running one."""
-        if self._is_worker():
-            return self._task.budget
-        trials = self.oracle.trials.values()
-        took = [metric(trial, "seconds") or 0.0 for trial in trials]
+        """Return how long the search may still take, without the repeats at its end."""
+        ended = list(self.oracle.trials.values())
+        took = [metric(trial, "seconds") or 0.0 for trial in ended]
+        took += [time.monotonic() - began for began in list(self._began.values())]
         whole = [
             metric(trial, "seconds") or 0.0
-            for trial in trials
+            for trial in ended
             if trial.status == "COMPLETED" and end_of(trial) == COMPLETE
         ]
         mean = sum(whole) / len(whole) if whole else 0.0
-        return self._task.budget - sum(took) - FINALISTS * self._task.settings.repeats * mean
+        repeats = FINALISTS * self._task.settings.repeats * mean
+        return self._task.budget - (sum(took) + repeats) / self._task.settings.workers
 
     def is_over(self) -> bool:
         """Return whether no time is left for another trial."""
@@ -172,23 +233,6 @@ class Tuner(keras_tuner.Tuner):
         for trial in self.oracle.trials.values():
             key = self._task.key(trial.hyperparameters.values)
             Checkpoints(self._records.folder(key)).remove()
-
-    def on_trial_end(self, trial: Any) -> None:
-        """Tell the oracle, and leave word of what failed."""
-        if trial.message is not None:
-            message = Path(self.get_trial_dir(trial.trial_id)) / MESSAGE
-            message.write_text(trial.message, encoding="utf-8")
-        super().on_trial_end(trial)
-
-    def save(self) -> None:
-        """Write the state, if it is this process's."""
-        if not self._is_worker():
-            super().save()
-
-    def _get_tuner_fname(self) -> str:
-        # One name, so that a search goes on with however many workers.
-        name = f"{self.tuner_id}.json" if self._is_worker() else "tuner.json"
-        return str(Path(self.project_dir) / name)
 
 
 def _known(

@@ -1,359 +1,330 @@
-"""A search by several processes: a chief, which has the oracle, and workers, which run trials.
+"""A search in several processes, which Ray places on this machine or on a cluster.
 
-The protocol and its variables are KerasTuner's: KERASTUNER_TUNER_ID says who a process is, and
-KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT where its chief listens, on this machine or another
-that shares the folder of the search. KerasTuner's own chief waits for ever for a worker that died;
-this one starts its workers again, and gives the trials of the others to whoever asks.
+This process, the driver, has the oracle and alone speaks to MLflow. It tells a trial after each
+epoch whether to go on, and keeps its checkpoint, so that no process needs its folder.
 """
 
 import contextlib
+import dataclasses
+import functools
+import logging
+import math
 import os
-import re
+import platform
 import signal
-import subprocess
-import threading
-import time
-from collections import Counter
+import socket
+import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import grpc
+import numpy as np
 from joblib import cpu_count
 
-from emotion_detection.console import SEARCH_WORKER, UserError, log
+import emotion_detection
+from emotion_detection.console import UserError, first_line, log, quiet
+from emotion_detection.data.dataset import Dataset
+from emotion_detection.data.splits import Split
+from emotion_detection.models.hardware import be_deterministic
+from emotion_detection.tracking.provenance import installed
+from emotion_detection.training.checkpoints import Checkpoints
+from emotion_detection.tuning.post import Post
+from emotion_detection.tuning.task import Outcome, SearchError, Told, TrainTrial, Trial
+from emotion_detection.tuning.trial import train_trial
 
-ID, ADDRESS, PORT = SEARCH_WORKER, "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
+ADDRESS = "RAY_ADDRESS"
 
-CHIEF = "chief"
-"""In an id, it makes a chief of a process."""
-
-LOOPBACK, ANY_FREE = "127.0.0.1", "0"
-
-WATCHDOG = "EMOTION_DETECTION_WATCHDOG"
-"""Set for the workers that a chief started: they end with it."""
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, it has a Ray of this machine listen on 127.0.0.1 alone, as it does on macOS anyway."""
 
 TRIES = 3
-"""How often a trial, or a start without one, may end a worker's process."""
+"""How often a trial may end its process."""
 
-BEAT, SILENCE = 5.0, 300.0
-"""Seconds between two signs of life, and without one before a worker's trial goes to another."""
+LONGEST_ANSWER = 10.0
+"""Seconds that the cluster's address may take to answer."""
 
-GRACE = 15.0
-"""Seconds that an ended process has to say so to MLflow."""
+BEAT = 0.5
+"""Seconds between two looks whether the search is interrupted."""
 
-SHUTDOWN, LAST_SENT = 10.0, 90.0
-"""Seconds, after the last trial, for workers to hear of it, and then to send MLflow the rest."""
-
-
-class Oracle(Protocol):
-    """What is asked here of a search's oracle, beyond KerasTuner's protocol."""
-
-    max_trials: int
-    end_order: list[str]
-    ongoing_trials: dict[str, Any]
-    tuner_ids: set[str]
-    callers: set[str]
-    trouble: Exception | None
-
-    @property
-    def waiting(self) -> bool:
-        """Whether trials that were begun wait for a worker."""
-
-    def give_back(self, worker: str) -> None:
-        """Let another worker run the trial of `worker`."""
-
-    def fail(self, worker: str, message: str) -> None:
-        """End the trial of `worker` as FAILED."""
-
-
-def worker_id() -> str | None:
-    """Return the id of this process if it is a worker of a search, as KerasTuner's variables say.
-
-    Raises:
-        UserError: if some of them are set and others are not, or they are wrong.
-
-    """
-    values = {name: os.environ.get(name, "") for name in (ID, ADDRESS, PORT)}
-    missing = [name for name, value in values.items() if not value]
-    if len(missing) == 3:
-        return None
-    if missing:
-        raise UserError(f"{' and '.join(missing)}: not set; a search over machines needs all three")
-    own, port = values[ID], values[PORT]
-    if not re.fullmatch(r"[\w.-]+", own):
-        raise UserError(f"{ID} = {own}: must be letters, digits, dots and dashes")
-    if not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"{PORT} = {port}: must be a whole number from 1 to {2**16 - 1}")
-    return None if CHIEF in own else own
-
-
-def is_chief(workers: int) -> bool:
-    """Return whether this process, which is no worker, leads some: its own, or others elsewhere."""
-    return workers > 1 or ID in os.environ
-
-
-def share(number: int, of: int) -> dict[str, str]:
-    """Return the variables that leave worker `number`, from 0, its share of the cores and GPUs.
-
-    What is set for the whole search, as for one of several in `dvc queue`, is shared likewise.
-    """
-    shares = {
-        name: str(max(1, int(os.environ.get(name) or cpu_count()) // of))
-        for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-    }
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        from tensorflow import config
-
-        visible = ",".join(str(gpu) for gpu in range(len(config.list_physical_devices("GPU"))))
-    if gpus := [gpu for gpu in visible.split(",") if gpu]:
-        own = gpus[number::of] or [gpus[number % len(gpus)]]
-        shares["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-    return shares
-
-
-def lead(oracle: Oracle, *, workers: int, command: Sequence[str], folder: Path) -> None:
-    """Have `workers` processes of `command`, and who else joins, run the trials of `oracle`.
-
-    A worker that dies is started again and gets its trial back; a trial that ends its process
-    TRIES times is FAILED. What another machine's worker was at is run by others when `folder` has
-    had no sign of life of it for SILENCE seconds. No worker outlives this call, however it ends.
-
-    Raises:
-        UserError: if the address is taken, or a worker does not get as far as its first trial.
-
-    """
-    # It takes TensorFlow along, without which a worker's script may do.
-    from keras_tuner.src import protos
-    from keras_tuner.src.distribute.oracle_chief import OracleServicer
-
-    host, wanted = os.environ.get(ADDRESS, LOOPBACK), os.environ.get(PORT, ANY_FREE)
-    server = grpc.server(ThreadPoolExecutor(max_workers=1), options=[("grpc.so_reuseport", 0)])
-    service = OracleServicer(oracle)
-    protos.get_service_grpc().add_OracleServicer_to_server(service, server)
-    try:
-        port = server.add_insecure_port(f"{host}:{wanted}")
-    except RuntimeError:
-        raise UserError(
-            f"{host}:{wanted}: cannot listen there; set {ADDRESS} to an address of this machine "
-            f"and {PORT} to a port that is free"
-        ) from None
-    server.start()
-    log.info("tune: %d workers here; the chief listens at %s:%d", workers, host, port)
-    # gRPC would ask a proxy for this machine too, and wait an hour for its answer.
-    place = {ADDRESS: host, PORT: str(port), "no_grpc_proxy": host}
-    running = [
-        _Worker(f"local-{number + 1}", command, {**place, **share(number, workers)})
-        for number in range(workers)
-    ]
-    try:
-        with hushed(), _ending(running):
-            _watch(oracle, service, running, folder)
-            _shut_down(oracle, running)
-    finally:
-        server.stop(None).wait()
-
-
-class _Worker:
-    """A process of this machine that runs trials, and is started as often as it takes."""
-
-    def __init__(self, name: str, command: Sequence[str], variables: dict[str, str]) -> None:
-        self.name, self._command, self._variables = name, command, variables
-        self.process: subprocess.Popen[str] | None = None
-        self._voice: threading.Thread | None = None
-        self.deaths_before_a_trial = 0
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            self._command,
-            env={**os.environ, ID: self.name, WATCHDOG: "1", **self._variables},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            # Ctrl-C is for the chief, who ends its workers.
-            start_new_session=True,
-        )
-        self._voice = threading.Thread(target=self._pass_on, args=(self.process,), daemon=True)
-        self._voice.start()
-
-    def _pass_on(self, process: subprocess.Popen[str]) -> None:
-        """Say what the worker says, a line at a time, among what the others say."""
-        with process:
-            for line in process.stdout or ():
-                log.info("%s  %s", self.name, line.rstrip())
-
-    def terminate(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def join(self, seconds: float) -> None:
-        """Wait for the process and for its last words, so long at most."""
-        if self.process is not None and self._voice is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(seconds)
-                self._voice.join(1.0)
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 
 @contextlib.contextmanager
-def _ending(running: Sequence[_Worker]) -> Iterator[None]:
-    """End the processes of `running` with the block."""
-    try:
-        yield
-    finally:
-        try:
-            for worker in running:
-                worker.terminate()
-            until = time.monotonic() + GRACE
-            for worker in running:
-                worker.join(max(0.0, until - time.monotonic()))
-        finally:
-            for worker in running:
-                worker.kill()
+def placed(
+    workers: int, dataset: Dataset, rows: Split, *, precision: str, seed: int | None = None
+) -> Iterator[TrainTrial]:
+    """Yield what trains a trial on `rows` of `dataset`: in this process if `workers` is 1.
 
+    Otherwise in processes that Ray places, each with its share of the cores and GPUs: on the
+    cluster at RAY_ADDRESS, and without that in processes of this machine, which end with the
+    block. With a `seed` they are deterministic, by it.
 
-def _watch(oracle: Oracle, service: Any, running: Sequence[_Worker], folder: Path) -> None:
-    """Keep the workers at work until no trial is left."""
-    deaths: Counter[str] = Counter()
-    signs = _SignsOfLife(folder)
-    while oracle.trouble is None:
-        over = service.stop_triggered or len(oracle.end_order) >= oracle.max_trials
-        if over and not oracle.ongoing_trials and not oracle.waiting:
-            return
-        for worker in running:
-            if worker.name in oracle.callers:
-                worker.deaths_before_a_trial = 0
-            if worker.process is None:
-                worker.start()
-            elif worker.process.poll() is not None:
-                _start_again(worker, worker.process.returncode, oracle, deaths)
-        for name in list(oracle.ongoing_trials):
-            if signs.have_ceased(name):
-                log.warning("%s gave no sign of life for %.0f s", name, SILENCE)
-                oracle.give_back(name)
-        time.sleep(0.2)
-    raise oracle.trouble
+    Raises:
+        UserError: if Ray is not installed, its address does not answer, or a node has other
+            versions than this process.
 
-
-def _start_again(worker: _Worker, status: int, oracle: Oracle, deaths: Counter[str]) -> None:
-    trial = oracle.ongoing_trials.get(worker.name)
-    # The one that it had before may still be waiting for it.
-    got_it = worker.name in oracle.callers
-    oracle.callers.discard(worker.name)
-    oracle.tuner_ids.discard(worker.name)
-    if trial is None and status == 0:
-        # It was told that nothing is left, and another's trial came back since.
-        if oracle.waiting:
-            worker.start()
+    """
+    if workers == 1:
+        yield partial(train_trial, dataset=dataset, rows=rows, precision=precision)
         return
-    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    if trial is None or not got_it:
-        worker.deaths_before_a_trial += 1
-        if worker.deaths_before_a_trial == TRIES:
-            raise UserError(
-                f"{worker.name} ended {TRIES} times before it had a trial ({how}); see what it "
-                "said above"
-            )
-        log.warning("%s ended before it had a trial (%s) and starts again", worker.name, how)
-    else:
-        deaths[trial.trial_id] += 1
-        log.warning("%s ended in its trial (%s) and starts again", worker.name, how)
-        if deaths[trial.trial_id] == TRIES:
-            oracle.fail(worker.name, f"it ended its process {TRIES} times ({how})")
-    worker.start()
-
-
-def _shut_down(oracle: Oracle, running: Sequence[_Worker]) -> None:
-    """Let the workers hear that nothing is left, and end by themselves."""
-    until = time.monotonic() + SHUTDOWN
-    while oracle.tuner_ids and time.monotonic() < until:
-        time.sleep(0.1)
-    until = time.monotonic() + LAST_SENT
-    for worker in running:
-        if worker.name not in oracle.tuner_ids:
-            worker.join(max(0.0, until - time.monotonic()))
-
-
-class _SignsOfLife:
-    """When the chief last saw a worker touch its file, told by the chief's own clock."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._seen: dict[str, tuple[int, float]] = {}
-
-    def have_ceased(self, worker: str) -> bool:
-        now = time.monotonic()
+    with _connected(workers) as ray:
+        share = _share(ray, workers)
+        log.info("tune: %d processes with %s", workers, _shown(share))
+        assert isinstance(dataset.images, np.memmap)
+        data: Dataset | Path = Path(str(dataset.images.filename)).parent
+        if ADDRESS in os.environ:
+            _check_versions(ray)
+            data = dataclasses.replace(dataset, images=np.asarray(dataset.images))
         try:
-            touched = _sign(self._folder, worker).stat().st_mtime_ns
-        except OSError:
-            touched = 0
-        if worker not in self._seen or self._seen[worker][0] != touched:
-            self._seen[worker] = touched, now
-        if now - self._seen[worker][1] < SILENCE:
-            return False
-        del self._seen[worker]
-        return True
+            common = ray.put((rows, precision, seed)), ray.put(data), int(share["num_cpus"])
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"the data set does not fit in Ray's object store ({first_line(error)}); start Ray "
+                "with a larger --object-store-memory"
+            ) from error
+        post = ray.remote(Post).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+        run = ray.remote(_train).options(**share, max_retries=TRIES - 1)
+        yield partial(_lead, ray, run, post, common)
 
 
-def _sign(folder: Path, worker: str) -> Path:
-    return folder / f"{worker}.alive"
+# Place
 
 
 @contextlib.contextmanager
-def at_work(worker: str, folder: Path) -> Iterator[None]:
-    """Show signs of life in `folder` while the block lasts.
-
-    This process ends as after SIGTERM if its chief, who started it, is gone, or `folder` is.
-    """
-    done = threading.Event()
-    threading.Thread(target=_beat, args=(_sign(folder, worker), done), daemon=True).start()
-    if os.environ.get(WATCHDOG):
-        threading.Thread(target=_until_nobody_holds_stdin, args=(done,), daemon=True).start()
+def _connected(workers: int) -> Iterator[Any]:
+    """Yield Ray, connected, with what its processes print kept away."""
+    address = os.environ.get(ADDRESS)
+    if address is None:
+        os.environ.setdefault(LOOPBACK, "0")
+    # Without this Ray starts what takes too much memory again for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(TRIES - 1))
     try:
-        with hushed():
-            yield
+        import ray
+    except ImportError:
+        raise UserError(
+            f"tune.workers = {workers} needs Ray: `make .venv/.extras` installs it; or set it to 1"
+        ) from None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        cores = int(os.environ.get(THREADS[0]) or cpu_count())
+        options |= {"num_cpus": max(cores, workers), "include_dashboard": False}
+    else:
+        _ask(address)
+        code = Path(emotion_detection.__file__).parent
+        options["runtime_env"] = {"py_modules": [str(code)]}
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        with _hushed():
+            try:
+                ray.init(address=address or "local", **options)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                place = "this machine" if address is None else f"{ADDRESS} = {address}"
+                raise UserError(f"{place}: Ray does not start ({first_line(error)})") from error
+            # Ray has taken it.
+            signal.signal(signal.SIGTERM, terminate)
+            yield ray
     finally:
-        done.set()
+        # It tells of tasks that nobody waits for any more.
+        with quiet():
+            ray.shutdown()
+
+
+def _ask(address: str) -> None:
+    """Raise a UserError if nobody answers at `address`, for which Ray would wait five minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), LONGEST_ANSWER).close()
+    except OSError as error:
+        raise UserError(
+            f"{ADDRESS} = {address}: no answer ({error.strerror or error}); start Ray there, or "
+            "unset it for processes of this machine"
+        ) from None
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Drop what KerasTuner prints while the block lasts: what it reloads, and what it packs."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+def _hushed() -> Iterator[None]:
+    """Drop what Ray prints while the block lasts; it is in Ray's own logs too."""
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         yield
 
 
-def _beat(sign: Path, done: threading.Event) -> None:
-    with contextlib.suppress(OSError):
-        sign.touch()
-    while not done.wait(BEAT):
+def versions() -> dict[str, str]:
+    """Return the versions that all processes of a search share, by name."""
+    packages = (installed(name).partition("==") for name in ("tensorflow", "keras", "keras-tuner"))
+    own = {name.removesuffix("-cpu"): version for name, _, version in packages}
+    return {"Python": platform.python_version().rpartition(".")[0], **own}
+
+
+def _check_versions(ray: Any) -> None:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    asked = ray.remote(versions)
+    answers = {
+        node["NodeManagerHostname"]: asked.options(
+            num_cpus=0, scheduling_strategy=On(node["NodeID"], soft=False)
+        ).remote()
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    for name, answer in answers.items():
         try:
-            os.utime(sign)
-        except FileNotFoundError:
-            return _end(done)
-        except OSError:
-            # A share that is slow, or full, may recover.
-            continue
-    return None
+            theirs = ray.get(answer)
+        except ray.exceptions.RayError as error:
+            raise UserError(f"node {name}: cannot run this code ({_reason(error)})") from error
+        for package, version in versions().items():
+            if theirs[package] != version:
+                raise UserError(
+                    f"node {name}: has {package} {theirs[package]}, and this machine {version}; "
+                    "install the same there"
+                )
 
 
-def _until_nobody_holds_stdin(done: threading.Event) -> None:
-    # Not sys.stdin, whose lock Python wants at its end.
-    while os.read(0, 1):
-        pass
-    _end(done)
+def _share(ray: Any, workers: int) -> dict[str, float]:
+    """Return the cores and GPUs of one of `workers` trials, which has them on one node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    share: dict[str, float] = {"num_cpus": max(1, min(*cores, sum(cores) // workers))}
+    if gpus:
+        # Several share one, and none has a part of two.
+        share["num_gpus"] = gpus // workers or 1 / math.ceil(workers / gpus)
+    return share
 
 
-def _end(done: threading.Event) -> None:
-    if not done.is_set():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
-        os._exit(128 + signal.SIGTERM)
+def _shown(share: dict[str, float]) -> str:
+    cores, gpus = share["num_cpus"], share.get("num_gpus")
+    words = "1 core" if cores == 1 else f"{cores} cores"
+    return f"{words} each" if gpus is None else f"{words} and {gpus:.3g} GPUs each"
+
+
+# A trial
+
+
+def _lead(
+    ray: Any, run: Any, post: Any, common: Sequence[Any], trial: Trial, told: Told
+) -> Outcome:
+    """Have a process train `trial`, and take its epochs; Ray starts it again if it dies.
+
+    Raises:
+        SearchError: if Ray itself fails.
+
+    """
+    name, checkpoints, begun = uuid.uuid4().hex, Checkpoints(trial.folder), False
+    plain = dataclasses.replace(
+        trial, stop=_unasked, interrupted=bool, known=None, folder=Path(), standing=""
+    )
+    done = run.remote(name, plain, post, *common)
+    try:
+        hear = post.hear.remote(name)
+        while True:
+            ready, _ = ray.wait([hear, done], timeout=BEAT)
+            if trial.interrupted():
+                raise KeyboardInterrupt
+            if hear in ready:
+                lines, news = ray.get(hear)
+                _log(lines)
+                # It waits for an answer, and ends if it cannot be given.
+                answer: Any = True
+                try:
+                    if news is None:
+                        if begun:
+                            log.warning("%s: its process ended, and it starts again", trial.name)
+                        begun, answer = True, checkpoints.pack()
+                    else:
+                        epochs, packed = news
+                        checkpoints.unpack(packed)
+                        answer = told(epochs)
+                finally:
+                    post.answer.remote(name, answer)
+                hear = post.hear.remote(name)
+            elif ready:
+                lines, outcome = ray.get(done)
+                _log(lines)
+                return outcome
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+        raise RuntimeError(f"it ended its process {TRIES} times") from None
+    except ray.exceptions.RayError as error:
+        raise SearchError(f"Ray: {_reason(error)}") from error
+
+
+def _unasked(rows: object) -> str:
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _log(lines: Sequence[tuple[int, str]]) -> None:
+    for level, line in lines:
+        log.log(level, "%s", line)
+
+
+class _Lines(logging.Handler):
+    """Keeps log lines, for the driver to log them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append((record.levelno, record.getMessage()))
+
+    def take(self) -> list[tuple[int, str]]:
+        taken, self._lines = self._lines, []
+        return taken
+
+
+@functools.cache
+def _opened(path: Path) -> Dataset:
+    return Dataset.open(path)
+
+
+def _train(
+    name: str,
+    trial: Trial,
+    post: Any,
+    settings: tuple[Split, str, int | None],
+    data: Dataset | Path,
+    cores: int,
+) -> tuple[list[tuple[int, str]], Outcome]:
+    """Train `trial` in this process, one of Ray's, and return its log lines and its outcome."""
+    import ray
+
+    # TensorFlow reads them when it first computes.
+    os.environ |= dict.fromkeys(THREADS, str(cores))
+    rows, precision, seed = settings
+    if seed is not None:
+        be_deterministic(seed)
+    lines = _Lines()
+    log.setLevel(logging.INFO)
+    log.handlers[:] = [lines]
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder))
+        kept = ray.get(post.tell.remote(name, (lines.take(), None)))
+        checkpoints.unpack(kept)
+        sent = set(kept)
+
+        def told(epochs: Sequence[Any]) -> bool:
+            packed = checkpoints.pack(without=sent)
+            sent.update(packed)
+            return ray.get(post.tell.remote(name, (lines.take(), (list(epochs), packed))))
+
+        outcome = train_trial(
+            dataclasses.replace(trial, folder=Path(folder)),
+            told,
+            dataset=_opened(data) if isinstance(data, Path) else data,
+            rows=rows,
+            precision=precision,
+        )
+    return lines.take(), outcome
