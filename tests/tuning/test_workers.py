@@ -98,6 +98,7 @@ def test_several_processes_find_what_one_does_and_listen_on_loopback_alone(
     assert addresses == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_is_killed_goes_on_from_its_last_epoch(
     tmp_path: Path,
     toy: Dataset,
