@@ -78,6 +78,49 @@ def look(
     }
 
 
+# Before the tests that share a Ray of this process, which can have one at a time.
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_node_finishes_the_search(
+    tmp_path: Path,
+    toy: Dataset,
+    rows: Split,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(LOOPBACK, "0")
+    from ray.cluster_utils import Cluster
+
+    node: dict[str, Any] = {
+        "num_cpus": 1,
+        "node_ip_address": "127.0.0.1",
+        "include_dashboard": False,
+    }
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        second = cluster.add_node(**node)
+        monkeypatch.setenv(ADDRESS, cluster.address)
+
+        both = threading.Barrier(2, partial(cluster.remove_node, second, allow_graceful=False), 120)
+        waiting = {1, 2}
+
+        def lost(trial: Trial, told: Told) -> Outcome:
+            def lose(so_far: Sequence[Row]) -> bool:
+                if trial.number in waiting:
+                    waiting.remove(trial.number)
+                    both.wait()
+                return told(so_far)
+
+            return train(trial, lose)
+
+        with placed(2, toy, rows, precision="float32", seed=7) as train:
+            found, logged = look(tmp_path, toy, rows, lost)
+    finally:
+        cluster.shutdown()
+    assert found.trials["status"].tolist() == ["COMPLETED"] * 4
+    assert logged == {f"trial {number:02d} FINISHED": [1, 2, 3, 4] for number in range(1, 5)}
+    assert "its process ended, and it starts again" in caplog.text
+
+
 def test_several_processes_find_what_one_does_and_listen_on_loopback_alone(
     tmp_path: Path, toy: Dataset, rows: Split, train: TrainTrial
 ) -> None:
@@ -142,45 +185,3 @@ def test_what_is_missing_is_named(
     # One worker needs none.
     with placed(1, toy, rows, precision="float32"):
         pass
-
-
-@pytest.mark.slow
-def test_a_cluster_that_loses_a_node_finishes_the_search(
-    tmp_path: Path,
-    toy: Dataset,
-    rows: Split,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setenv(LOOPBACK, "0")
-    from ray.cluster_utils import Cluster
-
-    node: dict[str, Any] = {
-        "num_cpus": 1,
-        "node_ip_address": "127.0.0.1",
-        "include_dashboard": False,
-    }
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    try:
-        second = cluster.add_node(**node)
-        monkeypatch.setenv(ADDRESS, cluster.address)
-
-        both = threading.Barrier(2, partial(cluster.remove_node, second, allow_graceful=False), 120)
-        waiting = {1, 2}
-
-        def lost(trial: Trial, told: Told) -> Outcome:
-            def lose(so_far: Sequence[Row]) -> bool:
-                if trial.number in waiting:
-                    waiting.remove(trial.number)
-                    both.wait()
-                return told(so_far)
-
-            return train(trial, lose)
-
-        with placed(2, toy, rows, precision="float32", seed=7) as train:
-            found, logged = look(tmp_path, toy, rows, lost)
-    finally:
-        cluster.shutdown()
-    assert found.trials["status"].tolist() == ["COMPLETED"] * 4
-    assert logged == {f"trial {number:02d} FINISHED": [1, 2, 3, 4] for number in range(1, 5)}
-    assert "its process ended, and it starts again" in caplog.text
