@@ -222,10 +222,12 @@ def test_a_name_cannot_move_the_cursor_or_become_a_formula(
     assert row["file"] == f"'=names/{name}"
 
 
-def test_without_detection_a_photo_is_one_face(command: Command, album: Path) -> None:
+@pytest.mark.parametrize("option", [("--detector", "none"), ("--no-detect",)])
+def test_without_detection_a_photo_is_one_face(
+    command: Command, album: Path, option: tuple[str, ...]
+) -> None:
     status, out, _ = command(
-        *("predict", album / "photo.jpg", "--model", paths.MODEL),
-        *("--detector", "none", "--format", "json"),
+        *("predict", album / "photo.jpg", "--model", paths.MODEL), *option, "--format", "json"
     )
     assert status == 0
     assert json.loads(out)["box"] == {"left": 0, "top": 0, "width": 1024, "height": 512}

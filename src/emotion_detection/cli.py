@@ -93,6 +93,13 @@ def _detector_arguments() -> argparse.ArgumentParser:
         "picture whole (default: yunet if the network's classes are emotions, else none)",
     )
     faces.add_argument(
+        "--no-detect",
+        dest="detector",
+        action="store_const",
+        const=detector.NONE,
+        help="the same as --detector none",
+    )
+    faces.add_argument(
         "--min-confidence",
         type=_confidence,
         default=detector.MIN_CONFIDENCE,
