@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,13 @@ def test_folds_are_stratified_parts_of_all_that_is_not_for_testing() -> None:
         assert not np.intersect1d(near[each.train], near[each.validation]).size
         share = np.bincount(labels[each.validation], minlength=3) / np.bincount(labels[:900])
         assert np.allclose(share, 0.25, atol=0.02)
+    # A correction moves no image from one to another.
+    corrected = dataset.labels.copy()
+    corrected[:50] = (corrected[:50] + 1) % 3
+    given = dict(enumerate(dataset.labels[:50].tolist()))
+    moved = folds(replace(dataset, labels=corrected, relabelled=given), settings)
+    for before, after in zip(parts, moved, strict=True):
+        assert before.validation.tolist() == after.validation.tolist()
     # A search validates on the hold-out all the same.
     assert len(holdout(dataset, settings).validation) == 180
     assert folds(dataset, params.Split()) == []

@@ -55,8 +55,9 @@ def split(dataset: Dataset, settings: params.Split) -> Split:
 def folds(dataset: Dataset, settings: params.Split) -> list[Split]:
     """Return a split for each of `settings.folds` parts, which is validated on that part.
 
-    The parts are stratified, and of one size as far as duplicates and near-duplicates, which stay
-    in one of them, allow. None where there are no folds.
+    The parts are stratified by the labels as the set gives them, so that a correction moves no
+    image, and of one size as far as duplicates and near-duplicates, which stay in one of them,
+    allow. None where there are no folds.
 
     Raises:
         UserError: if a class is too small to be in every part.
@@ -67,7 +68,7 @@ def folds(dataset: Dataset, settings: params.Split) -> list[Split]:
     _check_classes(dataset, rest, settings.folds)
     for others in range(settings.folds - 1, 0, -1):
         own = cut(
-            dataset.labels[rest],
+            dataset.given[rest],
             _at(dataset.drawn_by, rest),
             _at(dataset.digests, rest),
             dataset.classes,
@@ -88,7 +89,7 @@ def _check_classes(dataset: Dataset, rows: np.ndarray, number: int) -> None:
     """Raise `UserError` where a class of `rows` has too few different images for `number` folds."""
     digests = np.array(_at(dataset.digests, rows))
     for label, name in enumerate(dataset.classes):
-        own = digests[dataset.labels[rows] == label]
+        own = digests[dataset.given[rows] == label]
         if (distinct := len(set(own.tolist()))) < number:
             raise UserError(
                 f"class {name!r} is too small for split.folds = {number}: it has {len(own)} images "
